@@ -1,0 +1,216 @@
+"""The records that flow along the line: audio → batch → rollout → teacher scores → loss.
+
+Knows shapes, dtypes and units; knows no model, no file format and no backend. Shape letters:
+B utterances in a batch, T log-mel frames, P prompt ids, L target ids, R = B · rollouts per prompt, N = Σ rollout lengths,
+Ks / Kt the student's / teacher's top-k.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+
+class InputError(ValueError):
+    """What a user gave is wrong. The message names the input, says what is wrong with it and what to do; commands print it without a traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utterance:
+    """One stretch of speech and what is known about it."""
+
+    id: str
+    """Stable name, unique within its manifest; sampling noise and outputs are keyed by it."""
+    audio: str | np.ndarray
+    """Path of the recording, or 16 kHz mono samples as a float32 array."""
+    begin: float | None = None
+    """Start of the segment within the recording in seconds; None is the recording's start."""
+    end: float | None = None
+    """End of the segment in seconds; None is the recording's end."""
+    text: str | None = None
+    """Reference transcript, where one is known."""
+    language: str | None = None
+    """Language of the speech as given by the data; never guessed from a transcript."""
+    task: str = "asr"
+    """Which task the row belongs to."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Every other field of the input row, passed through to outputs."""
+    where: str = ""
+    """Where the row stands, as ``file:line``; error messages begin with it."""
+
+    @property
+    def key(self) -> int:
+        """A 63-bit integer that stands for ``id`` on the device, the same in every process."""
+        return int.from_bytes(hashlib.blake2b(self.id.encode(), digest_size=8).digest(), "little") >> 1
+
+    @property
+    def name(self) -> str:
+        """How an error message calls this utterance."""
+        return self.where or self.id
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowedTokens:
+    """Which ids a task may produce and which of them end it: the only source of token masks.
+
+    Ids are ranges so that a vocabulary of 164k costs nothing to describe. Acoustic tokens are as good as text tokens here.
+    """
+
+    ranges: tuple[tuple[int, int], ...]
+    """Half-open id ranges [start, stop), ascending and disjoint, that may be produced."""
+    stop_ids: tuple[int, ...]
+    """Ids that end a sequence; allowed besides ``ranges``."""
+
+    def __post_init__(self) -> None:
+        if not self.stop_ids:
+            raise ValueError("AllowedTokens: at least one stop id is needed, else no sequence can end")
+        previous = 0
+        for start, stop in self.ranges:
+            if not previous <= start < stop:
+                raise ValueError(f"AllowedTokens: ranges must be ascending, disjoint and non-empty, got {self.ranges}")
+            previous = stop
+
+    @classmethod
+    def asr(cls, tokenizer: Any, config: Any) -> AllowedTokens:
+        """Text tokens and the end token: the base vocabulary (all ids minus added tokens) plus ``config``'s eos.
+
+        On both official checkpoints this is [0, 151643) and 151645.
+
+        Args:
+            tokenizer: a Transformers tokenizer; its added tokens are the ones left out.
+            config: a model configuration; ``eos_token_id`` (int or list) gives the stop ids, ``vocab_size`` the upper bound.
+        """
+        eos = config.eos_token_id
+        stop_ids = tuple(sorted({int(i) for i in (eos if isinstance(eos, (list, tuple)) else [eos])}))
+        added = {int(i) for i in tokenizer.added_tokens_decoder} | set(stop_ids)
+        ranges, start = [], 0
+        last = min(int(config.vocab_size), len(tokenizer))
+        for blocked in sorted(i for i in added if i < last) + [last]:
+            if start < blocked:
+                ranges.append((start, blocked))
+            start = blocked + 1
+        return cls(ranges=tuple(ranges), stop_ids=stop_ids)
+
+    @property
+    def count(self) -> int:
+        """How many ids are allowed."""
+        return sum(stop - start for start, stop in self.ranges) + sum(not self._in_ranges(i) for i in self.stop_ids)
+
+    def _in_ranges(self, token: int) -> bool:
+        return any(start <= token < stop for start, stop in self.ranges)
+
+    def __contains__(self, token: int) -> bool:
+        return token in self.stop_ids or self._in_ranges(token)
+
+    def mask(self, vocab_size: int, device: Any = None) -> torch.Tensor:
+        """Boolean [vocab_size] tensor, True where an id may be produced."""
+        import torch
+
+        allowed = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+        for start, stop in self.ranges:
+            allowed[start:stop] = True
+        for token in self.stop_ids:
+            if token < vocab_size:
+                allowed[token] = True
+        return allowed
+
+    def blocked(self, vocab_size: int, device: Any = None) -> torch.Tensor:
+        """The ids below ``vocab_size`` that may not be produced, int32 ascending: what the kernels take as ``blocked``."""
+        import torch
+
+        return (~self.mask(vocab_size)).nonzero().flatten().to(torch.int32).to(device)
+
+
+class _OnDevice:
+    """``to`` for records of tensors."""
+
+    def to(self, device: Any, non_blocking: bool = True) -> Any:
+        """The same record with every tensor on ``device``."""
+        moved = {
+            f.name: value.to(device, non_blocking=non_blocking)
+            for f in dataclasses.fields(self)  # type: ignore[arg-type]
+            if hasattr(value := getattr(self, f.name), "to")
+        }
+        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch(_OnDevice):
+    """B utterances, ready for a model. Prompts are padded on the right; positions count from 0 in every row."""
+
+    ids: tuple[str, ...]
+    """The utterances' ids, in row order."""
+    keys: torch.Tensor
+    """[B] int64: ``Utterance.key`` of each row, from which sampling noise is drawn."""
+    mel: torch.Tensor
+    """[B, n_mels, T] float32 log-mel; columns past a row's length hold padding and are never read."""
+    mel_lens: torch.Tensor
+    """[B] int64 frames of each row."""
+    input_ids: torch.Tensor
+    """[B, P] int64 prompt ids with one audio placeholder per encoder output, right-padded."""
+    prompt_lens: torch.Tensor
+    """[B] int64 prompt lengths."""
+    target_ids: torch.Tensor | None = None
+    """[B, L] int64 transcript ids with the end token, right-padded; None when the rows carry no text."""
+    target_lens: torch.Tensor | None = None
+    """[B] int64 transcript lengths, the end token included."""
+    languages: tuple[str | None, ...] = ()
+    """Each row's language as the data gives it."""
+    texts: tuple[str | None, ...] = ()
+    """Each row's reference transcript."""
+    seconds: float = 0.0
+    """Audio seconds in the batch."""
+
+    @property
+    def size(self) -> int:
+        """B."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout(_OnDevice):
+    """What the student produced for a batch: the ids themselves, never their text."""
+
+    tokens: torch.Tensor
+    """[R, L] int64, the end token included where the row stopped; right-padded with 0."""
+    lens: torch.Tensor
+    """[R] int64 tokens of each row, the end token included."""
+    stopped: torch.Tensor
+    """[R] bool: False where the row was cut at the length limit, which then has no end target."""
+    owner: torch.Tensor
+    """[R] int64 row of the batch that the rollout belongs to."""
+    topk_ids: torch.Tensor | None = None
+    """[N, Ks] int32 the student's top-k ids at each produced position, rows in order (−1 empty); None when none were asked for."""
+    logprob: torch.Tensor | None = None
+    """[N] float32 log-probability of each produced token under the student's allowed distribution at temperature 1."""
+
+    def packed_index(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(row [N], position [N]) int64 of the produced tokens in packed order, rows ascending."""
+        import torch
+
+        inside = torch.arange(self.tokens.shape[1], device=self.lens.device)[None] < self.lens[:, None]
+        row, position = inside.nonzero(as_tuple=True)
+        return row, position
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherScores(_OnDevice):
+    """The teacher's view of exactly the tokens that the student produced, packed over N positions, in student ids."""
+
+    ids: torch.Tensor
+    """[N, Kt] int32 the teacher's top-k ids (−1 empty)."""
+    scores: torch.Tensor
+    """[N, Kt] float32 its logits at ``ids``, −inf where empty."""
+    student_scores: torch.Tensor
+    """[N, Ks] float32 its logits at ``Rollout.topk_ids``; −inf where it cannot see an id."""
+    valid: torch.Tensor
+    """[N] bool: False where the teacher could not score the position."""
+    lse: torch.Tensor | None = None
+    """[N] float32 log-sum-exp over the allowed ids, or None when it was not asked for."""

@@ -1,0 +1,58 @@
+"""Builds and installs arkfast: Python packages, the top-level ``kernels/<op>`` folders as ``arkfast.kernels.<op>``, and the C++ extension.
+
+The extension is optional. Without a working compiler the install succeeds and ``LogMel`` runs on its NumPy reference;
+set ``ARKFAST_REQUIRE_EXT=1`` to make a failed build an error.
+"""
+
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+KERNEL_PACKAGES = {f"arkfast.kernels.{path.parent.name}": str(path.parent) for path in Path("kernels").glob("*/__init__.py")}
+
+
+class CMakeBuild(build_ext):
+    """Runs CMake with Ninja in ``build/``, so that an unchanged rebuild takes a second or two."""
+
+    def build_extension(self, ext: Extension) -> None:
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        build_dir = ROOT / "build" / f"cmake-{sysconfig.get_config_var('SOABI') or 'native'}"
+        try:
+            import pybind11
+
+            configure = [
+                "cmake", "-G", "Ninja", "-S", str(ROOT / "csrc"), "-B", str(build_dir),
+                "-DCMAKE_BUILD_TYPE=Release",
+                f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target.parent}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DPYTHON_EXECUTABLE={sys.executable}",
+            ]  # fmt: skip
+            if compiler := os.environ.get("CXX"):
+                configure.append(f"-DCMAKE_CXX_COMPILER={compiler}")
+            if subprocess.run(configure).returncode:
+                # A cached generator, compiler or build tool of an earlier environment can be gone: configure once more from nothing.
+                subprocess.run([*configure, "--fresh"], check=True)
+            subprocess.run(["cmake", "--build", str(build_dir)], check=True)
+        except (ImportError, OSError, subprocess.CalledProcessError) as error:
+            if os.environ.get("ARKFAST_REQUIRE_EXT") == "1":
+                raise
+            print(f"arkfast: no C++ extension ({error}); LogMel will run on its NumPy reference", file=sys.stderr)
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+
+setup(
+    packages=find_packages(include=["arkfast", "arkfast.*"]) + sorted(KERNEL_PACKAGES),
+    package_dir=KERNEL_PACKAGES,
+    package_data={"arkfast": ["py.typed", "*.pyi"]},
+    ext_modules=[Extension("arkfast._C", [], optional=True)],
+    cmdclass={"build_ext": CMakeBuild},
+)
