@@ -1,0 +1,10 @@
+"""From a recording to features: ``load`` decodes, cuts and resamples to 16 kHz mono; ``LogMel`` turns samples into log-mel features.
+
+Knows files, samples and spectra; knows no tokens and no model. Importing it loads neither torch nor a decoder.
+"""
+
+from arkfast.audio.load import duration, load
+from arkfast.audio.log_mel import LogMel
+from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE
+
+__all__ = ["HOP_LENGTH", "SAMPLING_RATE", "LogMel", "duration", "load"]

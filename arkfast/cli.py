@@ -1,0 +1,56 @@
+"""The ``arkfast`` command: one word says which door.
+
+Each door's module loads only when it is asked for, so ``--help`` is quick and a missing extra concerns its own door alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from arkfast import __version__
+from arkfast.records import InputError
+
+COMMANDS = {
+    "train": ("arkfast.train.command", "train a model: OPD, teacher data or supervised"),
+    "transcribe": ("arkfast.infer.command", "JSONL in, JSONL with transcripts out"),
+    "evaluate": ("arkfast.evaluate.command", "WER and CER of transcripts, with confidence intervals"),
+    "quickstart": ("arkfast.quickstart.command", "the whole job, small and real, on a CPU in minutes"),
+    "doctor": ("arkfast.doctor", "what is installed, what runs, and what is missing for each door"),
+}
+
+
+def _usage() -> str:
+    lines = [f"arkfast {__version__}: on-policy distillation and inference for compact speech-recognition models", ""]
+    lines += ["usage: arkfast COMMAND [--flag value ...]", ""]
+    lines += [f"  {name:<11} {what}" for name, (_, what) in COMMANDS.items()]
+    return "\n".join([*lines, "", "arkfast COMMAND --help lists a command's flags."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``arkfast``; returns the exit code: 0 done, 1 failed, 2 wrong input."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0
+    if words[0] in ("-V", "--version"):
+        print(__version__)
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"arkfast: error: unknown command '{words[0]}'; one of: {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return int(import_module(COMMANDS[words[0]][0]).main(words[1:]))
+    except InputError as error:
+        print(f"arkfast {words[0]}: error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "arkfast":
+            raise
+        print(f"arkfast {words[0]}: error: package '{error.name}' is not installed; arkfast doctor names the extra that brings it", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

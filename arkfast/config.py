@@ -1,0 +1,204 @@
+"""Command lines and YAML files from frozen dataclasses.
+
+A configuration is a frozen, keyword-only dataclass with one sentence under each field; the sentence is the flag's help text, the
+annotation its type, the default its default. Nothing else declares a flag, so none can exist that no code reads. This module knows no
+particular configuration: each lives beside the code that it configures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from arkfast.records import InputError
+
+C = TypeVar("C")
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The sentence that stands as a string literal under each field of a dataclass, base classes first."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not dataclasses.is_dataclass(base):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(following.value.value.split())
+    return docs
+
+
+def _parse_bool(text: str) -> bool:
+    lowered = text.strip().lower()
+    if lowered in {"1", "true", "yes", "on"}:
+        return True
+    if lowered in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError(f"expected True or False, got '{text}'")
+
+
+def _convert(value: Any, annotation: Any) -> Any:
+    """``value`` (a flag's text or a YAML scalar) as ``annotation`` asks; raises ValueError saying what was expected."""
+    origin = typing.get_origin(annotation)
+    if origin in (types.UnionType, typing.Union):
+        inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+        if value is None or (isinstance(value, str) and value.lower() in {"none", "null"}):
+            return None
+        return _convert(value, inner[0])
+    if origin is Literal:
+        choices = typing.get_args(annotation)
+        for choice in choices:
+            if str(value) == str(choice):
+                return choice
+        raise ValueError(f"expected one of {', '.join(map(str, choices))}, got '{value}'")
+    if origin is tuple:
+        items = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(_convert(item, typing.get_args(annotation)[0]) for item in items)
+    if annotation is bool:
+        return value if isinstance(value, bool) else _parse_bool(str(value))
+    if annotation is Path:
+        return Path(str(value))
+    if annotation in (int, float):
+        if isinstance(value, bool):
+            raise ValueError(f"expected {annotation.__name__}, got {value}")
+        try:
+            return annotation(value)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"expected {annotation.__name__}, got '{value}'") from error
+    if annotation is str:
+        if isinstance(value, (dict, list)):
+            raise ValueError(f"expected text, got {value}")
+        return str(value)
+    raise TypeError(f"config: no rule for the annotation {annotation}")
+
+
+def _help(field: dataclasses.Field[Any], doc: str, annotation: Any) -> str:
+    text = doc
+    if typing.get_origin(annotation) is Literal:
+        text += f" One of: {', '.join(map(str, typing.get_args(annotation)))}."
+    if field.default is not dataclasses.MISSING and field.default not in (None, ""):
+        text += f" Default: {field.default}."
+    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+        text += " Required."
+    return text.replace("%", "%%")
+
+
+def _read_yaml(path: Path, names: Sequence[str]) -> dict[str, Any]:
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"--config {path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"--config {path}: expected a mapping of flags to values, got {type(data).__name__}")
+    data = {str(key).replace("-", "_"): value for key, value in data.items()}
+    for key in data:
+        if key not in names:
+            raise InputError(f"--config {path}: unknown key '{key}'{_did_you_mean(key, names)}")
+    return data
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f"; did you mean {' or '.join(near)}?" if near else "; --help lists what there is"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with dashes and underscores alike in flag names and a near match named for an unknown flag."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        print(f"{self.prog}: error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+
+
+def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> C:
+    """An instance of the dataclass ``cls`` from a command line, over a YAML file given with ``--config``, over the defaults.
+
+    Args:
+        cls: a frozen, keyword-only dataclass with a sentence under each field.
+        argv: the flags, without the program's name; ``--flag_name`` and ``--flag-name`` are the same flag.
+        prog: how the usage line and errors call the command.
+        description: the help's first sentence.
+
+    Raises:
+        SystemExit: 0 after ``--help``; 2 with one line on standard error for an unknown flag or a value of the wrong kind.
+    """
+    hints = typing.get_type_hints(cls)
+    docs = field_docs(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, metavar="YAML", help="A YAML file of flags and values; flags given here win over it.")
+    for name, field in fields.items():
+        parser.add_argument(
+            f"--{name}",
+            default=argparse.SUPPRESS,
+            metavar=_metavar(hints[name]),
+            help=_help(field, docs.get(name, ""), hints[name]),
+        )
+    normalised = [_underscored(word) for word in argv]
+    known, unknown = parser.parse_known_args(normalised)
+    for word in unknown:
+        name = word.lstrip("-").split("=")[0]
+        parser.error(f"unknown flag {word}{_did_you_mean(name, list(fields))}" if word.startswith("-") else f"unexpected argument '{word}'")
+    try:
+        given = _read_yaml(known.config, list(fields)) if known.config else {}
+        given |= {name: value for name, value in vars(known).items() if name in fields}
+        values = {}
+        for name, value in given.items():
+            try:
+                values[name] = _convert(value, hints[name])
+            except ValueError as error:
+                raise InputError(f"--{name}: {error}") from error
+        missing = [
+            f"--{name}"
+            for name, field in fields.items()
+            if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        ]
+        if missing:
+            raise InputError(f"required: {', '.join(missing)}")
+        return cls(**values)
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _metavar(annotation: Any) -> str:
+    inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+    if typing.get_origin(annotation) is Literal:
+        return "{" + ",".join(map(str, inner)) + "}"
+    plain = inner[0] if inner else annotation
+    return {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}.get(plain, "TEXT")
+
+
+def _underscored(word: str) -> str:
+    if not word.startswith("--"):
+        return word
+    name, equals, value = word.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values, for logs and checkpoints."""
+    return {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in dataclasses.asdict(config).items()
+    }

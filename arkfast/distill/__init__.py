@@ -1,0 +1,6 @@
+"""Distillation: the teacher's scores, the losses, and one step of each training stage."""
+
+from arkfast.distill.losses import CTCHead, LossSum
+from arkfast.distill.step import opd_step, sft_step, td_step
+
+__all__ = ["CTCHead", "LossSum", "opd_step", "sft_step", "td_step"]

@@ -1,0 +1,117 @@
+"""The losses of the three stages, each as a sum and a count.
+
+A loss is never averaged here: the trainer divides the sums of a whole accumulation window, over all ranks, by the number of counting
+positions, so that every token weighs the same wherever it fell.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from arkfast.distill.sequence import Audio, at_predicting_positions
+from arkfast.kernels import linear_log_softmax, opd_union_kl
+from arkfast.records import Batch, Rollout, TeacherScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """A differentiable sum over counting positions, and what to log with it."""
+
+    total: torch.Tensor
+    """Scalar float32, the sum that is differentiated."""
+    count: torch.Tensor
+    """Scalar float32, how many positions the sum counts."""
+    metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up."""
+
+
+class CTCHead(torch.nn.Linear):
+    """A linear head on the adapter's output for connectionist temporal classification (Graves et al. 2006), training only.
+
+    It makes the audio embeddings of a model trained from scratch align with the text; plain cross-entropy alone does not get there.
+    The blank is the padding id, which no transcript contains. The head is never part of an exported model.
+    """
+
+    def __init__(self, hidden_size: int, vocab_size: int, blank: int, *, seed: int) -> None:
+        super().__init__(hidden_size, vocab_size)
+        self.blank = blank
+        generator = torch.Generator().manual_seed(seed)
+        bound = hidden_size**-0.5
+        with torch.no_grad():
+            self.weight.uniform_(-bound, bound, generator=generator)
+            self.bias.zero_()
+
+    def nll(self, audio: Audio, targets: torch.Tensor, target_lens: torch.Tensor) -> torch.Tensor:
+        """Σ −log p(transcript | audio) over the batch, float32. Rows whose transcript cannot fit their audio contribute 0.
+
+        Args:
+            audio: embeddings [B, A, H] and lengths [B].
+            targets: [B, L] int64 transcripts, the end token last.
+            target_lens: [B] int64, the end token included (it is no part of the alignment).
+        """
+        log_probs = torch.log_softmax(super().forward(audio[0].to(self.weight.dtype)).float(), -1).transpose(0, 1)
+        return torch.nn.functional.ctc_loss(
+            log_probs, targets, audio[1], target_lens - 1, blank=self.blank, reduction="sum", zero_infinity=True
+        )
+
+
+def cross_entropy_loss(
+    model: Any, batch: Batch, target: Rollout, blocked: torch.Tensor, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0
+) -> LossSum:
+    """−Σ log q(token) over the target's tokens, plus ``ctc_weight`` times the CTC term.
+
+    Args:
+        model: the student.
+        batch: its inputs.
+        target: the tokens to be learnt, as a rollout (a transcript, or what a teacher produced); one row an utterance.
+        blocked: int32 ids that the model never produces; they have no probability here either.
+        ctc_head: the head of the CTC term, or None.
+        ctc_weight: its weight.
+    """
+    audio = model.get_audio_features(batch.mel, batch.mel_lens)
+    row, place = target.packed_index()
+    ids = target.tokens[row, place][:, None]
+    log_probs = at_predicting_positions(
+        model, batch, audio, target, lambda hidden, weight: linear_log_softmax(hidden, weight, ids, blocked=blocked)
+    )
+    total = cross_entropy = -log_probs.sum()
+    count = target.lens.sum().float()
+    metrics = {"asr_loss": (cross_entropy.detach(), count)}
+    if ctc_head is not None and ctc_weight:
+        ctc = ctc_head.nll(audio, target.tokens, target.lens)
+        total = total + ctc_weight * ctc
+        metrics["ctc_loss"] = (ctc.detach(), count)
+    return LossSum(total=total, count=count, metrics=metrics)
+
+
+def opd_loss(model: Any, batch: Batch, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
+    """Στ²·KL(p‖q) on the union of both models' top-k, over every produced position that the teacher could score.
+
+    Args:
+        model: the student.
+        batch: its inputs.
+        rollout: what it produced, with its top-k ids.
+        scores: the teacher's view of those tokens.
+        tau: τ, the temperature of both distributions.
+    """
+    assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
+    audio = model.get_audio_features(batch.mel, batch.mel_lens)
+    teacher_scores = torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
+    topk_ids = rollout.topk_ids
+    union = at_predicting_positions(
+        model,
+        batch,
+        audio,
+        rollout,
+        lambda hidden, weight: opd_union_kl(hidden, weight, topk_ids, scores.ids, teacher_scores, tau=tau, reduction="sum"),
+    )
+    count = union.valid.sum().float()
+    support = torch.where(union.valid, union.support, 0).sum().float()
+    return LossSum(
+        total=union.loss,
+        count=count,
+        metrics={"opd_loss": (union.loss.detach(), count), "opd_valid_topk_mean": (support, count)},
+    )

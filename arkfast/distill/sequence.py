@@ -1,0 +1,51 @@
+"""A prompt followed by the tokens to be scored, as one row of embeddings.
+
+The student's loss, the teacher's scores and supervised training all read the hidden states that predict given tokens; this is where
+those rows are built and those positions found. Knows the model's embeddings and decoder; knows no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from arkfast.kernels import audio_embed_merge
+from arkfast.records import Batch, Rollout
+
+Out = TypeVar("Out")
+Audio = tuple[torch.Tensor, torch.Tensor]
+
+
+def prompt_embeddings(model: Any, batch: Batch, audio: Audio) -> torch.Tensor:
+    """[B, P, H] embeddings of the prompts with ``audio`` (embeddings [B, A, H], lengths [B]) in the placeholders' stead."""
+    table = model.get_input_embeddings().weight
+    return audio_embed_merge(batch.input_ids, table, audio[0], audio[1], model.config.audio_token_id)
+
+
+def at_predicting_positions(model: Any, batch: Batch, audio: Audio, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]) -> Out:
+    """Run the decoder over prompts and rollout tokens and hand ``head`` the states that predict the tokens.
+
+    Args:
+        model: an ``ArkasrForConditionalGeneration``.
+        batch: the prompts.
+        audio: what ``model.get_audio_features`` gave for the batch; encoded once however many rollouts a prompt has.
+        rollout: tokens of R rows.
+        head: called inside the model's forward with (hidden [N, H], head weight [V, H]); N runs over produced tokens in packed order.
+    """
+    prompts = prompt_embeddings(model, batch, audio)[rollout.owner]
+    prompt_lens = batch.prompt_lens[rollout.owner]
+    answers = model.get_input_embeddings()(rollout.tokens)
+    width = prompts.shape[1] + rollout.tokens.shape[1]
+
+    # Each answer follows its prompt without a gap; what stands to the right of a row's end is seen by no position that is read.
+    column = torch.arange(width, device=prompts.device)
+    place = (column[None] - prompt_lens[:, None]).clamp_(0, rollout.tokens.shape[1] - 1)
+    answers = answers.gather(1, place[..., None].expand(-1, -1, answers.shape[-1]))
+    prompts = torch.nn.functional.pad(prompts, (0, 0, 0, rollout.tokens.shape[1]))
+    rows = torch.where((column[None] < prompt_lens[:, None])[..., None], prompts, answers)
+
+    row, position = rollout.packed_index()
+    select = row * width + prompt_lens[row] + position - 1
+    return model(inputs_embeds=rows, position_ids=column[None].expand(len(rows), -1), use_cache=False, select=select, head=head)

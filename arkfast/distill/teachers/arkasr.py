@@ -1,0 +1,73 @@
+"""A larger ARK-ASR model as the teacher of a smaller one: same vocabulary, same prompt, same features.
+
+Knows that ids need no mapping and proves it at load; scores the student's ids directly, without a detour through text.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from arkfast.distill.sequence import at_predicting_positions
+from arkfast.engine import Engine
+from arkfast.kernels import linear_topk_lse
+from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores
+
+SHOWN = 5  # differing ids named in the error
+
+
+def check_same_vocabulary(student: Any, teacher: Any, allowed: AllowedTokens) -> None:
+    """Raise unless every allowed id is the same token in both tokenizers.
+
+    Raises:
+        InputError: listing the first ids that differ.
+    """
+    wanted = [i for start, stop in allowed.ranges for i in range(start, stop)] + list(allowed.stop_ids)
+    ours, theirs = student.convert_ids_to_tokens(wanted), teacher.convert_ids_to_tokens([min(i, len(teacher) - 1) for i in wanted])
+    differing = [(i, a, b) for i, a, b in zip(wanted, ours, theirs, strict=True) if i >= len(teacher) or a != b]
+    if differing:
+        shown = "; ".join(f"id {i}: student {a!r}, teacher {b if i < len(teacher) else 'nothing'!r}" for i, a, b in differing[:SHOWN])
+        raise InputError(
+            f"--teacher_model: its vocabulary differs from --student_model's at {len(differing)} of {len(wanted)} ids ({shown}); "
+            "the arkasr teacher scores the student's ids directly, so both checkpoints must share one tokenizer"
+        )
+
+
+class ArkasrTeacher:
+    """An ``ArkasrForConditionalGeneration`` as a ``Teacher``.
+
+    Args:
+        model: the teacher, on its device; it is put into evaluation mode and never trained.
+        allowed: what the student may produce; the teacher's distribution is restricted to the same ids.
+        top_k: Kt, how many of its best ids it reports.
+    """
+
+    def __init__(self, model: Any, *, allowed: AllowedTokens, top_k: int) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.top_k = top_k
+        self._engine = Engine(model, allowed=allowed)
+
+    @torch.no_grad()
+    def score(self, batch: Batch, rollout: Rollout) -> TeacherScores:
+        """See ``Teacher.score``: one [N, V] product in bounded chunks, nothing else over the vocabulary."""
+        assert rollout.topk_ids is not None
+        topk_ids = rollout.topk_ids
+        audio = self.model.get_audio_features(batch.mel, batch.mel_lens)
+        best = at_predicting_positions(
+            self.model,
+            batch,
+            audio,
+            rollout,
+            lambda hidden, weight: linear_topk_lse(hidden, weight, self.top_k, blocked=self._engine.blocked, gather_ids=topk_ids),
+        )
+        return TeacherScores(
+            ids=best.ids,
+            scores=best.values,
+            student_scores=best.gathered.masked_fill(topk_ids < 0, float("-inf")),
+            valid=torch.isfinite(best.values[:, 0]),
+        )
+
+    def transcribe(self, batch: Batch, *, max_new_tokens: int) -> Rollout:
+        """See ``Teacher.transcribe``."""
+        return self._engine.rollout(batch, max_new_tokens=max_new_tokens)

@@ -1,0 +1,94 @@
+"""``arkfast doctor``: what is installed, what runs where, and what is missing for each door.
+
+Presence is asked of the installed packages' metadata, never of an import: a folder in the working directory can shadow a name.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+
+from arkfast import __version__
+from arkfast.config import parse
+
+DOORS = {
+    "import (kernels)": ((), "pip install arkfast"),
+    "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml"), "pip install 'arkfast[asr]'"),
+    "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm"), "pip install 'arkfast[asr]'"),
+    "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"), "pip install 'arkfast[asr,quickstart]'"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """``arkfast doctor`` takes no flags of its own."""
+
+
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, or None."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _packages() -> Iterator[str]:
+    base = ("torch", "numpy", "triton")
+    extras = sorted({name for names, _ in DOORS.values() for name in names} | {"wetext", "whisper-normalizer", "tensorboard", "av", "vllm"})
+    for name in (*base, *extras):
+        yield f"  {name:<20} {version(name) or '-'}"
+
+
+def _machine() -> Iterator[str]:
+    yield f"  {'python':<20} {platform.python_version()} on {platform.system()} {platform.machine()}"
+    if version("torch") is None:
+        yield "  torch                missing: nothing of arkfast runs without it"
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            p = torch.cuda.get_device_properties(i)
+            yield f"  {'GPU ' + str(i):<20} {p.name}, {p.total_memory / 2**30:.0f} GiB, compute capability {p.major}.{p.minor}"
+    else:
+        yield f"  {'GPU':<20} none seen (torch is built for {'CUDA ' + torch.version.cuda if torch.version.cuda else 'the CPU'})"
+    yield f"  {'CPU threads':<20} {torch.get_num_threads()}"
+
+
+def _parts() -> Iterator[str]:
+    if version("torch") is not None:
+        from arkfast.kernels import available_backends
+
+        yield f"  {'kernel backend':<20} {', '.join(available_backends())} (auto takes the first)"
+    from arkfast.audio import LogMel
+
+    log_mel = LogMel()
+    if log_mel.backend == "c++":
+        from arkfast import _C
+
+        yield f"  {'log-mel':<20} C++ extension, instruction set {_C.instruction_set()}"
+    else:
+        yield f"  {'log-mel':<20} NumPy reference, several times slower (no C++ extension: a compiler was missing at install; reinstall with one)"
+
+
+def _doors() -> Iterator[str]:
+    for door, (needed, how) in DOORS.items():
+        missing = [name for name in needed if version(name) is None]
+        yield f"  {door:<20} " + (f"missing {', '.join(missing)}: {how}" if missing else "ready")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the report; returns 0."""
+    parse(DoctorConfig, argv, prog="arkfast doctor", description="Print what is installed, what runs, and what is missing for each door.")
+    for title, lines in (("machine", _machine()), ("in use", _parts()), ("doors", _doors()), ("packages", _packages())):
+        print(title if title != "machine" else f"arkfast {__version__}\n{title}")
+        for line in lines:
+            print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

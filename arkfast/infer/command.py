@@ -1,0 +1,187 @@
+"""``arkfast transcribe``: a JSONL manifest in, a JSONL file of transcripts out.
+
+Knows flags, files, progress and exit codes; the transcripts are ``Transcriber``'s.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arkfast.config import parse
+from arkfast.data import Fields, iter_manifest
+from arkfast.infer.jsonl import AtomicJsonl, count_rows
+from arkfast.infer.result import Result, bad_line
+from arkfast.infer.transcriber import Attention, DType, Transcriber, check_limits
+from arkfast.records import InputError, Utterance
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribeOptions:
+    """How to transcribe, wherever the rows come from and go to."""
+
+    batch_size: int = 16
+    """Most clips decoded together."""
+    max_new_tokens: int = 256
+    """Token limit of a transcript; one that reaches it has finish_reason "length"."""
+    max_audio_seconds: float = 30.0
+    """A longer clip is a failed row, never a shortened one."""
+    dtype: DType = "auto"
+    """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
+    device: str | None = None
+    """Device as torch spells it, such as cpu or cuda:1; the GPU where there is one."""
+    attn_impl: Attention = "auto"
+    """Attention of the decoder; auto is sdpa."""
+    audio_field: str = "audio"
+    """Input field with the recording's path."""
+    text_field: str = "text"
+    """Input field with the reference transcript."""
+    begin_field: str = "begin_time"
+    """Input field with the segment's start in seconds."""
+    end_field: str = "end_time"
+    """Input field with the segment's end in seconds."""
+    allow_failures: bool = False
+    """Exit with 0 although rows failed."""
+
+    def __post_init__(self) -> None:
+        check_limits(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_audio_seconds=self.max_audio_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribeConfig(TranscribeOptions):
+    """The flags of ``arkfast transcribe``."""
+
+    input: Path
+    """JSONL manifest: audio, and optionally text, begin_time, end_time, id, language."""
+    output: Path
+    """JSONL file for the transcripts, one row for each input row in the same order; replaced only when the new one is complete."""
+    model_path: Path
+    """Folder of a Transformers checkpoint."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a transcription run did."""
+
+    rows: int
+    """Rows written."""
+    failed: int
+    """Rows without a transcript."""
+    truncated: int
+    """Transcripts cut at the token limit."""
+    audio_seconds: float
+    """Seconds of audio transcribed."""
+    wall_seconds: float
+    """From the first row read to the last one written, without the loading of the model."""
+
+    @property
+    def rtfx(self) -> float:
+        """Seconds of audio transcribed in one second."""
+        return self.audio_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+    def line(self) -> str:
+        """The summary as a user reads it."""
+        parts = [f"{self.rows - self.failed} of {self.rows} rows transcribed"]
+        if self.failed:
+            parts.append(f"{self.failed} failed")
+        if self.truncated:
+            parts.append(f"{self.truncated} cut at the token limit")
+        parts.append(f"{self.audio_seconds:.1f} s of audio in {self.wall_seconds:.1f} s")
+        parts.append(f"RTFx {self.rtfx:.1f}")
+        return ", ".join(parts)
+
+
+def transcribe_file(input: Path, output: Path, model_path: Path, options: TranscribeOptions) -> Summary:
+    """Transcribe a manifest into a JSONL file, one output row for each row of the input, in order.
+
+    A line that is no valid row becomes a failed row with ``line`` and ``raw_line``. ``output`` is replaced when the last row is written.
+
+    Raises:
+        InputError: the input cannot be read or is empty, the output cannot be written or is the input, or the checkpoint cannot be loaded.
+    """
+    total = count_rows(input)
+    if output.resolve() == input.resolve():
+        raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
+    with AtomicJsonl(output) as writer:
+        try:
+            transcriber = Transcriber(
+                model_path,
+                device=options.device,
+                dtype=options.dtype,
+                attn_implementation=options.attn_impl,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+                max_audio_seconds=options.max_audio_seconds,
+            )
+            return _write(transcriber.results(_items(input, options)), writer, total)
+        except BaseException:
+            if writer.rows:
+                print(f"stopped after {writer.rows} of {total} rows; they are in {writer.partial}", file=sys.stderr)
+            raise
+
+
+def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Result]:
+    """The manifest's utterances, with a failed result in the place of each bad line."""
+    fields = Fields(audio=options.audio_field, text=options.text_field, begin=options.begin_field, end=options.end_field)
+    bad: list[Result] = []
+
+    def keep(error: InputError, number: int, line: str) -> None:
+        bad.append(bad_line(error, path, number, line, audio_field=fields.audio, text_field=fields.text))
+
+    for utterance in iter_manifest(path, fields=fields, on_error=keep):
+        # bad lines that stood before this row were reported while it was looked for
+        yield from bad
+        bad.clear()
+        yield utterance
+    yield from bad
+
+
+def _write(results: Iterator[Result], writer: AtomicJsonl, total: int) -> Summary:
+    from tqdm import tqdm
+
+    failed, truncated, seconds, start = 0, 0, 0.0, time.perf_counter()
+    with tqdm(total=total, unit="row", desc="transcribe", disable=None, dynamic_ncols=True) as progress:
+        for result in results:
+            writer.write(result.row())
+            failed += result.failed
+            truncated += result.finish_reason == "length"
+            seconds += result.seconds
+            elapsed = time.perf_counter() - start
+            postfix: dict[str, Any] = {"audio": f"{seconds:.0f}s", "RTFx": f"{seconds / elapsed:.1f}"}
+            if failed:
+                postfix["failed"] = failed
+            progress.set_postfix(postfix, refresh=False)
+            progress.update()
+    return Summary(rows=writer.rows, failed=failed, truncated=truncated, audio_seconds=seconds, wall_seconds=time.perf_counter() - start)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``arkfast transcribe``.
+
+    Returns:
+        0; 1 when rows failed and ``--allow_failures`` is not set; 2 when nothing could be done (flags, input, output or checkpoint are
+        wrong); 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if argv is None else argv
+    config = parse(TranscribeConfig, arguments, prog="arkfast transcribe", description="Transcribe the recordings of a JSONL manifest.")
+    try:
+        summary = transcribe_file(config.input, config.output, config.model_path, config)
+    except InputError as error:
+        print(f"arkfast transcribe: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("arkfast transcribe: interrupted", file=sys.stderr)
+        return 130
+    print(f"{summary.line()} → {config.output}")
+    if summary.failed and not config.allow_failures:
+        print(
+            f'arkfast transcribe: {summary.failed} rows failed, each with "status": "error" and its reason in {config.output}; '
+            "--allow_failures true accepts them",
+            file=sys.stderr,
+        )
+        return 1
+    return 0

@@ -1,0 +1,95 @@
+"""What became of one input row, and the output row that says so.
+
+Knows the output's field names; knows no model, no batch and no file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from arkfast.data.transcript import clean_transcript
+from arkfast.records import InputError, Utterance
+
+FinishReason = Literal["stop", "length"]
+
+OUTPUT_FIELDS = (
+    "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
+)  # fmt: skip
+"""Fields that transcription writes. An input row's own values under these names never reach the output, or a stale transcript could."""
+
+WHOLE = -1.0  # seconds: the recording's own start or end, as manifests write it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A transcript, or why there is none."""
+
+    utterance: Utterance
+    """The row that was to be transcribed."""
+    text_raw: str | None = None
+    """What the model wrote, special tokens removed; None when the row failed."""
+    finish_reason: FinishReason | None = None
+    """``stop`` when the model ended the transcript, ``length`` when it was cut at the token limit; None when the row failed."""
+    error: str | None = None
+    """Why there is no transcript; None when there is one."""
+    seconds: float = 0.0
+    """Seconds of audio that were transcribed."""
+
+    def __post_init__(self) -> None:
+        assert (self.text_raw is None) == (self.error is not None), "a result is either a transcript or an error"
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no transcript."""
+        return self.error is not None
+
+    def row(self) -> dict[str, Any]:
+        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only), then the input's other fields.
+
+        ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
+        recording's own. A failed row's ``pred_text`` is None, never an empty transcript.
+        """
+        utterance = self.utterance
+        path = utterance.audio if isinstance(utterance.audio, str) else None
+        row: dict[str, Any] = {
+            "audio": utterance.extra.get("audio", path) or None,
+            "text": utterance.text,
+            "pred_text": None if self.text_raw is None else clean_transcript(self.text_raw),
+            "pred_text_raw": self.text_raw,
+            "begin_time": WHOLE if utterance.begin is None else utterance.begin,
+            "end_time": WHOLE if utterance.end is None else utterance.end,
+            "id": utterance.id,
+            "language": utterance.language,
+            "status": "error" if self.failed else "ok",
+            "finish_reason": self.finish_reason,
+        }
+        if self.failed:
+            row["error"] = self.error
+        return row | {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
+
+
+def bad_line(error: InputError, path: Path, number: int, line: str, *, audio_field: str = "audio", text_field: str = "text") -> Result:
+    """The failed result of a manifest line that is not an utterance.
+
+    The line's number and text go into the fields ``line`` and ``raw_line``; where the line is a JSON object, its id, text and other fields
+    are kept too, so that a failed row's reference still counts.
+    """
+    try:
+        parsed = json.loads(line)
+    except ValueError:
+        parsed = None
+    given = parsed if isinstance(parsed, dict) else {}
+    identity, audio, text, language = (given.get(name) for name in ("id", audio_field, text_field, "language"))
+    extra = {key: value for key, value in given.items() if key not in {"id", audio_field, text_field, "language", "begin_time", "end_time"}}
+    utterance = Utterance(
+        id=f"{path.name}:{number}" if identity is None else str(identity),
+        audio=audio if isinstance(audio, str) else "",
+        text=text if isinstance(text, str) else None,
+        language=language if isinstance(language, str) else None,
+        extra=extra | {"line": number, "raw_line": line.rstrip("\r\n")},
+        where=f"{path}:{number}",
+    )
+    return Result(utterance=utterance, error=str(error))

@@ -1,0 +1,173 @@
+"""The audio encoder of ARK-ASR: Whisper's convolutions and layers with rotary positions, a norm, and the adapter to the decoder's width.
+
+Knows log-mel in, decoder embeddings out, and how to keep a clip's embeddings independent of the clips beside it; knows no tokens.
+Parameter names are those of the official checkpoints. Shape letters: B clips, T mel frames, S = (T + 1) // 2 encoder frames, D encoder
+width, N = max(S // merge_factor, 1) embeddings, H decoder width.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from arkfast.models.arkasr.config import ArkasrConfig
+
+ROPE_BASE = 10_000.0
+FP16_LIMIT = 65_504.0 - 1_000.0  # the largest fp16 number less the original's margin
+
+
+def encoder_frames(mel_frames: Tensor) -> Tensor:
+    """S of T: what the stride-2 convolution leaves."""
+    return (mel_frames + 1) // 2
+
+
+def embedding_count(mel_frames: Tensor, merge_factor: int) -> Tensor:
+    """N of T, the token-count law: ``max(((T + 1) // 2) // merge_factor, 1)``."""
+    return (encoder_frames(mel_frames) // merge_factor).clamp(min=1)
+
+
+def rope_tables(frames: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(cos, sin) [S, head_dim // 4]: angle ``t · 10000^(−2i/r)`` over the first ``r = head_dim // 2`` dimensions, in float32, then cast."""
+    rotated = head_dim // 2
+    frequency = 1.0 / ROPE_BASE ** (torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
+    angle = torch.outer(torch.arange(frames, device=device, dtype=torch.float32), frequency)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate neighbours (0,1), (2,3), … of the first half of each head: x [B, heads, S, head_dim]; the second half passes."""
+    rotated = 2 * cos.shape[-1]
+    even, odd = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
+    return torch.cat((turned, x[..., rotated:]), dim=-1)
+
+
+class EncoderAttention(nn.Module):
+    """Bidirectional self-attention with rotary queries and keys; as in Whisper, the key projection has no bias."""
+
+    def __init__(self, config: ArkasrConfig) -> None:
+        super().__init__()
+        width = config.encoder_width
+        self.config = config
+        self.heads = config.whisper_config.encoder_attention_heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width, bias=False)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
+        """x [B, S, D]; key_mask [B, 1, 1, S] bool, True where a frame may be attended to, or None for all."""
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
+        # Any other implementation name (flash, the decoding engine's own) concerns the decoder: SDPA takes its fused kernels by itself.
+        attend = _eager_attention if self.config._attn_implementation == "eager" else F.scaled_dot_product_attention
+        return self.out_proj(attend(q, k, v, key_mask).transpose(1, 2).flatten(2))
+
+
+def _eager_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+    if key_mask is not None:
+        scores = scores.masked_fill(~key_mask, float("-inf"))
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+
+
+class EncoderLayer(GradientCheckpointingLayer):
+    """One pre-norm layer: ``x += attention(norm(x)); x += fc2(gelu(fc1(norm(x))))``."""
+
+    def __init__(self, config: ArkasrConfig) -> None:
+        super().__init__()
+        whisper, width = config.whisper_config, config.encoder_width
+        self.self_attn_layer_norm = nn.LayerNorm(width)
+        self.self_attn = EncoderAttention(config)
+        self.final_layer_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, whisper.encoder_ffn_dim)
+        self.fc2 = nn.Linear(whisper.encoder_ffn_dim, width)
+        self.activation = ACT2FN[whisper.activation_function]
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frame_mask: Tensor | None) -> Tensor:
+        """x [B, S, D]; frame_mask [B, S] bool, True on a clip's own frames, or None when all are."""
+        key_mask = None if frame_mask is None else frame_mask[:, None, None]
+        x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, key_mask)
+        x = x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
+        if x.dtype == torch.float16:
+            x = x.clamp(-FP16_LIMIT, FP16_LIMIT)
+        return x if frame_mask is None else _zero_outside(x, frame_mask[..., None])
+
+
+class WhisperTower(nn.Module):
+    """Two convolutions and the layers; no positions are added and no norm follows."""
+
+    def __init__(self, config: ArkasrConfig) -> None:
+        super().__init__()
+        whisper, width = config.whisper_config, config.encoder_width
+        self.conv1 = nn.Conv1d(whisper.num_mel_bins, width, kernel_size=3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(whisper.encoder_layers))
+        self.head_dim = width // whisper.encoder_attention_heads
+
+    def forward(self, mel: Tensor, mel_lens: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """mel [B, 128, T] → (frames [B, S, D], frame mask [B, S] bool or None). Each step sees zeros past a clip's end, as alone."""
+        mel = mel.to(self.conv1.weight.dtype)
+        if mel_lens is None:
+            x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
+            frame_mask = None
+        else:
+            mel_mask = _inside(mel_lens, mel.shape[-1])[:, None]
+            x = F.gelu(self.conv1(_zero_outside(mel, mel_mask)))
+            # conv1 leaks one frame past the end and its bias fills the rest; the stride-2 convolution would read both.
+            x = F.gelu(self.conv2(_zero_outside(x, mel_mask))).transpose(1, 2)
+            # Computed from the lengths, not sliced from the mel mask: a strided mask sends SDPA to its slow kernel.
+            frame_mask = _inside(encoder_frames(mel_lens), x.shape[1])
+            x = _zero_outside(x, frame_mask[..., None])
+        cos, sin = rope_tables(x.shape[1], self.head_dim, x.device, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, frame_mask)
+        return x, frame_mask
+
+
+class ArkasrAudioEncoder(nn.Module):
+    """Log-mel → decoder embeddings."""
+
+    def __init__(self, config: ArkasrConfig) -> None:
+        super().__init__()
+        self.merge_factor = config.merge_factor
+        merged, hidden = config.merge_factor * config.encoder_width, config.hidden_size
+        self.whisper = WhisperTower(config)
+        self.layer_norm = nn.LayerNorm(config.encoder_width)
+        self.adapting = nn.Sequential(nn.Linear(merged, 2 * hidden), ACT2FN[config.mlp_adapter_act], nn.Linear(2 * hidden, hidden))
+
+    def forward(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode a batch of clips.
+
+        Args:
+            mel: [B, 128, T] log-mel; cast to the weights' dtype.
+            mel_lens: [B] int frames of each clip (at least 1), or None: every frame counts and nothing is masked.
+
+        Returns:
+            embeddings [B, N, H], zero past a clip's count when lengths are given; counts [B] int64.
+        """
+        x, frame_mask = self.whisper(mel, mel_lens)
+        x = self.layer_norm(x)
+        if frame_mask is not None:
+            x = _zero_outside(x, frame_mask[..., None])
+        frames, merge = x.shape[1], self.merge_factor
+        if frames < merge:
+            x = F.pad(x, (0, 0, 0, merge - frames))
+        x = self.adapting(x[:, : x.shape[1] // merge * merge].unflatten(1, (-1, merge)).flatten(2))
+        if mel_lens is None:
+            return x, torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
+        counts = embedding_count(mel_lens.to(torch.int64), merge)
+        return _zero_outside(x, _inside(counts, x.shape[1])[..., None]), counts
+
+
+def _inside(lens: Tensor, width: int) -> Tensor:
+    """[B, width] bool: True below each length."""
+    return torch.arange(width, device=lens.device) < lens[:, None]
+
+
+def _zero_outside(x: Tensor, mask: Tensor) -> Tensor:
+    # where, not a product: what lies in the padding may be anything, NaN included.
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))

@@ -1,0 +1,19 @@
+"""``arkfast train``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arkfast.config import parse
+from arkfast.train.config import TrainConfig
+
+DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft)."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns the exit code."""
+    config = parse(TrainConfig, argv, prog="arkfast train", description=DESCRIPTION)
+    from arkfast.train.trainer import Trainer
+
+    Trainer(config).run()
+    return 0

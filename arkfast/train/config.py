@@ -1,0 +1,131 @@
+"""Every flag of ``arkfast train``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What to train, on what, how, and where to write it. Names and defaults follow open-audio-opd where it has them."""
+
+    stage: Literal["opd", "td", "sft"] = "opd"
+    """opd: distil on the student's own transcripts; td: learn the teacher's transcripts; sft: learn the references."""
+    student_model: Path
+    """Folder of the ARK-ASR checkpoint to train."""
+    teacher_model: Path | None = None
+    """Folder of the teacher's checkpoint; needed by opd and td."""
+    teacher_backend: Literal["arkasr"] = "arkasr"
+    """How the teacher is run; arkasr is an ARK-ASR model with the student's vocabulary."""
+    train_data: Path
+    """JSONL manifest to train on (audio, text, task, begin_time, end_time, id, language)."""
+    eval_data: Path | None = None
+    """JSONL manifest with references on which WER is measured during training."""
+    output_dir: Path
+    """Folder of the run: log, checkpoints, best and last model."""
+    train_max_samples: int = -1
+    """Use only the first rows of the training manifest; -1 uses all."""
+    shuffle_train: bool = True
+    """Shuffle the rows anew each epoch, with neighbours of similar length."""
+    per_device_train_batch_size: int = 1
+    """Utterances in a micro-batch."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches in a step; every token of the window weighs the same."""
+    per_device_eval_batch_size: int = 40
+    """Utterances decoded together when WER is measured."""
+    dataloader_num_workers: int = 2
+    """Threads that decode audio and extract features ahead of the step; 0 does it in the step."""
+    dataloader_prefetch_factor: int = 2
+    """Batches prepared ahead for each thread."""
+    max_steps: int = 0
+    """Optimizer steps; 0 derives them from total_epochs."""
+    total_epochs: int = 1
+    """Passes over the training rows, when max_steps is 0."""
+    learning_rate: float = 1e-6
+    """Peak learning rate of AdamW."""
+    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises linearly from 0."""
+    min_lr_ratio: float = 0.1
+    """Where the cosine ends, as a share of learning_rate."""
+    weight_decay: float = 0.005
+    """Decoupled weight decay of matrices; norms and biases have none."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.95
+    """Decay of the second moment."""
+    grad_clip: float = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    max_skipped_steps: int = 10
+    """Stop the run after this many steps in a row whose loss or gradient was not finite (each is skipped and counted)."""
+    seed: int = 1
+    """Seed of the data order, of sampled rollouts and of new layers."""
+    opd_top_k: int = 32
+    """How many of each model's best ids enter the union."""
+    opd_temperature: float = 1.0
+    """Softmax temperature of both distributions in the loss."""
+    asr_opd_max_new_tokens: int = 256
+    """Longest transcript that student or teacher produces, the end token included."""
+    rollouts_per_prompt: int = 1
+    """Student transcripts of each utterance in a step."""
+    rollout_temperature: float = 0.0
+    """0 takes the best token; above 0 tokens are drawn at this temperature."""
+    rollout_top_p: float = 1.0
+    """Draw only from the smallest set of tokens with this probability."""
+    rollout_top_k: int = 0
+    """Draw only from this many best tokens; 0 draws from all."""
+    ctc_weight: float = 0.0
+    """Weight of a CTC term on the adapter's output in stage sft; its head is kept for resuming and never exported."""
+    max_audio_seconds: float = 30.0
+    """Longer audio is an error, never cut."""
+    eval_freq: int = 0
+    """Measure WER every so many steps; 0 measures at the end only."""
+    eval_at_start: bool = False
+    """Measure WER before the first step too."""
+    save_freq: int = -1
+    """Write a checkpoint that can be resumed every so many steps; -1 writes one at the end only."""
+    max_ckpt_to_keep: int = 3
+    """Older checkpoints are removed after a new one is complete; the best and the last model are kept apart."""
+    resume_from_checkpoint: str = ""
+    """A checkpoint folder to go on from, or latest or auto (the newest in output_dir; auto starts anew where there is none)."""
+    log_freq: int = 1
+    """Print the step's JSON line every so many steps; the log file has them all."""
+    model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """Precision of forward and backward; master weights and optimizer state are float32 always; auto is bfloat16 on a GPU."""
+    student_attn_implementation: Attention = "sdpa"
+    """Attention of the student."""
+    teacher_attn_implementation: Attention = "sdpa"
+    """Attention of the teacher."""
+    device: str = "auto"
+    """cuda, cpu or auto."""
+    num_threads: int = 0
+    """CPU threads of the tensor library; 0 leaves its default."""
+
+    def __post_init__(self) -> None:
+        if self.stage != "sft" and self.teacher_model is None:
+            raise ValueError(f"--teacher_model: stage {self.stage} needs a teacher; give its folder")
+        if self.stage != "sft" and self.ctc_weight:
+            raise ValueError(f"--ctc_weight: the CTC term belongs to stage sft, not to {self.stage}; leave it at 0")
+        for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "opd_top_k",
+                     "asr_opd_max_new_tokens", "rollouts_per_prompt", "log_freq", "total_epochs", "max_ckpt_to_keep",
+                     "max_skipped_steps", "dataloader_prefetch_factor"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "opd_temperature", "max_audio_seconds"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
+                     "max_steps", "dataloader_num_workers", "num_threads"):  # fmt: skip
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 < self.rollout_top_p <= 1:
+            raise ValueError(f"--rollout_top_p: must lie in (0, 1], got {self.rollout_top_p}")
+        if self.rollouts_per_prompt > 1 and self.rollout_temperature == 0:
+            raise ValueError("--rollouts_per_prompt: greedy rollouts are all alike; give --rollout_temperature above 0 or leave it at 1")
+        if self.eval_freq and self.eval_data is None:
+            raise ValueError("--eval_freq: there is nothing to measure on; give --eval_data")

@@ -1,0 +1,110 @@
+"""``topk_lse``: checks, row chunks and the choice of backend. Knows what callers pass and get; the arithmetic is in ``reference``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from arkfast.kernels.common.backend import Backend, resolve_backend
+from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.chunks import rows_within, spans
+from arkfast.kernels.row_topk import reference
+
+FLAG_NAN = 1
+"""Bit of ``TopK.flags``: an allowed logit is NaN; it was treated as −inf."""
+FLAG_INF = 2
+"""Bit of ``TopK.flags``: an allowed logit is +inf; it takes part in the order, but no loss may use the row."""
+FLAG_SHORT = 4
+"""Bit of ``TopK.flags``: fewer than k ids were there to choose from, so the row ends in −1."""
+
+CHUNK_ELEMENTS = 1 << 20
+"""Logits looked at together: 8 MB of sort keys, near a CPU's cache and small beside any logits buffer."""
+
+
+class TopK(NamedTuple):
+    """The k first ids of each of T rows and what else the pass over the row gave."""
+
+    values: torch.Tensor
+    """[T, k] float32 (float64 for float64 input), descending; −inf where ``ids`` is −1."""
+    ids: torch.Tensor
+    """[T, k] int32; equal values stand in ascending id order; −1 past the last unmasked id."""
+    lse: torch.Tensor | None
+    """[T] log-sum-exp over the allowed ids, dtype of ``values``; None unless asked for."""
+    gathered: torch.Tensor | None
+    """[T, g] values at ``gather_ids``, −inf where an id is absent, blocked or NaN; None when no ids were given."""
+    flags: torch.Tensor
+    """[T] uint8 of FLAG_NAN, FLAG_INF and FLAG_SHORT."""
+
+
+def select_topk(
+    logits: torch.Tensor,
+    k: int,
+    *,
+    dead: torch.Tensor | None,
+    column_ids: torch.Tensor | None = None,
+    gather_columns: torch.Tensor | None = None,
+    need_lse: bool = False,
+) -> TopK:
+    """One buffer of logits [n, V] → TopK. ``dead`` [V] bool marks columns left out, ``column_ids`` [V] names them, ``gather_columns`` is [n, g]."""
+    x, has_nan, has_inf = reference.clean(logits, dead)
+    values, ids = reference.select(x, k, column_ids)
+    flags = has_nan * FLAG_NAN + has_inf * FLAG_INF + (ids[:, -1] < 0) * FLAG_SHORT
+    return TopK(
+        values=values,
+        ids=ids,
+        lse=torch.logsumexp(x, dim=1) if need_lse else None,
+        gathered=None if gather_columns is None else reference.take_columns(x, gather_columns),
+        flags=flags.to(torch.uint8),
+    )
+
+
+def join(parts: list[TopK]) -> TopK:
+    """Row chunks in order → one TopK."""
+    if len(parts) == 1:
+        return parts[0]
+    return TopK(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+@torch.no_grad()
+def topk_lse(
+    logits: torch.Tensor,
+    k: int,
+    *,
+    blocked: torch.Tensor | None = None,
+    gather_ids: torch.Tensor | None = None,
+    need_lse: bool = False,
+    backend: Backend = "auto",
+) -> TopK:
+    """The k largest logits of each row, exactly, in the order "value down, then lowest id".
+
+    −0 equals +0. NaN counts as −inf and flags the row; +inf is a value like any other and flags the row; −inf means masked. There is no gradient.
+
+    Args:
+        logits: [T, V] bfloat16, float16, float32 or float64.
+        k: how many ids; may exceed V or the number of allowed ids, the rest is then −1.
+        blocked: [b] int32 ids that count as −inf; ids outside [0, V) have no effect.
+        gather_ids: [T, g] int32 ids whose values are wanted besides (−1 is none).
+        need_lse: also the log-sum-exp of each row over the ids that are not blocked.
+
+    Raises:
+        ValueError: on wrong shapes, dtypes, k or backend.
+    """
+    op = "topk_lse"
+    resolve_backend(backend, op)
+    check_count(op, "k", k)
+    sizes = check_shapes(op, logits=(logits, "T V"), blocked=(blocked, "b"), gather_ids=(gather_ids, "T g"))
+    check_floating(op, logits=logits)
+    check_ids(op, blocked=blocked, gather_ids=gather_ids)
+    if sizes["V"] == 0:
+        raise ValueError(f"{op}: logits must have at least one column, got shape {list(logits.shape)}")
+    dead = reference.blocked_columns(sizes["V"], blocked, None, logits.device)
+    rows = rows_within(CHUNK_ELEMENTS, sizes["V"], most=1 << 16)
+    return join(
+        [
+            select_topk(
+                logits[span], k, dead=dead, gather_columns=None if gather_ids is None else gather_ids[span], need_lse=need_lse
+            )
+            for span in spans(sizes["T"], rows)
+        ]
+    )

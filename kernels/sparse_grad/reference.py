@@ -1,0 +1,37 @@
+"""Segment sums of scaled hidden rows, in plain torch: sort the entries by id, then add each id's entries in the order of their positions.
+
+Knows entries (id, position, factor); knows no loss. Letters: T positions, U ids a position, E = T·U entries, H features, V weight rows.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from arkfast.kernels.common.chunks import rows_within, spans
+
+CHUNK_ELEMENTS = 1 << 20
+"""Elements of the scaled hidden rows that exist at once (4 MB in float32)."""
+
+
+def accumulate(out: torch.Tensor, grad: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor) -> None:
+    """out[v] += Σ_{t,u: ids[t,u] = v} grad[t,u] · hidden[t], in place; entries with a negative id are left out.
+
+    Args:
+        out: [V, H] float32 or float64.
+        grad, ids: [T, U].
+        hidden: [T, H] in out's dtype.
+    """
+    # The sort is stable, so an id's entries stay in the order of t, then u: the sum's order is a function of the ids alone.
+    ids, order = ids.flatten().long().sort(stable=True)
+    factor = grad.flatten()[order].to(out.dtype)
+    position = order // max(1, grad.shape[1])
+    empty = (ids < 0)[:, None]
+    ids = ids.clamp_min(0)
+    for span in spans(ids.numel(), rows_within(CHUNK_ELEMENTS, hidden.shape[1], most=1 << 20)):
+        # Filled rather than multiplied by 0: an unused position may hold NaN.
+        rows = (hidden[position[span]] * factor[span, None]).masked_fill_(empty[span], 0.0)
+        if out.is_cuda:
+            # index_add_ adds by atomics on CUDA; index_put_ sorts its indices first and is deterministic there.
+            out.index_put_((ids[span],), rows, accumulate=True)
+        else:
+            out.index_add_(0, ids[span], rows)
