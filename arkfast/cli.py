@@ -45,10 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"arkfast {words[0]}: error: {error}", file=sys.stderr)
         return 2
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         if (error.name or "").partition(".")[0] == "arkfast":
             raise
-        print(f"arkfast {words[0]}: error: package '{error.name}' is not installed; arkfast doctor names the extra that brings it", file=sys.stderr)
+        what = f"package '{error.name}' is not installed" if isinstance(error, ModuleNotFoundError) and error.name else str(error)
+        print(f"arkfast {words[0]}: error: {what}; arkfast doctor names the extra that brings it", file=sys.stderr)
         return 2
 
 

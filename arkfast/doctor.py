@@ -18,7 +18,10 @@ DOORS = {
     "import (kernels)": ((), "pip install arkfast"),
     "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml"), "pip install 'arkfast[asr]'"),
     "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm"), "pip install 'arkfast[asr]'"),
-    "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"), "pip install 'arkfast[asr,quickstart]'"),
+    "quickstart": (
+        ("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"),
+        "pip install 'arkfast[asr,quickstart]'",
+    ),
 }
 
 

@@ -28,8 +28,8 @@ std::int64_t find_nonfinite(const float* samples, std::int64_t count);
 // Everything that does not depend on the samples. Immutable after construction, so one plan serves any number of threads.
 class LogMelPlan {
  public:
-  // Slaney mel filters (area-normalised triangles, 0 to 8000 Hz). Throws std::invalid_argument when n_mels is outside 1..201 or so
-  // large that a filter would cover no frequency bin.
+  // Slaney mel filters (area-normalised triangles, 0 to 8000 Hz). Throws std::invalid_argument when n_mels is outside 1..149: from
+  // 150 on, a filter would cover no frequency bin.
   explicit LogMelPlan(int n_mels);
 
   int n_mels() const { return static_cast<int>(filters_.size()); }

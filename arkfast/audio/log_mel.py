@@ -60,7 +60,7 @@ def _extension() -> Any | None:
             f"arkfast: the C++ extension is not available ({error}); LogMel runs on its NumPy reference, several times slower. "
             "Install a C++17 compiler and reinstall arkfast with ARKFAST_REQUIRE_EXT=1 to see what fails.",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
         return None
 
@@ -75,7 +75,7 @@ class LogMel:
         n_mels: mel filters; 80 or 128 in Whisper's models.
 
     Raises:
-        ValueError: n_mels is outside 1..201, or so large that a filter would cover no frequency bin.
+        ValueError: n_mels is outside 1..149: from 150 on, a filter would cover no frequency bin.
 
     Attributes:
         n_mels: as given.
@@ -142,7 +142,9 @@ class LogMel:
         """
         _check_options(pad, dtype, max_samples, overlong, pad_to_multiple_of)
         if not isinstance(waveforms, (list, tuple)):
-            raise TypeError(f"LogMel: expected a list of one-dimensional waveforms, got {type(waveforms).__name__}: pass one clip as [clip]")
+            raise TypeError(
+                f"LogMel: expected a list of one-dimensional waveforms, got {type(waveforms).__name__}: pass one clip as [clip]"
+            )
         if not waveforms:
             raise ValueError("LogMel: the list of waveforms is empty")
         clips = [_samples(i, item, max_samples, overlong) for i, item in enumerate(waveforms)]

@@ -33,7 +33,7 @@ def mel_filters(n_mels: int) -> NDArray[np.float64]:
         [n_mels, 201] float64, read-only.
 
     Raises:
-        ValueError: n_mels is outside 1..201, or so large that a filter would cover no frequency bin.
+        ValueError: n_mels is outside 1..149: from 150 on, a filter would cover no frequency bin.
     """
     if not 1 <= n_mels <= BINS:
         raise ValueError(f"n_mels must be 1 to {BINS}, got {n_mels}")
@@ -65,7 +65,9 @@ def log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None,
         floor: what a frame of silence in this clip would give.
     """
     padded = max(len(waveform), WINDOW_LENGTH) if padded is None else padded
-    assert waveform.ndim == 1 and 1 <= len(waveform) <= padded and padded >= WINDOW_LENGTH
+    assert waveform.ndim == 1
+    assert 1 <= len(waveform) <= padded
+    assert padded >= WINDOW_LENGTH
     row = np.zeros(padded)
     row[: len(waveform)] = waveform
     row = np.pad(row, WINDOW_LENGTH // 2, mode="reflect")

@@ -26,7 +26,7 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
     """
     samples = utterance.audio
     if isinstance(samples, str):
-        samples = audio.load(samples, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=_name(utterance))
+        samples = audio.load(samples, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=utterance.where or None)
     elif utterance.begin is not None or utterance.end is not None:
         rate = audio.SAMPLING_RATE
         samples = samples[int((utterance.begin or 0.0) * rate) : None if utterance.end is None else int(utterance.end * rate)]

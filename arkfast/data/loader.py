@@ -93,7 +93,9 @@ class Loader:
         prefetch: batches prepared ahead for each thread.
     """
 
-    def __init__(self, order: DataOrder, make: Callable[[list[int]], Batch], *, batch_size: int, workers: int = 0, prefetch: int = 2) -> None:
+    def __init__(
+        self, order: DataOrder, make: Callable[[list[int]], Batch], *, batch_size: int, workers: int = 0, prefetch: int = 2
+    ) -> None:
         self._order, self._make, self._batch_size = order, make, batch_size
         self._workers, self._prefetch = workers, prefetch
 

@@ -1,7 +1,7 @@
 """JSONL manifests: one utterance a line, every bad line named.
 
 Knows the row's fields; opens no audio. Fields are the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus
-``id`` and ``language``; any other field passes through in ``Utterance.extra``.
+``id`` and ``language``; any other field passes through in ``Utterance.extra`` (so do ``audio`` and ``task``, as the row gives them).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class Fields:
 OnError = Callable[[InputError, int, str], None]
 
 
-def iter_manifest(path: str | Path, *, fields: Fields = Fields(), task: str = "asr", on_error: OnError | None = None) -> Iterator[Utterance]:  # noqa: B008 (frozen)
+def iter_manifest(
+    path: str | Path, *, fields: Fields = Fields(), task: str = "asr", on_error: OnError | None = None
+) -> Iterator[Utterance]:  # noqa: B008 (frozen)
     """Each row of a JSONL file as an ``Utterance``, in file order, in constant memory. Blank lines are skipped.
 
     Relative audio paths resolve against the manifest's folder. A row without ``id`` is named ``<file name>:<line>``.
@@ -49,22 +51,19 @@ def iter_manifest(path: str | Path, *, fields: Fields = Fields(), task: str = "a
     """
     path = Path(path)
     try:
-        file = path.open(encoding="utf-8", errors="strict")
+        file = path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL manifest") from error
     with file:
-        number = 0
-        while True:
-            number += 1
-            try:
-                line = file.readline()
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
-            if not line:
-                return
+        for number, raw in enumerate(file, 1):
+            line = raw.decode("utf-8", errors="replace")
             if not line.strip():
                 continue
             try:
+                try:
+                    line = raw.decode("utf-8")
+                except UnicodeDecodeError as error:
+                    raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
                 yield _utterance(line, path, number, fields, task)
             except InputError as error:
                 if on_error is None:
@@ -114,8 +113,10 @@ def _utterance(line: str, path: Path, number: int, fields: Fields, task: str) ->
         raise InputError(f"{where}: field 'language' must be text, got {json.dumps(language)}")
     begin, end = _time(row, fields.begin, where), _time(row, fields.end, where)
     if begin is not None and end is not None and begin >= end:
-        raise InputError(f"{where}: {fields.begin} {begin:g} is {'at' if begin == end else 'past'} {fields.end} {end:g}; a segment needs a length")
-    known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language", "task"}
+        raise InputError(
+            f"{where}: {fields.begin} {begin:g} is {'at' if begin == end else 'past'} {fields.end} {end:g}; a segment needs a length"
+        )
+    known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language"}
     identity = row.get("id")
     return Utterance(
         id=str(identity) if identity is not None else f"{path.name}:{number}",

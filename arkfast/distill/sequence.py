@@ -11,20 +11,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from arkfast.kernels import audio_embed_merge
+from arkfast.engine.masks import decoder_mask
 from arkfast.records import Batch, Rollout
 
 Out = TypeVar("Out")
 Audio = tuple[torch.Tensor, torch.Tensor]
 
 
-def prompt_embeddings(model: Any, batch: Batch, audio: Audio) -> torch.Tensor:
-    """[B, P, H] embeddings of the prompts with ``audio`` (embeddings [B, A, H], lengths [B]) in the placeholders' stead."""
-    table = model.get_input_embeddings().weight
-    return audio_embed_merge(batch.input_ids, table, audio[0], audio[1], model.config.audio_token_id)
-
-
-def at_predicting_positions(model: Any, batch: Batch, audio: Audio, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]) -> Out:
+def at_predicting_positions(
+    model: Any, batch: Batch, audio: Audio, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]
+) -> Out:
     """Run the decoder over prompts and rollout tokens and hand ``head`` the states that predict the tokens.
 
     Args:
@@ -34,7 +30,7 @@ def at_predicting_positions(model: Any, batch: Batch, audio: Audio, rollout: Rol
         rollout: tokens of R rows.
         head: called inside the model's forward with (hidden [N, H], head weight [V, H]); N runs over produced tokens in packed order.
     """
-    prompts = prompt_embeddings(model, batch, audio)[rollout.owner]
+    prompts = model.encode_prompt(batch.input_ids, audio_embeds=audio)[rollout.owner]
     prompt_lens = batch.prompt_lens[rollout.owner]
     answers = model.get_input_embeddings()(rollout.tokens)
     width = prompts.shape[1] + rollout.tokens.shape[1]
@@ -48,4 +44,5 @@ def at_predicting_positions(model: Any, batch: Batch, audio: Audio, rollout: Rol
 
     row, position = rollout.packed_index()
     select = row * width + prompt_lens[row] + position - 1
-    return model(inputs_embeds=rows, position_ids=column[None].expand(len(rows), -1), use_cache=False, select=select, head=head)
+    mask = decoder_mask(model.config, column[None], width, rows.dtype, from_zero=True)
+    return model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from arkfast.engine.cache import SlotCache
+from arkfast.engine.masks import decoder_mask
 from arkfast.engine.sampling import gumbel_noise, restrict
 from arkfast.kernels import topk_lse
 from arkfast.records import AllowedTokens, Batch, Rollout
@@ -64,7 +65,7 @@ class Engine:
         embeds = self.model.encode_prompt(batch.input_ids, batch.mel, batch.mel_lens)
         cache = SlotCache(self.model.config, batch.size, length if n == 1 else prompt_width, dtype=embeds.dtype, device=device)
         cache.write_at(None, prompt_width)
-        hidden = self._forward(cache, torch.arange(prompt_width, device=device)[None], causal=True, inputs_embeds=embeds)
+        hidden = self._forward(cache, torch.arange(prompt_width, device=device)[None], from_zero=True, inputs_embeds=embeds)
         hidden = hidden[torch.arange(batch.size, device=device), batch.prompt_lens - 1]
 
         owner = torch.arange(batch.size, device=device).repeat_interleave(n)
@@ -92,7 +93,7 @@ class Engine:
             if step + 1 == max_new_tokens or ((step + 1) % check_every == 0 and bool(done.all())):
                 break
             cache.write_at(position, prompt_width + step + 1)
-            hidden = self._forward(cache, position[:, None], causal=False, input_ids=token[:, None])[:, 0]
+            hidden = self._forward(cache, position[:, None], from_zero=False, input_ids=token[:, None])[:, 0]
             position = position + 1
         rollout = Rollout(tokens=torch.stack(tokens, 1), lens=lens, stopped=done, owner=owner)
         row, place = rollout.packed_index()
@@ -105,18 +106,12 @@ class Engine:
             logprob=torch.stack(logprob, 1)[row, place] if self.logprobs else None,
         )
 
-    def _forward(self, cache: SlotCache, positions: torch.Tensor, *, causal: bool, **inputs: torch.Tensor) -> torch.Tensor:
-        """Hidden states [R, tokens, H]. Rows see the keys up to their own position."""
-        eager = self.model.config._attn_implementation == "eager"
-        mask = None  # a prefill without a mask takes the attention's own causal path
-        if eager or not causal:
-            mask = torch.arange(cache.limit, device=positions.device)[None, None, None, :] <= positions[:, None, :, None]
-            if eager:
-                mask = torch.zeros_like(mask, dtype=cache.keys.dtype).masked_fill(~mask, torch.finfo(cache.keys.dtype).min)
+    def _forward(self, cache: SlotCache, positions: torch.Tensor, *, from_zero: bool, **inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden states [R, tokens, H]."""
         return self.model.model(
             **inputs,
             position_ids=positions,
-            attention_mask={"full_attention": mask},
+            attention_mask=decoder_mask(self.model.config, positions, cache.limit, cache.keys.dtype, from_zero=from_zero),
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state

@@ -137,13 +137,13 @@ class Scores:
             ("coverage", f"{self.scored} of {self.utterances} rows ({_percent(self.coverage)})"),
         ]
         if self.failed:
-            lines.append(("failed", f"{self.failed} rows; {name} counting them as deletions {_percent(self.rate_with_failures)}"))
+            lines.append(("failed", f"{_rows(self.failed)}; {name} counting them as deletions {_percent(self.rate_with_failures)}"))
         if self.without_reference:
-            lines.append(("no reference", f"{self.without_reference} rows"))
+            lines.append(("no reference", _rows(self.without_reference)))
         if self.truncated:
             lines.append(("cut short", f"{self.truncated} transcripts reached the token limit"))
         if self.empty_references:
-            lines.append(("empty references", f"{self.empty_references} rows; {self.insertions_on_empty} {self.unit}s inserted there"))
+            lines.append(("empty references", f"{_rows(self.empty_references)}; {self.insertions_on_empty} {self.unit}s inserted there"))
         lines.append(("normalizer", self.normalizer))
         width = max(len(label) for label, _ in lines)
         return "\n".join(f"{label:<{width}}  {value}" for label, value in lines)
@@ -236,6 +236,10 @@ def _clean(text: str | None, row: Mapping[str, Any], normalizer: str) -> str | N
 
 def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _rows(count: int) -> str:
+    return f"{count} row" if count == 1 else f"{count} rows"
 
 
 def _percent(value: float) -> str:

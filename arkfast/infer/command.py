@@ -130,7 +130,7 @@ def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Resul
     bad: list[Result] = []
 
     def keep(error: InputError, number: int, line: str) -> None:
-        bad.append(bad_line(error, path, number, line, audio_field=fields.audio, text_field=fields.text))
+        bad.append(bad_line(error, path, number, line, fields=fields))
 
     for utterance in iter_manifest(path, fields=fields, on_error=keep):
         # bad lines that stood before this row were reported while it was looked for
@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{summary.line()} → {config.output}")
     if summary.failed and not config.allow_failures:
         print(
-            f'arkfast transcribe: {summary.failed} rows failed, each with "status": "error" and its reason in {config.output}; '
+            f'arkfast transcribe: failed rows: {summary.failed}, each with "status": "error" and its reason in {config.output}; '
             "--allow_failures true accepts them",
             file=sys.stderr,
         )

@@ -42,7 +42,7 @@ def transcribe_stream(
 
     Args:
         items: utterances, and results that are already known (rows that failed before), which pass through in their places.
-        features: makes a clip's features; any exception fails that clip alone.
+        features: makes a clip's features; any exception but an ImportError fails that clip alone.
         decode: transcribes a batch; when it raises, the batch is halved until the bad clip stands alone.
         batch_size: most clips in a batch.
         window: items sorted together.
@@ -50,6 +50,7 @@ def transcribe_stream(
 
     Raises:
         DeviceLost: from ``decode``; results of the windows before have been yielded.
+        ImportError: from ``features``: no clip can be read without the package.
     """
     stream = iter(items)
     while taken := list(islice(stream, window)):
@@ -60,6 +61,8 @@ def transcribe_stream(
                 continue
             try:
                 clips.append((i, item, features(item)))
+            except ImportError:  # a missing package is nobody's clip
+                raise
             except Exception as error:  # one clip's fault, whatever it is, must not cost the others
                 results[i] = Result(utterance=item, error=_message(item, error))
         clips.sort(key=lambda clip: -clip[2].shape[1])

@@ -18,7 +18,8 @@ NORMALIZERS = ("basic", "none", "whisper")
 
 _ENGLISH = frozenset({"en", "eng", "english"})
 _WITHOUT_SPACES = frozenset({"zh", "zho", "chinese", "mandarin", "yue", "cantonese", "ja", "jpn", "japanese"})
-_APOSTROPHES = dict.fromkeys(map(ord, "’‘ʼ＇`´"), "'")  # typographic, modifier and full-width forms, and the accents typed in their place
+# typographic, modifier and full-width forms, the accents typed in their place, and the one letter that NFKC takes apart into such a form
+_APOSTROPHES: dict[int, str] = dict.fromkeys(map(ord, "’‘ʼ＇`´"), "'") | {ord("ŉ"): "'n"}
 _ZERO_WIDTH_SPACE = "\u200b"
 
 

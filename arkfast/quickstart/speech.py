@@ -2,11 +2,12 @@
 
 Knows the library's C interface, its voices and its habits; knows no corpus, no noise and no manifest.
 
-espeak-ng keeps its state in global variables of the process. Left alone, a clip depends on every clip before it (oscillator phase, flutter,
-echo buffer) and on the clock (noise is seeded with the time). So each call of ``speak`` or ``speak_lines`` loads the library afresh, seeds it,
-speaks and unloads it, which makes what it returns a function of its arguments: the same in any order and any process of one machine. A fresh
-library takes 4 ms until it speaks, mostly to read its list of voices, so many lines are best spoken in one call. Where the loader refuses to
-unload a library (musl; another package holding the same file), clips still sound right but depend on their order.
+espeak-ng keeps its state in global variables of the process. Left alone, a clip depends on every clip before it (oscillator phase,
+flutter, echo buffer) and on the clock (noise is seeded with the time). So each call of ``speak`` or ``speak_lines`` loads the library
+afresh, seeds it, speaks and unloads it, which makes what it returns a function of its arguments: the same in any order and any process
+of one machine. A fresh library takes 4 ms until it speaks, mostly to read its list of voices, so many lines are best spoken in one
+call. Where the loader refuses to unload a library (musl; another package holding the same file), clips still sound right but depend on
+their order.
 
 It is not thread-safe either: a lock lets one call in at a time. For parallel speech use processes.
 """
@@ -110,8 +111,8 @@ class Synthesizer:
         """Speak ``lines``, in order.
 
         Returns:
-            One float32 array [n] at 16 kHz in [−1, 1] for each line, silence beyond 50 ms around the speech cut off. The list is the same for
-            the same lines; one array in it depends, inaudibly, on the lines before it.
+            One float32 array [n] at 16 kHz in [−1, 1] for each line, silence beyond 50 ms around the speech cut off. The list is the
+            same for the same lines; an array in it depends, inaudibly, on the lines before it.
 
         Raises:
             InputError: an unknown voice, a rate or pitch out of range, or text that makes no sound.
@@ -167,7 +168,7 @@ def _speak(library: ctypes.CDLL, line: Line, name: str) -> None:
     """Set the voice and say the line; its samples go to the library's callback."""
     failed = library.espeak_SetVoiceByName(name.encode())
     current = library.espeak_GetCurrentVoice().contents.identifier
-    assert not failed and current == name.encode(), f"espeak-ng took {current!r} for {name!r}"
+    assert (failed, current) == (0, name.encode()), f"espeak-ng took {current!r} for {name!r}"
     library.espeak_SetParameter(_PARAMETER_RATE, int(line.rate), 0)
     library.espeak_SetParameter(_PARAMETER_PITCH, int(line.pitch), 0)
     text = line.text.encode()

@@ -119,7 +119,9 @@ class MasterAdamW:
             saved = tensors.get(f"master/{name}")
             if saved is None or saved.shape != master.shape:
                 there = "nothing" if saved is None else tuple(saved.shape)
-                raise ValueError(f"optimizer state: parameter {name} {tuple(master.shape)} has {there} saved; the checkpoint is another model's")
+                raise ValueError(
+                    f"optimizer state: parameter {name} {tuple(master.shape)} has {there} saved; the checkpoint is another model's"
+                )
             master.copy_(saved)
             self._model[name].copy_(master)
         for name, master in self._master.items():

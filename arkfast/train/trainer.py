@@ -42,7 +42,9 @@ class Trainer:
 
     def __init__(self, config: TrainConfig) -> None:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError("WORLD_SIZE is above 1: this version trains in one process; use torchrun --nproc_per_node 1 or plain arkfast train")
+            raise InputError(
+                "WORLD_SIZE is above 1: this version trains in one process; use torchrun --nproc_per_node 1 or plain arkfast train"
+            )
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.config = config
@@ -185,7 +187,13 @@ class Trainer:
         )
         record = {"step": self._state.step, "epoch": self._state.cursor / len(self._rows), "stage": config.stage, "loss": loss_value}
         record |= _means(sums) | {"positions": int(count), "grad_norm": norm, "lr": lr, "skipped": not finite}
-        record |= {"audio_seconds": round(seconds, 2), "data_wait": round(waited, 4), "time_per_step": round(time.perf_counter() - started, 4)}
+        if config.stage != "sft":
+            record["teacher_backend"] = config.teacher_backend
+        record |= {
+            "audio_seconds": round(seconds, 2),
+            "data_wait": round(waited, 4),
+            "time_per_step": round(time.perf_counter() - started, 4),
+        }
         log.step(record)
         if skipped >= config.max_skipped_steps:
             raise RuntimeError(
@@ -229,5 +237,3 @@ def _checkpoint_folder(path: Path, flag: str) -> Path:
     if not (path / "config.json").is_file():
         raise InputError(f"{flag} {path}: no config.json there; give the folder of a checkpoint")
     return path
-
-

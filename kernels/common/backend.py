@@ -9,6 +9,11 @@ from arkfast.kernels.common.checks import check_choice
 Backend = Literal["auto", "triton", "torch"]
 
 
+def available_backends() -> tuple[str, ...]:
+    """The backends that can run here, best first; "auto" takes the first that an op has."""
+    return ("torch",)
+
+
 def resolve_backend(backend: str, op: str = "arkfast.kernels") -> str:
     """The backend that runs for a request: "auto" and "torch" give "torch".
 

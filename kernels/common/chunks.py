@@ -24,7 +24,8 @@ def spans(total: int, step: int) -> Iterator[slice]:
 def padded_rows(x: torch.Tensor, rows: int) -> torch.Tensor:
     """x [n, H] with zero rows appended up to ``rows``.
 
-    A matrix product may sum in another order for another number of rows; with every chunk at one size, a row's result depends on the row alone.
+    A matrix product may sum in another order for another number of rows. With every chunk at one size, a row's result depends on the
+    row alone.
     """
     if x.shape[0] == rows:
         return x

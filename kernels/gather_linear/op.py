@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
-
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
 from arkfast.kernels.common.precision import wide_dtype, without_autocast
 from arkfast.kernels.gather_linear import reference
 from arkfast.kernels.sparse_grad import sparse_weight_grad
+from torch.autograd.function import once_differentiable
 
 
 class _GatherLinear(torch.autograd.Function):
@@ -40,8 +39,8 @@ class _GatherLinear(torch.autograd.Function):
 def gather_linear(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, *, backend: Backend = "auto") -> torch.Tensor:
     """scores[t, u] = weight[ids[t, u]] · hidden[t], with gradients to ``hidden`` and ``weight``.
 
-    The weight's gradient is a dense [V, H] tensor, zero outside the gathered rows, summed in a fixed order (``sparse_weight_grad``) in float32 or
-    wider and rounded once to the weight's dtype. Gradients of gradients are not available.
+    The weight's gradient is a dense [V, H] tensor, zero outside the gathered rows, summed in a fixed order (``sparse_weight_grad``) in
+    float32 or wider and rounded once to the weight's dtype. Gradients of gradients are not available.
 
     Args:
         hidden: [T, H] bfloat16, float16, float32 or float64.

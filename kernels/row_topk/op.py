@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import rows_within, spans
@@ -46,7 +45,10 @@ def select_topk(
     gather_columns: torch.Tensor | None = None,
     need_lse: bool = False,
 ) -> TopK:
-    """One buffer of logits [n, V] → TopK. ``dead`` [V] bool marks columns left out, ``column_ids`` [V] names them, ``gather_columns`` is [n, g]."""
+    """One buffer of logits [n, V] → TopK.
+
+    ``dead`` [V] bool marks columns left out, ``column_ids`` [V] are the ids columns stand for, ``gather_columns`` is [n, g].
+    """
     x, has_nan, has_inf = reference.clean(logits, dead)
     values, ids = reference.select(x, k, column_ids)
     flags = has_nan * FLAG_NAN + has_inf * FLAG_INF + (ids[:, -1] < 0) * FLAG_SHORT
@@ -78,7 +80,8 @@ def topk_lse(
 ) -> TopK:
     """The k largest logits of each row, exactly, in the order "value down, then lowest id".
 
-    −0 equals +0. NaN counts as −inf and flags the row; +inf is a value like any other and flags the row; −inf means masked. There is no gradient.
+    −0 equals +0. NaN counts as −inf and flags the row; +inf is a value like any other and flags the row; −inf means masked. There is no
+    gradient.
 
     Args:
         logits: [T, V] bfloat16, float16, float32 or float64.
@@ -102,9 +105,7 @@ def topk_lse(
     rows = rows_within(CHUNK_ELEMENTS, sizes["V"], most=1 << 16)
     return join(
         [
-            select_topk(
-                logits[span], k, dead=dead, gather_columns=None if gather_ids is None else gather_ids[span], need_lse=need_lse
-            )
+            select_topk(logits[span], k, dead=dead, gather_columns=None if gather_ids is None else gather_ids[span], need_lse=need_lse)
             for span in spans(sizes["T"], rows)
         ]
     )

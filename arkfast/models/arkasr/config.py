@@ -59,12 +59,11 @@ class ArkasrConfig(Qwen2Config):
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; ``rope_theta`` also stands flat, where readers of the older layout look for it."""
-        fields = super().to_dict()
-        return _with_flat_theta(fields)
+        return _as_stored(super().to_dict())
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As :meth:`to_dict`, without the fields that equal their defaults: what ``config.json`` holds."""
-        return _with_flat_theta(super().to_diff_dict())
+        return _as_stored(super().to_diff_dict())
 
 
 WHISPER_LARGE_V3: dict[str, Any] = {
@@ -78,7 +77,8 @@ WHISPER_LARGE_V3: dict[str, Any] = {
 }
 
 
-def _with_flat_theta(fields: dict[str, Any]) -> dict[str, Any]:
+def _as_stored(fields: dict[str, Any]) -> dict[str, Any]:
+    fields.pop("auto_map", None)  # names code files of the official repository, which a saved checkpoint does not hold
     rope = fields.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
         fields["rope_theta"] = rope["rope_theta"]

@@ -87,7 +87,7 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
 
         table = self.model.embed_tokens.weight
         embeddings, counts = self.get_audio_features(audios, audio_lens) if audio_embeds is None else audio_embeds
-        return audio_embed_merge(input_ids, table, embeddings.to(table.dtype), counts, self.config.audio_token_id)
+        return audio_embed_merge(input_ids, table, embeddings, counts, self.config.audio_token_id)
 
     def forward(
         self,

@@ -5,18 +5,20 @@ Knows sizes and files; trains no weight. The same arguments write the same bytes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, Qwen2Tokenizer
+from transformers import Qwen2Tokenizer, WhisperFeatureExtractor
 
 from arkfast.data import prompt
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.models.arkasr.processing import ArkasrProcessor
 
+N_MELS = 128
 END_OF_TEXT = "<|endoftext|>"
 ADDED_TOKENS = (
     END_OF_TEXT,
@@ -56,20 +58,97 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int, extra_text: Iterab
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - len(ADDED_TOKENS), initial_alphabet=alphabet, show_progress=False)
     trained.train_from_iterator([*texts, *extra_text], trainer)
     base = trained.get_vocab()
-    # A byte-level vocabulary is closed under its merges, so the merges can be read back from what the trainer stored.
-    return _tokenizer(dict(sorted(base.items(), key=lambda item: item[1])), _merges(trained))
+    merges = json.loads(trained.to_str())["model"]["merges"]  # pairs, or "left right" as older tokenizers wrote them
+    pairs = [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in merges]
+    return _tokenizer(dict(sorted(base.items(), key=lambda item: item[1])), pairs)
 
 
-def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    import json
+def new_checkpoint(
+    path: str | Path,
+    tokenizer: Qwen2Tokenizer,
+    *,
+    seed: int,
+    initializer_range: float = 0.02,
+    d_model: int = 128,
+    encoder_layers: int = 2,
+    encoder_attention_heads: int = 4,
+    encoder_ffn_dim: int | None = None,
+    hidden_size: int = 128,
+    intermediate_size: int | None = None,
+    num_hidden_layers: int = 2,
+    num_attention_heads: int = 4,
+    num_key_value_heads: int | None = None,
+    max_position_embeddings: int = 4096,
+    tie_word_embeddings: bool = True,
+    vocab_size: int | None = None,
+) -> Path:
+    """Write a checkpoint of random float32 weights: model, tokenizer and processor files in the official layout.
 
-    stored = json.loads(tokenizer.to_str())["model"]["merges"]
-    return [tuple(merge) if isinstance(merge, list) else tuple(merge.split(" ")) for merge in stored]
+    Args:
+        path: the folder; made when absent.
+        tokenizer: from :func:`build_tokenizer`, or one with the same added tokens.
+        seed: of the weights; the process's own generator is left as it was.
+        initializer_range: standard deviation of every weight that is not a norm's.
+        d_model: encoder width; a multiple of four times its heads, for the rotary pairs.
+        encoder_layers: of the encoder.
+        encoder_attention_heads: of the encoder.
+        encoder_ffn_dim: None: 4 · d_model.
+        hidden_size: decoder width.
+        intermediate_size: None: 3 · hidden_size.
+        num_hidden_layers: of the decoder.
+        num_attention_heads: of the decoder.
+        num_key_value_heads: of the decoder; None: as many as attention heads.
+        max_position_embeddings: the decoder's longest sequence.
+        tie_word_embeddings: whether the head is the token table.
+        vocab_size: rows of the token table; None: as many as the tokenizer has ids.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        ValueError: sizes that do not fit each other, or a vocabulary smaller than the tokenizer.
+    """
+    rows = len(tokenizer) if vocab_size is None else vocab_size
+    if rows < len(tokenizer):
+        raise ValueError(f"new_checkpoint: vocab_size must be at least the tokenizer's {len(tokenizer)} ids, got {rows}")
+    if d_model % (4 * encoder_attention_heads):
+        raise ValueError(f"new_checkpoint: d_model must be a multiple of 4 · encoder_attention_heads, got {d_model} and {encoder_attention_heads}")
+    if hidden_size % (2 * num_attention_heads):
+        raise ValueError(f"new_checkpoint: hidden_size must be a multiple of 2 · num_attention_heads, got {hidden_size} and {num_attention_heads}")
+    special = {token: tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS}
+    config = ArkasrConfig(
+        vocab_size=rows,
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size or 3 * hidden_size,
+        num_hidden_layers=num_hidden_layers,
+        num_attention_heads=num_attention_heads,
+        num_key_value_heads=num_key_value_heads or num_attention_heads,
+        max_position_embeddings=max_position_embeddings,
+        initializer_range=initializer_range,
+        tie_word_embeddings=tie_word_embeddings,
+        audio_token_id=special[prompt.AUDIO],
+        bos_token_id=special[END_OF_TEXT],
+        pad_token_id=special[END_OF_TEXT],
+        eos_token_id=special[prompt.END_OF_TURN],
+        whisper_config={
+            "d_model": d_model,
+            "encoder_layers": encoder_layers,
+            "encoder_attention_heads": encoder_attention_heads,
+            "encoder_ffn_dim": encoder_ffn_dim or 4 * d_model,
+            "num_mel_bins": N_MELS,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ArkasrForConditionalGeneration(config)
+    path = Path(path)
+    model.save_pretrained(path)
+    ArkasrProcessor(WhisperFeatureExtractor(feature_size=N_MELS), tokenizer).save_pretrained(path)
+    return path
 
 
 def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=END_OF_TEXT, bos_token=None, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS], special_tokens=True)
     tokenizer.eos_token = prompt.END_OF_TURN  # not in the constructor, which would give it the first id after the base vocabulary
-    tokenizer.padding_side = "left"
     return tokenizer

@@ -17,12 +17,12 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from arkfast.data import prompt
+from arkfast.models.arkasr.audio_input import SAMPLING_RATE, read_audio, seconds
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
     from arkfast.audio import LogMel
 
-SAMPLING_RATE = 16_000
 HOP_LENGTH = 160
 MAX_SAMPLES = 30 * SAMPLING_RATE  # the training distribution's longest clip
 
@@ -40,8 +40,6 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
 """
 """The prompt's layout: no blank and no newline between its parts, one placeholder a clip (expanded when tokenised)."""
-
-Audio = str | Path | np.ndarray
 
 
 class ArkasrProcessor(ProcessorMixin):
@@ -66,7 +64,6 @@ class ArkasrProcessor(ProcessorMixin):
         self.audio_token = audio_token
         self.merge_factor = merge_factor
         self.audio_dtype = audio_dtype
-        self.tokenizer.padding_side = "left"  # decoder-only generation continues the last column
 
     def apply_chat_template(
         self,
@@ -251,12 +248,9 @@ class ArkasrProcessor(ProcessorMixin):
                 if len(clip) > audio_max_length:
                     dropped = (len(clip) - audio_max_length) / SAMPLING_RATE
                     warnings.warn(f"clip {i}: its last {dropped:.2f} s lie past audio_max_length and are not transcribed", stacklevel=3)
-            clips = [clip[:audio_max_length] for clip in clips]
-        limit = audio_max_length or MAX_SAMPLES
-        try:
-            return _log_mel()(list(clips), max_samples=limit, overlong="raise")
-        except ValueError as error:
-            raise InputError(str(error)) from error
+        return _log_mel(self.feature_extractor.feature_size)(
+            list(clips), max_samples=audio_max_length or MAX_SAMPLES, overlong="raise" if audio_max_length is None else "truncate"
+        )
 
     def _clip(self, turns: Sequence[Mapping[str, Any]], where: str, sampling_rate: int) -> np.ndarray:
         """The one clip of a conversation, 16 kHz mono float32."""
@@ -276,7 +270,36 @@ class ArkasrProcessor(ProcessorMixin):
         return read_audio(
             given[0],
             sampling_rate=int(part.get("sampling_rate") or sampling_rate),
-            begin=_seconds(part.get("begin_time")),
-            end=_seconds(part.get("end_time")),
+            begin=seconds(part.get("begin_time"), where),
+            end=seconds(part.get("end_time"), where),
             where=where,
         )
+
+
+@functools.cache
+def _log_mel(n_mels: int) -> LogMel:
+    from arkfast.audio import LogMel
+
+    return LogMel(n_mels)
+
+
+def _only(name: str, value: Any, *known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"ArkasrProcessor: {name} must be {' or '.join(map(repr, known))}, got {value!r}")
+
+
+def _is_batch(conversation: Sequence[Any]) -> bool:
+    return len(conversation) > 0 and not isinstance(conversation[0], Mapping)
+
+
+def _conversations(conversation: Sequence[Any]) -> list[Sequence[Mapping[str, Any]]]:
+    conversations = list(conversation) if _is_batch(conversation) else [conversation]
+    for i, turns in enumerate(conversations):
+        if isinstance(turns, (str, Mapping)) or not turns:
+            raise InputError(f"conversation {i}: expected a non-empty list of turns, got {turns!r}")
+        for turn in turns:
+            if not isinstance(turn, Mapping) or not {"role", "content"} <= set(turn):
+                raise InputError(f"conversation {i}: a turn needs 'role' and 'content', got {turn!r}")
+            if turn["role"] not in ("system", "user", "assistant"):
+                raise InputError(f"conversation {i}: role must be 'system', 'user' or 'assistant', got {turn['role']!r}")
+    return conversations

@@ -1,0 +1,58 @@
+"""The quickstart's report: one call writes the table, the picture and the page.
+
+Knows the names of the files and what callers import; the records and the table are ``results``, the drawing is ``picture``, the sentences
+are ``page``.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from arkfast.quickstart.page import findings, headline_of, render_page, verdict
+from arkfast.quickstart.picture import draw_picture
+from arkfast.quickstart.results import ARM_LABELS, ArmRow, Difference, Rate, Report, Transcription, align, render_table
+
+__all__ = [
+    "ARM_LABELS",
+    "ArmRow",
+    "Difference",
+    "Rate",
+    "Report",
+    "Transcription",
+    "align",
+    "draw_picture",
+    "findings",
+    "headline_of",
+    "render_page",
+    "render_table",
+    "verdict",
+    "write_report",
+]
+
+
+def write_report(folder: Path, report: Report) -> Path:
+    """Write ``table.txt``, ``picture.png`` and ``report.html`` into ``folder``, each whole or not at all, replacing older ones.
+
+    May be called again as arms finish.
+
+    Args:
+        folder: made when absent.
+        report: what to say; unfinished rows are fine.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        InputError: matplotlib is missing.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as unfinished:
+        picture = draw_picture(report, Path(unfinished) / "picture.png")
+        (Path(unfinished) / "table.txt").write_text(render_table(report.rows) + "\n", encoding="utf-8")
+        (Path(unfinished) / "report.html").write_text(render_page(report, picture.read_bytes()), encoding="utf-8")
+        for name in ("table.txt", "picture.png", "report.html"):
+            os.replace(Path(unfinished) / name, folder / name)
+    return folder / "report.html"

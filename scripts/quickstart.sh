@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# The main job on a fresh machine: sets up, then synthesises speech, trains a teacher and a student, and improves the student by
+# on-policy distillation. Leaves runs/quickstart/ with a report. Arguments go to `arkfast quickstart` (--help lists them).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+bash scripts/setup.sh
+export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
+exec .venv/bin/arkfast quickstart "$@"

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes .venv and installs arkfast into it, once: a second run with nothing changed returns at once.
+# Usage: bash scripts/setup.sh   (PYTHON=python3.12 to choose an interpreter)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+python="${PYTHON:-python3}"
+stamp=.venv/.arkfast-setup
+wanted="$(cat setup.py pyproject.toml constraints.txt csrc/* scripts/setup.sh | cksum)"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  exit 0
+fi
+
+"$python" - <<'PY'
+import sys
+if sys.version_info < (3, 10):
+    sys.exit(f"arkfast needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON to another interpreter")
+PY
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "arkfast: installing into .venv (first time: a few minutes, about 3 GB)"
+.venv/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" 2>&1 | grep -v "is ignored: it is neither a file nor a directory" || true
+# One resolver run for everything, so that the pin in constraints.txt decides which torch build comes.
+.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[asr,serve,eval,train,quickstart,dev]' 2>&1 |
+  { grep -v "is ignored: it is neither a file nor a directory" || true; }
+.venv/bin/python -c "import arkfast.cli"
+printf '%s' "$wanted" >"$stamp"

@@ -1,0 +1,102 @@
+"""From utterances to tensors: prompt layout, token counts, targets, and errors that name the row."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+import arkfast.models  # noqa: F401  (registers the tokenizer's model type)
+from arkfast.audio import LogMel
+from arkfast.data import Prompt, audio_token_count, collate, extract, read_manifest, target_ids
+from arkfast.records import InputError, Utterance
+from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return AutoTokenizer.from_pretrained(tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+def test_token_count_law():
+    assert [audio_token_count(n) for n in (3000, 1205, 400, 1, 7, 8, 15)] == [375, 150, 50, 1, 1, 1, 2]
+
+
+def test_prompt_equals_the_tokenised_string(tokenizer):
+    prompt = Prompt.asr(tokenizer)
+    text = "<|user|><|begin_of_audio|>" + "<|audio|>" * 50 + "<|end_of_audio|>Please transcribe this audio.<|assistant|>"
+    assert prompt.ids(400) == tokenizer.encode(text, add_special_tokens=False)
+
+
+def test_prompt_needs_an_ark_tokenizer():
+    class Foreign:
+        unk_token_id = 0
+
+        def convert_tokens_to_ids(self, token):
+            return 5 if token == "<|user|>" else 0
+
+    with pytest.raises(ValueError, match=r"has no <\|begin_of_audio\|>, <\|audio\|>"):
+        Prompt.asr(Foreign())
+
+
+def test_batch(tokenizer):
+    prompt, log_mel = Prompt.asr(tokenizer), LogMel()
+    rows = [Utterance(id=f"u{i}", audio=synthetic_speech(s, seed=i), text=t) for i, (s, t) in enumerate([(1.0, "one two"), (0.5, "three")])]
+    features = [extract(row, log_mel) for row in rows]
+    batch = collate(rows, features, prompt, tokenizer)
+    assert batch.mel.shape == (2, 128, 100)
+    assert batch.mel_lens.tolist() == [100, 50]
+    assert torch.equal(batch.mel[1, :, :50], torch.from_numpy(features[1]))
+    assert batch.input_ids[1, : batch.prompt_lens[1]].tolist() == prompt.ids(50)
+    assert (batch.input_ids == prompt.audio_id).sum(1).tolist() == [12, 6]
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert batch.target_ids[0, : batch.target_lens[0]].tolist() == [*tokenizer.encode("one two", add_special_tokens=False), end]
+    assert batch.seconds == pytest.approx(1.5)
+    assert collate(rows, features, prompt).target_ids is None
+
+
+def test_features_do_not_depend_on_the_batch(tokenizer):
+    log_mel = LogMel()
+    row = Utterance(id="u", audio=synthetic_speech(0.73, seed=3))
+    alone = extract(row, log_mel)
+    batch = collate(
+        [Utterance(id="v", audio=synthetic_speech(2.0, seed=4)), row],
+        [extract(Utterance(id="v", audio=synthetic_speech(2.0, seed=4)), log_mel), alone],
+        Prompt.asr(tokenizer),
+    )
+    assert torch.equal(batch.mel[1, :, : batch.mel_lens[1]], torch.from_numpy(alone))
+
+
+def test_supervision_needs_text(tokenizer):
+    for text in (None, "  "):
+        with pytest.raises(InputError, match=r"m.jsonl:3: no text"):
+            target_ids(Utterance(id="u", audio="a.wav", text=text, where="m.jsonl:3"), tokenizer)
+
+
+def test_bad_audio_names_manifest_line_and_file(tmp_path):
+    write_wav(tmp_path / "good.wav", synthetic_speech(1.0, seed=0))
+    nan = synthetic_speech(1.0, seed=0)
+    nan[100] = np.nan
+    import soundfile
+
+    soundfile.write(tmp_path / "nan.wav", nan, 16000, subtype="FLOAT")
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "zero.wav").write_bytes(b"")
+    write_wav(tmp_path / "long.wav", np.zeros(16000 * 31, dtype=np.float32))
+    cases = [
+        ({"audio": "absent.wav"}, "absent.wav"),
+        ({"audio": "nan.wav"}, "nan.wav"),
+        ({"audio": "text.wav"}, "text.wav"),
+        ({"audio": "zero.wav"}, "zero.wav"),
+        ({"audio": "good.wav", "begin_time": 0.5, "end_time": 4.0}, "good.wav"),
+        ({"audio": "good.wav", "begin_time": 3.0}, "good.wav"),
+        ({"audio": "long.wav"}, "long.wav"),
+    ]
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row, _ in cases))
+    for number, (utterance, (_, name)) in enumerate(zip(read_manifest(manifest), cases, strict=True), 1):
+        with pytest.raises(InputError) as raised:
+            extract(utterance, LogMel())
+        assert str(raised.value).startswith(f"{manifest}:{number}: "), raised.value
+        assert name in str(raised.value)

@@ -1,0 +1,276 @@
+"""Transcription with a tiny random model: every row accounted for, each transcript its clip's own, and no file lost."""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from arkfast import Transcriber
+from arkfast.audio import LogMel
+from arkfast.data import Prompt, collate, extract
+from arkfast.engine import Engine
+from arkfast.infer.command import main
+from arkfast.infer.result import OUTPUT_FIELDS, Result
+from arkfast.models import load_model
+from arkfast.records import AllowedTokens, InputError, Utterance
+from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+TOKENS = "24"
+SECONDS = (0.4, 1.3, 0.7, 2.1, 0.9)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audio")
+    for i, seconds in enumerate(SECONDS):
+        write_wav(folder / f"{i}.wav", synthetic_speech(seconds, seed=i))
+    (folder / "empty.wav").write_bytes(b"")
+    (folder / "text.wav").write_text("not audio")
+    import soundfile
+
+    soundfile.write(folder / "nan.wav", np.full(8000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    return folder
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_manifest(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def transcribe(tmp_path: Path, model: Path) -> Callable[..., tuple[int, Path]]:
+    """Run the command on manifest lines; returns its exit code and the output's path."""
+
+    def run(lines: list[Any], *flags: str) -> tuple[int, Path]:
+        manifest, output = write_manifest(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+        base = [
+            "--input",
+            str(manifest),
+            "--output",
+            str(output),
+            "--model_path",
+            str(model),
+            "--max_new_tokens",
+            TOKENS,
+            "--device",
+            "cpu",
+        ]
+        return main([*base, *flags]), output
+
+    return run
+
+
+def test_every_line_has_one_row_and_good_ones_equal_those_transcribed_alone(
+    transcribe: Callable[..., tuple[int, Path]], model: Path, audio: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines: list[Any] = [
+        {"audio": str(audio / "0.wav"), "text": "zero", "language": "en", "speaker": 7},
+        {"audio": str(audio / "gone.wav"), "text": "gone"},
+        {"audio": str(audio / "1.wav"), "id": "one"},
+        '{"audio": "half',
+        {"audio": str(audio / "nan.wav"), "text": "nan"},
+        {"audio": str(audio / "2.wav"), "begin_time": 0.5, "end_time": 0.25, "text": "backwards", "id": "b"},
+        {"audio": str(audio / "3.wav"), "begin_time": 0.5, "end_time": 1.5},
+        {"audio": str(audio / "empty.wav")},
+        {"text": "no audio at all"},
+        "[1, 2]",
+        {"audio": str(audio / "text.wav")},
+        {"audio": str(audio / "3.wav"), "begin_time": -1, "end_time": None},
+        {"audio": str(audio / "2.wav"), "end_time": 60},
+        {"audio": str(audio / "4.wav")},
+    ]
+    code, output = transcribe(lines, "--batch_size", "3")
+    rows = rows_of(output)
+    assert code == 1
+    assert len(rows) == len(lines)
+    good = [0, 2, 6, 11, 13]
+    assert [i for i, row in enumerate(rows) if row["status"] == "ok"] == good
+    for i, row in enumerate(rows):
+        if i not in good:
+            assert (row["status"], row["pred_text"], row["pred_text_raw"], row["finish_reason"]) == ("error", None, None, None)
+            assert f"in.jsonl:{i + 1}:" in row["error"]
+    assert [rows[i]["text"] for i in (1, 4, 5, 8)] == ["gone", "nan", "backwards", "no audio at all"]
+    assert (rows[5]["id"], rows[5]["line"]) == ("b", 6)
+    assert (rows[5]["begin_time"], rows[5]["end_time"]) == (0.5, 0.25)
+    assert (rows[3]["line"], rows[3]["raw_line"], rows[3]["audio"]) == (4, '{"audio": "half', None)
+    assert (rows[0]["speaker"], rows[0]["language"], rows[0]["begin_time"], rows[0]["end_time"]) == (7, "en", -1, -1)
+    assert (rows[2]["id"], rows[13]["id"]) == ("one", "in.jsonl:14")
+    assert (rows[6]["begin_time"], rows[6]["end_time"], rows[11]["end_time"]) == (0.5, 1.5, -1)
+    assert "5 of 14 rows transcribed, 9 failed" in capsys.readouterr().out
+
+    alone = Transcriber(model, device="cpu", batch_size=1, max_new_tokens=int(TOKENS))
+    texts = {rows[i]["pred_text_raw"] for i in good}
+    assert len(texts) > 1, "with equal transcripts the comparison below would show nothing"
+    for i in good:
+        (row,) = alone([Utterance(id="x", audio=str(audio / Path(rows[i]["audio"]).name), **segment_of(rows[i]))])
+        assert {k: row[k] for k in ("pred_text", "pred_text_raw", "finish_reason")} == {
+            k: rows[i][k] for k in ("pred_text", "pred_text_raw", "finish_reason")
+        }
+
+
+def segment_of(row: dict[str, Any]) -> dict[str, float | None]:
+    return {"begin": None if row["begin_time"] < 0 else row["begin_time"], "end": None if row["end_time"] < 0 else row["end_time"]}
+
+
+def test_stale_fields_of_the_input_never_reach_the_output(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
+    stale = {"pred_text": "OLD VALUE", "pred_text_raw": "OLD VALUE", "status": "error", "error": "OLD VALUE", "finish_reason": "OLD VALUE"}
+    code, output = transcribe([{"audio": str(audio / "0.wav")} | stale, {"audio": str(audio / "gone.wav")} | stale | {"status": "ok"}])
+    good, bad = rows_of(output)
+    assert code == 1
+    assert "OLD VALUE" not in json.dumps([good, bad])
+    assert list(good) == [name for name in OUTPUT_FIELDS if name != "error"]
+    assert (good["status"], bad["status"], bad["pred_text"]) == ("ok", "error", None)
+
+
+def test_allow_failures_and_renamed_fields(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
+    lines = [{"wav": str(audio / "1.wav"), "ref": "hi", "from": 0.25, "to": 0.75}, {"wav": str(audio / "gone.wav"), "ref": "x"}]
+    flags = ["--audio-field", "wav", "--text-field", "ref", "--begin-field", "from", "--end-field", "to"]
+    code, output = transcribe(lines, *flags, "--allow_failures", "true")
+    good, bad = rows_of(output)
+    assert code == 0
+    assert (good["audio"], good["text"], good["begin_time"], good["end_time"]) == (str(audio / "1.wav"), "hi", 0.25, 0.75)
+    assert (bad["status"], bad["text"]) == ("error", "x")
+
+
+def test_a_transcript_that_ends_is_cut_before_its_end_token(
+    transcribe: Callable[..., tuple[int, Path]], model: Path, audio: Path, tmp_path: Path
+) -> None:
+    # The random model never ends by itself, so one of the ids that it writes is made the end.
+    ids = greedy_ids(model, audio / "1.wav")
+    end = next(i for i in range(3, len(ids)) if ids[i] not in ids[:i])
+    stopping = shutil.copytree(model, tmp_path / "stopping")
+    config = json.loads((stopping / "config.json").read_text())
+    (stopping / "config.json").write_text(json.dumps(config | {"eos_token_id": ids[end]}))
+    code, output = transcribe([{"audio": str(audio / "1.wav")}], "--model_path", str(stopping))
+    (row,) = rows_of(output)
+    assert (code, row["finish_reason"]) == (0, "stop")
+    assert row["pred_text_raw"] == AutoTokenizer.from_pretrained(model).decode(ids[:end])
+
+
+def greedy_ids(model: Path, recording: Path) -> list[int]:
+    tokenizer, loaded = AutoTokenizer.from_pretrained(model), load_model(model)
+    utterance = Utterance(id="x", audio=str(recording))
+    batch = collate([utterance], [extract(utterance, LogMel())], Prompt.asr(tokenizer))
+    engine = Engine(loaded, allowed=AllowedTokens.asr(tokenizer, loaded.config))
+    return engine.rollout(batch, max_new_tokens=int(TOKENS)).tokens[0].tolist()
+
+
+def test_limits_are_fields_or_errors(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
+    code, output = transcribe(
+        [{"audio": str(audio / "0.wav")}, {"audio": str(audio / "3.wav")}], "--max_audio_seconds", "2", "--max_new_tokens", "1"
+    )
+    short, long = rows_of(output)
+    assert code == 1
+    assert (short["status"], short["finish_reason"]) == ("ok", "length")
+    assert long["status"] == "error"
+    assert "2 s" in long["error"]
+
+
+def test_an_existing_output_survives_a_crash(
+    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{"audio": str(audio / "0.wav")}] * 3
+    code, output = transcribe(lines)
+    assert code == 0
+    before = output.read_bytes()
+    written = 0
+    original = Result.row
+
+    def crash(self: Result) -> dict[str, Any]:
+        nonlocal written
+        written += 1
+        if written == 3:
+            raise OSError("disk on fire")
+        return original(self)
+
+    monkeypatch.setattr(Result, "row", crash)
+    with pytest.raises(OSError, match="disk on fire"):
+        transcribe(lines)
+    assert output.read_bytes() == before
+    assert len(rows_of(output.with_name("out.jsonl.partial"))) == 2
+    assert "stopped after 2 of 3 rows" in capsys.readouterr().err
+
+
+def test_an_interrupt_keeps_the_old_output_and_the_rows_so_far(
+    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "out.jsonl").write_text("{}\n")
+    monkeypatch.setattr(Transcriber, "results", interrupted)
+    code, output = transcribe([{"audio": str(audio / "0.wav")}] * 2)
+    assert code == 130
+    assert output.read_text() == "{}\n"
+    assert [row["pred_text"] for row in rows_of(tmp_path / "out.jsonl.partial")] == ["first"]
+
+
+def interrupted(_: Transcriber, items: Iterator[Utterance]) -> Iterator[Result]:
+    yield Result(utterance=next(items), text_raw="first", finish_reason="stop")
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--model_path", "/nowhere/model"], "/nowhere/model"),
+        (["--device", "cuda:99"], "device 'cuda:99'"),
+        (["--device", "toaster"], "device 'toaster'"),
+        (["--input", "/nowhere/in.jsonl"], "/nowhere/in.jsonl: cannot be read"),
+    ],
+)
+def test_unusable_arguments_end_the_run_before_the_output_is_touched(
+    transcribe: Callable[..., tuple[int, Path]],
+    audio: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "out.jsonl").write_text("{}\n")
+    code, output = transcribe([{"audio": str(audio / "0.wav")}], *flags)
+    assert code == 2
+    assert output.read_text() == "{}\n"
+    assert not list(tmp_path.glob("*.partial*"))
+    assert message in capsys.readouterr().err
+
+
+def test_the_input_is_never_the_output(transcribe: Callable[..., tuple[int, Path]], audio: Path, tmp_path: Path) -> None:
+    code, _ = transcribe([{"audio": str(audio / "0.wav")}], "--output", str(tmp_path / "in.jsonl"))
+    assert code == 2
+    assert len(rows_of(tmp_path / "in.jsonl")) == 1
+
+
+@pytest.mark.parametrize("flags", [["--batch_size", "0"], ["--max_new_tokens", "-1"], ["--max_audio_seconds", "nan"], ["--beam", "3"]])
+def test_wrong_flags_are_refused(transcribe: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        transcribe([{}], *flags)
+    assert caught.value.code == 2
+    assert flags[0].lstrip("-") in capsys.readouterr().err
+
+
+def test_samples_in_memory(model: Path) -> None:
+    transcriber = Transcriber(model, device="cpu", max_new_tokens=8)
+    samples = synthetic_speech(0.8, seed=5)
+    good, bad = transcriber(
+        [Utterance(id="a", audio=samples, text="hi"), Utterance(id="b", audio=np.full(16000, np.inf, dtype=np.float32))]
+    )
+    assert (good["id"], good["audio"], good["text"], good["status"]) == ("a", None, "hi", "ok")
+    assert (bad["id"], bad["status"]) == ("b", "error")
+    assert bad["error"].startswith("b: ")
+
+
+def test_arguments_are_checked_before_anything_is_loaded() -> None:
+    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
+        Transcriber("/nowhere", batch_size=0)

@@ -1,0 +1,124 @@
+"""Flags from dataclasses: both spellings, YAML beneath flags, and a clear line for every wrong one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from arkfast.config import field_docs, parse, to_dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """Settings of a test."""
+
+    input: Path
+    """Where to read from,
+    over two lines."""
+    top_k: int = 32
+    """How many."""
+    rate: float = 1e-6
+    """How fast."""
+    shuffle: bool = True
+    """Whether."""
+    mode: Literal["fast", "slow"] = "fast"
+    """Which."""
+    name: str | None = None
+    """Who."""
+    sizes: tuple[int, ...] = (1, 2)
+    """How large."""
+
+    def __post_init__(self) -> None:
+        if self.top_k < 1:
+            raise ValueError(f"--top_k: must be at least 1, got {self.top_k}")
+
+
+def read(*argv: str) -> Example:
+    return parse(Example, argv, prog="test", description="A test.")
+
+
+def test_defaults_types_and_both_spellings():
+    config = read("--input", "a.jsonl", "--top-k", "8", "--shuffle=False", "--rate", "2e-5", "--name", "x", "--sizes", "3,4,5")
+    assert config == Example(input=Path("a.jsonl"), top_k=8, shuffle=False, rate=2e-5, name="x", sizes=(3, 4, 5))
+    assert read("--input", "a", "--top_k", "8").top_k == 8
+    assert read("--input", "a", "--name", "none").name is None
+
+
+def test_flags_win_over_yaml_over_defaults(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("input: from-yaml\ntop-k: 4\nrate: 1.0e-4\nsizes: [7]\n")
+    config = read("--config", str(file), "--top_k", "5")
+    assert config == Example(input=Path("from-yaml"), top_k=5, rate=1e-4, sizes=(7,))
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("--input", "a", "--top_kk", "3"), "unknown flag --top_kk; did you mean top_k?"),
+        (("--input", "a", "--zzz", "3"), "unknown flag --zzz; --help lists what there is"),
+        (("--input", "a", "stray"), "unexpected argument 'stray'"),
+        (("--input", "a", "--top_k", "many"), "--top_k: expected int, got 'many'"),
+        (("--input", "a", "--top_k", "0"), "--top_k: must be at least 1, got 0"),
+        (("--input", "a", "--shuffle", "perhaps"), "--shuffle: expected True or False, got 'perhaps'"),
+        (("--input", "a", "--mode", "medium"), "--mode: expected one of fast, slow, got 'medium'"),
+        (("--top_k", "3"), "required: --input"),
+        (("--config", "absent.yaml"), "--config absent.yaml: cannot be read"),
+    ],
+)
+def test_wrong_flags_are_named(argv, message, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read(*argv)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_wrong_yaml_is_named(tmp_path, capsys):
+    for text, message in (
+        ("inptu: a\n", "unknown key 'inptu'; did you mean input?"),
+        ("- a\n", "expected a mapping"),
+        ("a: [\n", "not valid YAML"),
+    ):
+        file = tmp_path / "run.yaml"
+        file.write_text(text)
+        with pytest.raises(SystemExit):
+            read("--config", str(file))
+        assert f"--config {file}: " in (err := capsys.readouterr().err)
+        assert message in err
+
+
+def test_help_has_each_fields_sentence(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        read("--help")
+    assert stopped.value.code == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for sentence in field_docs(Example).values():
+        assert sentence in shown
+    assert field_docs(Example)["input"] == "Where to read from, over two lines."
+
+
+def test_every_flag_of_the_product_has_a_sentence_and_is_read():
+    """A flag that no code reads would be accepted and do nothing."""
+    from dataclasses import fields
+    from importlib import import_module
+
+    root = Path(__file__).resolve().parents[1] / "arkfast"
+    for module, name in (
+        ("arkfast.train.config", "TrainConfig"),
+        ("arkfast.quickstart.config", "QuickstartConfig"),
+        ("arkfast.infer.config", "TranscribeConfig"),
+        ("arkfast.evaluate.config", "EvaluateConfig"),
+    ):
+        cls = getattr(import_module(module), name)
+        docs = field_docs(cls)
+        package = root / module.split(".")[1]
+        source = "".join(path.read_text() for path in package.rglob("*.py") if path.name != "config.py")
+        for field in fields(cls):
+            assert docs.get(field.name, "").endswith("."), f"{name}.{field.name} has no sentence"
+            assert f".{field.name}" in source, f"{name}.{field.name} is read nowhere"
+
+
+def test_to_dict_is_json():
+    assert to_dict(Example(input=Path("a"))) == {
+        "input": "a", "top_k": 32, "rate": 1e-6, "shuffle": True, "mode": "fast", "name": None, "sizes": [1, 2],
+    }  # fmt: skip

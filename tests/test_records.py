@@ -1,0 +1,60 @@
+"""Records: keys, token ranges, packing."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from arkfast.records import AllowedTokens, Rollout, Utterance
+
+
+def test_key_is_stable_and_non_negative():
+    first = Utterance(id="clip-1", audio="a.wav")
+    assert first.key == Utterance(id="clip-1", audio="b.wav").key == 8896316712558346466
+    keys = {Utterance(id=f"clip-{i}", audio="a.wav").key for i in range(1000)}
+    assert len(keys) == 1000
+    assert all(0 <= key < 2**63 for key in keys)
+
+
+def tokenizer(added: list[int], size: int):
+    class Fake:
+        added_tokens_decoder = {i: f"<{i}>" for i in added}
+
+        def __len__(self):
+            return size
+
+    return Fake()
+
+
+def test_allowed_tokens_of_the_official_vocabularies():
+    for vocab_size, added in ((163958, range(151643, 163958)), (151936, range(151643, 151670))):
+        config = SimpleNamespace(eos_token_id=151645, vocab_size=vocab_size)
+        allowed = AllowedTokens.asr(tokenizer(list(added), max(added) + 1), config)
+        assert allowed.ranges == ((0, 151643),)
+        assert allowed.stop_ids == (151645,)
+        assert allowed.count == 151644
+        assert 151645 in allowed
+        assert 151643 not in allowed
+        assert len(allowed.blocked(vocab_size)) == vocab_size - 151644
+
+
+def test_allowed_tokens_with_added_tokens_in_between():
+    allowed = AllowedTokens.asr(tokenizer([0, 3, 9], 10), SimpleNamespace(eos_token_id=[9, 3], vocab_size=12))
+    assert allowed.ranges == ((1, 3), (4, 9))
+    assert allowed.stop_ids == (3, 9)
+    assert allowed.blocked(12).tolist() == [0, 10, 11]
+    assert allowed.mask(12).sum() == allowed.count
+
+
+def test_allowed_tokens_refuses_what_cannot_end_or_overlaps():
+    with pytest.raises(ValueError, match="no sequence can end"):
+        AllowedTokens(ranges=((0, 5),), stop_ids=())
+    with pytest.raises(ValueError, match="ascending"):
+        AllowedTokens(ranges=((0, 5), (4, 8)), stop_ids=(9,))
+
+
+def test_packed_index_runs_over_rows_then_positions():
+    rollout = Rollout(tokens=torch.zeros(3, 4), lens=torch.tensor([2, 0, 3]), stopped=torch.ones(3), owner=torch.arange(3))
+    row, position = rollout.packed_index()
+    assert row.tolist() == [0, 0, 2, 2, 2]
+    assert position.tolist() == [0, 1, 0, 1, 2]
