@@ -74,7 +74,7 @@ def _parts() -> Iterator[str]:
 
         yield f"  {'log-mel':<20} C++ extension, instruction set {_C.instruction_set()}"
     else:
-        yield f"  {'log-mel':<20} NumPy reference, several times slower (no C++ extension: a compiler was missing at install; reinstall with one)"
+        yield f"  {'log-mel':<20} NumPy reference, several times slower (no C++ extension: reinstall where a compiler is)"
 
 
 def _doors() -> Iterator[str]:

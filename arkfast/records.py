@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """What a user gave is wrong. The message names the input, says what is wrong with it and what to do; commands print it without a traceback."""
+    """What a user gave is wrong: the message names the input, what is wrong with it and what to do. Commands print it without a traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ class AllowedTokens:
         added = {int(i) for i in tokenizer.added_tokens_decoder} | set(stop_ids)
         ranges, start = [], 0
         last = min(int(config.vocab_size), len(tokenizer))
-        for blocked in sorted(i for i in added if i < last) + [last]:
+        for blocked in [*sorted(i for i in added if i < last), last]:
             if start < blocked:
                 ranges.append((start, blocked))
             start = blocked + 1
@@ -186,6 +186,8 @@ class Rollout(_OnDevice):
     """[R] bool: False where the row was cut at the length limit, which then has no end target."""
     owner: torch.Tensor
     """[R] int64 row of the batch that the rollout belongs to."""
+    failed: torch.Tensor | None = None
+    """[R] bool: the model gave the row a score that is not a number; its tokens mean nothing. None where nothing was decoded."""
     topk_ids: torch.Tensor | None = None
     """[N, Ks] int32 the student's top-k ids at each produced position, rows in order (−1 empty); None when none were asked for."""
     logprob: torch.Tensor | None = None

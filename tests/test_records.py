@@ -18,7 +18,8 @@ def test_key_is_stable_and_non_negative():
 
 def tokenizer(added: list[int], size: int):
     class Fake:
-        added_tokens_decoder = {i: f"<{i}>" for i in added}
+        def __init__(self):
+            self.added_tokens_decoder = {i: f"<{i}>" for i in added}
 
         def __len__(self):
             return size

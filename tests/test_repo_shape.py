@@ -83,9 +83,10 @@ def violations(root: Path) -> list[str]:
                     found.append(f"{name}: the package itself imports {target}; it loads names lazily")
                 elif RANK[there] >= depth:
                     found.append(f"{name}: imports {target}, which is not below it")
-            elif parts[0] not in sys.stdlib_module_names:
-                if parts[0] not in ALLOWED[depth] or (not here) or here not in ONLY_IN.get(parts[0], {here}):
-                    found.append(f"{name}: imports {parts[0]}, which its layer may not use")
+            elif parts[0] not in sys.stdlib_module_names and (
+                not here or parts[0] not in ALLOWED[depth] or here not in ONLY_IN.get(parts[0], {here})
+            ):
+                found.append(f"{name}: imports {parts[0]}, which its layer may not use")
     return found
 
 

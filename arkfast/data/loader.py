@@ -26,7 +26,7 @@ def row_seconds(utterance: Utterance) -> float:
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and duration > 0:
         return float(duration) - (utterance.begin or 0.0)
     if isinstance(utterance.audio, str):
-        return audio.duration(utterance.audio) - (utterance.begin or 0.0)
+        return audio.duration(utterance.audio, name=utterance.where or None) - (utterance.begin or 0.0)
     return len(utterance.audio) / audio.SAMPLING_RATE
 
 

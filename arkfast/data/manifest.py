@@ -31,11 +31,12 @@ class Fields:
 
 
 OnError = Callable[[InputError, int, str], None]
+ORIGINAL = Fields()
 
 
 def iter_manifest(
-    path: str | Path, *, fields: Fields = Fields(), task: str = "asr", on_error: OnError | None = None
-) -> Iterator[Utterance]:  # noqa: B008 (frozen)
+    path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", on_error: OnError | None = None
+) -> Iterator[Utterance]:
     """Each row of a JSONL file as an ``Utterance``, in file order, in constant memory. Blank lines are skipped.
 
     Relative audio paths resolve against the manifest's folder. A row without ``id`` is named ``<file name>:<line>``.
@@ -71,7 +72,7 @@ def iter_manifest(
                 on_error(error, number, line)
 
 
-def read_manifest(path: str | Path, *, fields: Fields = Fields(), task: str = "asr", limit: int | None = None) -> list[Utterance]:  # noqa: B008 (frozen)
+def read_manifest(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", limit: int | None = None) -> list[Utterance]:
     """All rows of a manifest (the first ``limit``), with ids checked for uniqueness.
 
     Raises:

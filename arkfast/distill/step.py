@@ -33,7 +33,8 @@ def td_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, max
 
 def sft_step(student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0) -> LossSum:
     """Supervised fine-tuning on one batch of references."""
-    assert batch.target_ids is not None and batch.target_lens is not None, "a supervised batch carries targets"
+    assert batch.target_ids is not None, "a supervised batch carries targets"
+    assert batch.target_lens is not None
     device = batch.target_ids.device
     target = Rollout(
         tokens=batch.target_ids,

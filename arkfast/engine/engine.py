@@ -14,7 +14,7 @@ import torch
 from arkfast.engine.cache import SlotCache
 from arkfast.engine.masks import decoder_mask
 from arkfast.engine.sampling import gumbel_noise, restrict
-from arkfast.kernels import topk_lse
+from arkfast.kernels import FLAG_NAN, topk_lse
 from arkfast.records import AllowedTokens, Batch, Rollout
 
 STOP_CHECK_EVERY = 8  # decode steps between two looks at whether every row has stopped: each look waits for the device
@@ -73,12 +73,14 @@ class Engine:
         cache, hidden, position = cache.repeat(n, length), hidden[owner], batch.prompt_lens[owner]
         keys, done = batch.keys[owner], torch.zeros(len(owner), dtype=torch.bool, device=device)
         lens = torch.zeros(len(owner), dtype=torch.int64, device=device)
+        failed = torch.zeros_like(done)
         tokens, topk_ids, logprob = [], [], []
         check_every = STOP_CHECK_EVERY if device.type == "cuda" else 1
         for step in range(max_new_tokens):
             logits = self.model.lm_head(hidden)
             best = topk_lse(logits, max(self.topk, 1), blocked=self.blocked, need_lse=self.logprobs)
-            token = best.ids[:, 0].long()
+            token = best.ids[:, 0].long().clamp_min_(0)  # −1 where every score is NaN; such a row has failed anyway
+            failed |= ~done & (best.flags & FLAG_NAN).bool()
             if temperature > 0:
                 scores = logits.float().index_fill(-1, self.blocked.long(), float("-inf")) / temperature
                 noise = gumbel_noise(keys, number, step, scores.shape[1], seed)
@@ -102,6 +104,7 @@ class Engine:
             lens=lens,
             stopped=done,
             owner=owner,
+            failed=failed,
             topk_ids=torch.stack(topk_ids, 1)[row, place] if self.topk else None,
             logprob=torch.stack(logprob, 1)[row, place] if self.logprobs else None,
         )

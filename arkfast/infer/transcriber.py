@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
-Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
+Attention = Literal["auto", "eager", "sdpa"]
 
 WINDOW_BATCHES = 8  # batches sorted by length together; at 16 clips of 30 s a window's features take 128 · 1.5 MB
 
@@ -70,8 +70,8 @@ class Transcriber:
             device=self.device,
         )
         self._tokenizer: Any = _load_tokenizer(model_path)
-        self._prompt = Prompt.asr(self._tokenizer)
-        self._log_mel = LogMel()
+        self._prompt = Prompt.asr(self._tokenizer, merge_factor=self._model.config.merge_factor)
+        self._log_mel = LogMel(self._model.config.whisper_config.num_mel_bins)
         self._engine = Engine(self._model, allowed=AllowedTokens.asr(self._tokenizer, self._model.config))
         self._batch_size, self._max_new_tokens, self._max_audio_seconds = batch_size, max_new_tokens, max_audio_seconds
 
@@ -113,6 +113,8 @@ class Transcriber:
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()  # the halves that are tried next shall find the memory in one piece
             raise
+        if bool(rollout.failed.any()):
+            raise FloatingPointError("the model's scores are not numbers; its weights or its precision (--dtype) are at fault")
         outcomes: list[tuple[str, FinishReason]] = []
         for tokens, length, stopped in zip(rollout.tokens, rollout.lens.tolist(), rollout.stopped.tolist(), strict=True):
             ids = tokens[: length - 1 if stopped else length]  # the end token is not text

@@ -1,4 +1,4 @@
-"""The run's log: one JSON object a step in ``metrics.jsonl`` and on standard output, a progress bar with the time left on standard error."""
+"""The run's log: one JSON object a step in ``metrics.jsonl`` and on standard output; a bar with the time left on standard error."""
 
 from __future__ import annotations
 

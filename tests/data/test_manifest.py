@@ -72,7 +72,7 @@ def test_repeated_ids_empty_files_and_missing_files(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_manifest(tmp_path / "absent.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"audio": "a.wav"}\n{"audio": "\xe9.wav"}\n')
-    with pytest.raises(InputError, match="latin.jsonl:2: not UTF-8"):
+    with pytest.raises(InputError, match=r"latin\.jsonl:2: not UTF-8"):
         read_manifest(tmp_path / "latin.jsonl")
     bad = []
     assert len(list(iter_manifest(tmp_path / "latin.jsonl", on_error=lambda *found: bad.append(found)))) == 1

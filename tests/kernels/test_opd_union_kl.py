@@ -82,13 +82,13 @@ def test_autocast_does_not_narrow_the_loss(loss_case, backend):
 @pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
 def test_a_constant_added_to_the_teacher_changes_nothing(loss_case, backend, divergence):
     case = loss_case()
-    # Whole scores and shifts are exact in float32, so that even the rounding is the same.
-    scores = (case.teacher_scores * 4).round()
+    # Quarters plus whole shifts are exact in float32, so that only the loss itself can round differently.
+    scores = (case.teacher_scores * 4).round() / 4
     shift = torch.arange(len(scores))[:, None] * 8.0 - 20
     plain = opd_union_kl(*case[:4], scores, divergence=divergence, backend=backend)
     shifted = opd_union_kl(*case[:4], scores + shift, divergence=divergence, backend=backend)
     assert plain.loss > 0.1
-    torch.testing.assert_close(shifted.rows, plain.rows, rtol=0, atol=FLOAT32 * 5)
+    torch.testing.assert_close(shifted.rows, plain.rows, rtol=0, atol=FLOAT32)
 
 
 @pytest.mark.parametrize("tau", [1.0, 0.7])
@@ -97,15 +97,11 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(loss_case
     case = loss_case()
     hidden, weight = case.hidden.requires_grad_(), case.weight.requires_grad_()
     ids = torch.cat([case.student_ids, case.teacher_ids], dim=1)
-    # Scored as the loss scores the student, so that equal means the same bits.
     scores = (weight[ids.clamp_min(0)] * hidden[:, None]).sum(-1).detach()
     got = opd_union_kl(hidden, weight, case.student_ids, case.teacher_ids, scores, tau=tau, divergence=divergence, backend=backend)
     got.loss.backward()
     assert got.valid.sum() == 7
-    if backend == "torch":
-        assert got.loss == 0
-        assert not hidden.grad.any()
-        assert not weight.grad.any()
+    # The two sides sum their products in orders of their own; on equal scores the zero is exact (test_union_kl).
     assert got.loss.abs() <= FLOAT32
     assert hidden.grad.abs().max() <= FLOAT32
     assert weight.grad.abs().max() <= FLOAT32
@@ -218,9 +214,7 @@ def test_a_batch_without_a_row_that_counts_gives_zero(backend):
 @pytest.mark.parametrize(("support", "size"), [("union", 5), ("student", 3), ("teacher", 4), ("intersection", 2)])
 def test_support_of_known_sets(backend, support, size):
     student_ids, teacher_ids = torch.tensor([[4, 7, 2]]), torch.tensor([[7, 9, 2, 5]])
-    got = opd_union_kl(
-        torch.randn(1, 3), torch.randn(10, 3), student_ids, teacher_ids, torch.randn(1, 7), support=support, backend=backend
-    )
+    got = opd_union_kl(torch.randn(1, 3), torch.randn(10, 3), student_ids, teacher_ids, torch.randn(1, 7), support=support, backend=backend)
     assert got.support.tolist() == [size]
 
 

@@ -83,7 +83,9 @@ def test_rotation_is_of_neighbours_in_the_first_half() -> None:
     for t in range(5):
         for pair, speed in enumerate((1.0, 0.01)):  # 10000^(0/4), 10000^(-2/4)
             turned = torch.view_as_complex(x[0, 0, t, 2 * pair : 2 * pair + 2].contiguous()) * torch.exp(torch.tensor(1j * t * speed))
-            torch.testing.assert_close(torch.view_as_complex(y[0, 0, t, 2 * pair : 2 * pair + 2].contiguous()), turned, rtol=1e-6, atol=1e-6)
+            torch.testing.assert_close(
+                torch.view_as_complex(y[0, 0, t, 2 * pair : 2 * pair + 2].contiguous()), turned, rtol=1e-6, atol=1e-6
+            )
 
 
 @torch.no_grad()

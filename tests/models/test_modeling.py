@@ -159,7 +159,12 @@ def test_head_in_forward_equals_the_logits_path() -> None:
         model = tiny_model(1).train()
         if path == "head":
             rows = model(
-                input_ids=ids, attention_mask=mask, audios=mel, audio_lens=frames, select=select, head=lambda hidden, weight: hidden @ weight.T
+                input_ids=ids,
+                attention_mask=mask,
+                audios=mel,
+                audio_lens=frames,
+                select=select,
+                head=lambda hidden, weight: hidden @ weight.T,
             )
             everything = model(input_ids=ids, attention_mask=mask, audios=mel, audio_lens=frames, head=lambda hidden, weight: hidden.shape)
             assert everything == (ids.numel(), 48)
@@ -197,4 +202,4 @@ def test_half_precision_takes_float32_features(dtype: torch.dtype) -> None:
     exact = tiny_model(3)(input_ids=ids, attention_mask=mask, audios=mel, audio_lens=frames).logits
     assert logits.dtype == dtype
     similarity = torch.nn.functional.cosine_similarity(logits[mask.bool()].float(), exact[mask.bool()], dim=-1)
-    assert float(similarity.min()) > 0.99  # bf16 keeps 8 bits: a wrong pass gives about 0 (checked: other audio stays under 0.9)
+    assert float(similarity.min()) > 0.99  # bf16 gives 0.9985; after another clip, 0.13 to 0.72

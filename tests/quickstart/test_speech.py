@@ -15,7 +15,7 @@ from arkfast.records import InputError
 
 pytest.importorskip("espeakng_loader", reason="synthetic speech needs the package espeakng-loader")
 
-# "f3" breathes (seeded noise), "klatt" draws from the C library, "en-gb" is stored under another name: each was once a source of difference.
+# "f3" breathes (seeded noise), "klatt" draws from the C library, "en-gb" is stored under another name: each is a way to differ.
 LINES = [Line("nine two three", "en-us+f3", 180, 50), Line("one", "en-gb+klatt", 150, 25), Line("seven nine", "en-us-nyc+m1", 230, 75)]
 
 

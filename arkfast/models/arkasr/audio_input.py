@@ -68,7 +68,9 @@ def seconds(value: Any, where: str) -> float | None:
 def _mono(source: Any, where: str) -> np.ndarray:
     samples = np.asarray(source)
     if samples.ndim != 1 or not samples.size:
-        raise InputError(f"{where}: expected a path, bytes or a one-dimensional array of samples, got shape {list(samples.shape)}; mix channels down")
+        raise InputError(
+            f"{where}: expected a path, bytes or a one-dimensional array of samples, got shape {list(samples.shape)}; mix channels down"
+        )
     if samples.dtype == np.int16:
         return samples.astype(np.float32) / np.float32(32768)
     if samples.dtype.kind != "f":
@@ -80,5 +82,7 @@ def _segment(samples: np.ndarray, sampling_rate: int, begin: float | None, end: 
     length = len(samples) / sampling_rate
     start, stop = begin or 0.0, length if end is None else end
     if not 0 <= start < stop <= length + 1 / sampling_rate:
-        raise InputError(f"{where}: segment {start:g} to {stop:g} s does not lie within the array's {length:g} s; correct begin_time and end_time")
+        raise InputError(
+            f"{where}: segment {start:g} to {stop:g} s does not lie within the array's {length:g} s; correct begin_time and end_time"
+        )
     return samples[round(start * sampling_rate) : round(stop * sampling_rate)]

@@ -47,7 +47,9 @@ class ArkasrConfig(Qwen2Config):
         if not isinstance(self.whisper_config, PreTrainedConfig):
             self.whisper_config = WhisperConfig(**{**WHISPER_LARGE_V3, **(self.whisper_config or {})})
         if not self.use_rope:
-            raise ValueError("ArkasrConfig: use_rope=false (absolute positions) is not supported; the published checkpoints have use_rope=true")
+            raise ValueError(
+                "ArkasrConfig: use_rope=false (absolute positions) is not supported; the published checkpoints have use_rope=true"
+            )
         if self.adapter_type != "mlp":
             raise ValueError(f"ArkasrConfig: adapter_type must be 'mlp', got {self.adapter_type!r}")
         super().__post_init__(**kwargs)

@@ -50,7 +50,9 @@ def build_tokenizer(texts: Iterable[str], *, vocab_size: int, extra_text: Iterab
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     smallest = len(alphabet) + len(ADDED_TOKENS)
     if vocab_size < smallest:
-        raise ValueError(f"build_tokenizer: vocab_size must be at least {smallest} ({len(alphabet)} bytes and the added tokens), got {vocab_size}")
+        raise ValueError(
+            f"build_tokenizer: vocab_size must be at least {smallest} ({len(alphabet)} bytes and the added tokens), got {vocab_size}"
+        )
     reference = _tokenizer({symbol: i for i, symbol in enumerate(alphabet)}, [])
     trained = Tokenizer(models.BPE())
     trained.normalizer = reference.backend_tokenizer.normalizer
@@ -112,9 +114,13 @@ def new_checkpoint(
     if rows < len(tokenizer):
         raise ValueError(f"new_checkpoint: vocab_size must be at least the tokenizer's {len(tokenizer)} ids, got {rows}")
     if d_model % (4 * encoder_attention_heads):
-        raise ValueError(f"new_checkpoint: d_model must be a multiple of 4 · encoder_attention_heads, got {d_model} and {encoder_attention_heads}")
+        raise ValueError(
+            f"new_checkpoint: d_model must be a multiple of 4 · encoder_attention_heads, got {d_model} and {encoder_attention_heads}"
+        )
     if hidden_size % (2 * num_attention_heads):
-        raise ValueError(f"new_checkpoint: hidden_size must be a multiple of 2 · num_attention_heads, got {hidden_size} and {num_attention_heads}")
+        raise ValueError(
+            f"new_checkpoint: hidden_size must be a multiple of 2 · num_attention_heads, got {hidden_size} and {num_attention_heads}"
+        )
     special = {token: tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS}
     config = ArkasrConfig(
         vocab_size=rows,
@@ -148,7 +154,9 @@ def new_checkpoint(
 
 
 def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, unk_token=END_OF_TEXT, bos_token=None, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT)
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab, merges=merges, unk_token=END_OF_TEXT, bos_token=None, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+    )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS], special_tokens=True)
     tokenizer.eos_token = prompt.END_OF_TURN  # not in the constructor, which would give it the first id after the base vocabulary
     return tokenizer

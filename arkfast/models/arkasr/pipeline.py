@@ -51,7 +51,9 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
         for i, chunk in enumerate(chunks):
             yield {"is_last": i == len(chunks) - 1, "clip": chunk}
 
-    def _forward(self, model_inputs: dict[str, Any], return_timestamps: Any = False, return_language: Any = None, **generate_kwargs: Any) -> Any:
+    def _forward(
+        self, model_inputs: dict[str, Any], return_timestamps: Any = False, return_language: Any = None, **generate_kwargs: Any
+    ) -> Any:
         if self._ark is None:
             return super()._forward(model_inputs, return_timestamps=return_timestamps, return_language=return_language, **generate_kwargs)
         clips = model_inputs["clip"]
@@ -73,7 +75,7 @@ def split_at_quiet(samples: np.ndarray, longest: float) -> list[np.ndarray]:
     limit, pieces = round(longest * SAMPLING_RATE), []
     search = min(round(SEARCH_SECONDS * SAMPLING_RATE), limit // 2)
     while len(samples) > limit:
-        energy = np.cumsum(np.square(samples[limit - search : limit], dtype=np.float64))
+        energy = np.concatenate([[0.0], np.cumsum(np.square(samples[limit - search : limit], dtype=np.float64))])
         window = min(QUIET_WINDOW, search // 2)
         cut = limit - search + int(np.argmin(energy[window:] - energy[:-window])) + window // 2
         pieces.append(samples[:cut])
@@ -86,7 +88,9 @@ def _samples(inputs: Any) -> np.ndarray:
         return read_audio(inputs)
     given = [inputs[key] for key in ("array", "raw", "path") if inputs.get(key) is not None]
     if not given:
-        raise InputError(f"pipeline: audio given as a mapping needs 'array' (or 'raw') and 'sampling_rate', or 'path'; got {sorted(inputs)}")
+        raise InputError(
+            f"pipeline: audio given as a mapping needs 'array' (or 'raw') and 'sampling_rate', or 'path'; got {sorted(inputs)}"
+        )
     if not isinstance(given[0], str) and "sampling_rate" not in inputs:
         raise InputError("pipeline: audio given as an array needs its 'sampling_rate'")
     begin, end = (seconds(inputs.get(key), "pipeline") for key in ("begin_time", "end_time"))
