@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """What a user gave is wrong: the message names the input, what is wrong with it and what to do. Commands print it without a traceback."""
+    """What a user gave is wrong: the message names the input, what is wrong and what to do. Commands print it without a traceback."""
 
 
 @dataclass(frozen=True, kw_only=True)

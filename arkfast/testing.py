@@ -83,6 +83,16 @@ def tiny_model(seed: int = 0, **overrides: Any) -> ArkasrForConditionalGeneratio
         return ArkasrForConditionalGeneration(tiny_config(**overrides)).eval()
 
 
+@torch.no_grad()
+def perturb(model: ArkasrForConditionalGeneration, seed: int = 0) -> ArkasrForConditionalGeneration:
+    """Add N(0, 0.1²) to every bias and norm weight, which start at 0 and 1: a misplaced or forgotten one then changes the result."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
 def synthetic_speech(seconds: float, seed: int = 0) -> np.ndarray:
     """A vowel-like signal: harmonics of a gliding pitch under moving formants, in syllables, with a little noise.
 

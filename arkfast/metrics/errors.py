@@ -98,6 +98,45 @@ class ErrorCounts:
         return float(low), float(high)
 
 
+def bootstrap_difference(
+    first: ErrorCounts, second: ErrorCounts, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+) -> tuple[float, float, float]:
+    """``first.rate() − second.rate()`` on the same utterances, with the interval of a paired bootstrap.
+
+    Both systems are resampled together, so what makes an utterance hard for both cancels (Bisani and Ney 2004, section 4).
+
+    Args:
+        first, second: counts of the same U references in the same order.
+        confidence: mass inside the interval, in (0, 1).
+        resamples: how many corpora to draw.
+        seed: the same seed and counts give the same interval.
+
+    Returns:
+        (difference, low, high) as fractions; negative where ``first`` makes fewer errors.
+
+    Raises:
+        ValueError: the references differ, or have no units.
+    """
+    if not np.array_equal(first.reference, second.reference):
+        raise ValueError("bootstrap_difference: the two counts are not of the same references in the same order")
+    if not first.reference.any():
+        raise ValueError("bootstrap_difference: the references have no units")
+    triples = np.stack([first.errors, second.errors, first.reference], axis=1)
+    triples, multiplicity = np.unique(triples, axis=0, return_counts=True)
+    rng = np.random.default_rng(seed)
+    step = max(1, _RESAMPLE_CELLS // len(triples))
+    totals = np.concatenate(
+        [
+            rng.multinomial(len(first), multiplicity / len(first), size=min(step, resamples - start)) @ triples
+            for start in range(0, resamples, step)
+        ]
+    )
+    totals = totals[totals[:, 2] > 0]
+    tail = (1 - confidence) / 2
+    low, high = np.quantile((totals[:, 0] - totals[:, 1]) / totals[:, 2], [tail, 1 - tail])
+    return first.rate() - second.rate(), float(low), float(high)
+
+
 def count_errors(references: Sequence[str], hypotheses: Sequence[str], *, unit: Unit = "word") -> ErrorCounts:
     """Counts of each hypothesis against its reference, by one jiwer call.
 

@@ -22,6 +22,10 @@ class QuickstartConfig:
     """Clips on which WER is measured during training."""
     test_clips: int = 300
     """Clips with voices and noise that no training clip has."""
+    min_digits: int = 3
+    """Fewest digits of an utterance."""
+    max_digits: int = 9
+    """Most digits of an utterance."""
     teacher_steps: int = 1600
     """Training steps of the teacher."""
     student_steps: int = 1500

@@ -9,7 +9,8 @@ import torch
 
 from arkfast.kernels import opd_union_kl
 
-# Scores, log-probabilities and the sums over at most 10 slots are of order 1, where float32 resolves 6e-8; a few roundings a slot stay under 1e-6.
+# Scores, log-probabilities and the sums over at most 10 slots are of order 1, where float32 resolves 6e-8; a few roundings a slot stay
+# under 1e-6.
 FLOAT32 = 1e-6
 
 

@@ -9,7 +9,7 @@ from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder
 
 from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, embedding_count, rope_tables, rotate_pairs
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
-from arkfast.testing import tiny_config, tiny_model
+from arkfast.testing import perturb, tiny_config, tiny_model
 
 TOLERANCE = 1e-5  # of the values' own size: float32 sums of a few hundred terms in another order
 
@@ -20,7 +20,7 @@ def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def model() -> ArkasrForConditionalGeneration:
-    return tiny_model(0)
+    return perturb(tiny_model(0))
 
 
 @pytest.fixture
@@ -91,8 +91,9 @@ def test_rotation_is_of_neighbours_in_the_first_half() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_a_clip_does_not_depend_on_its_batch(mel: torch.Tensor, attention: str) -> None:
-    model = tiny_model(0)
+    model = perturb(tiny_model(0))
     model.set_attn_implementation(attention)
+    assert model.audio_encoder.whisper.layers[0].self_attn.config._attn_implementation == attention
     lens = torch.tensor([203, 118, 60, 5])  # the longest; S not a multiple of 4; even; under one merged frame
     mel = mel.clone()
     for row, length in enumerate(lens):
@@ -110,7 +111,7 @@ def test_a_clip_does_not_depend_on_its_batch(mel: torch.Tensor, attention: str) 
 
 @torch.no_grad()
 def test_unmasked_encoding_attends_to_padding(model: ArkasrForConditionalGeneration, mel: torch.Tensor) -> None:
-    unmasked = tiny_model(0, masked_encoding=False)
+    unmasked = perturb(tiny_model(0, masked_encoding=False))
     lens = torch.tensor([203, 118, 60, 5])
     theirs, counts = unmasked.get_audio_features(mel, lens)
     ours, same_counts = model.get_audio_features(mel, lens)

@@ -124,8 +124,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, options):
 def test_a_killed_process_resumes(world, tmp_path):
     out = tmp_path / "run"
     words = ["--stage", "opd", "--student_model", world / "student", "--teacher_model", world / "teacher",
-             "--train_data", world / "train.jsonl", "--output_dir", out, "--per_device_train_batch_size", 2, "--max_steps", 400, "--learning_rate", 1e-3, "--opd_top_k", 8,
-             "--asr_opd_max_new_tokens", 8, "--dataloader_num_workers", 1, "--save_freq", 3, "--num_threads", 1]  # fmt: skip
+             "--train_data", world / "train.jsonl", "--output_dir", out, "--per_device_train_batch_size", 2, "--max_steps", 400,
+             "--learning_rate", 1e-3, "--opd_top_k", 8, "--asr_opd_max_new_tokens", 8, "--dataloader_num_workers", 1,
+             "--save_freq", 3, "--num_threads", 1]  # fmt: skip
     command = [sys.executable, "-m", "arkfast.cli", "train", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120

@@ -75,7 +75,7 @@ def _eager_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -
 
 
 class EncoderLayer(GradientCheckpointingLayer):
-    """One pre-norm layer: ``x += attention(norm(x)); x += fc2(gelu(fc1(norm(x))))``."""
+    """One pre-norm layer: ``x += attention(norm(x)); x += fc2(gelu(fc1(norm(x))))``. No dropout: every checkpoint has 0."""
 
     def __init__(self, config: ArkasrConfig) -> None:
         super().__init__()

@@ -7,7 +7,7 @@ tokenizer and no loss of ours. Shape letters: B rows, P prompt ids, T mel frames
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,26 +21,29 @@ Head = Callable[[Tensor, Tensor], Any]
 
 
 class ArkasrPreTrainedModel(PreTrainedModel):
-    """What Transformers has to know about every ARK-ASR module; weights start from ``N(0, initializer_range²)``, norms at 1, biases at 0."""
+    """What Transformers has to know. New weights are drawn from N(0, ``initializer_range``²); norms start at 1, biases at 0."""
 
     config_class = ArkasrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     input_modalities = ("audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Qwen2DecoderLayer", "EncoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", "EncoderLayer"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
     # In official files and unused: rotary positions replace the absolute ones, and the encoder's own last norm was taken out.
-    _keys_to_ignore_on_load_unexpected = [r"^audio_encoder\.whisper\.embed_positions\.", r"^audio_encoder\.whisper\.layer_norm\."]
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"^audio_encoder\.whisper\.embed_positions\.",
+        r"^audio_encoder\.whisper\.layer_norm\.",
+    ]
 
 
 class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
     """Speech in, text ids out. The state dict is that of the official checkpoints."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: ArkasrConfig) -> None:
         super().__init__(config)

@@ -41,6 +41,11 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
             self._ark = ArkasrProcessor(self.feature_extractor, self.tokenizer, merge_factor=model.config.merge_factor)
             self._blocked = AllowedTokens.asr(self.tokenizer, model.config).blocked(model.config.vocab_size).tolist()
 
+    def _sanitize_parameters(self, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.model.config, ArkasrConfig):
+            kwargs.setdefault("ignore_warning", True)  # it says that chunks are experimental, of the stock class's overlapping ones
+        return super()._sanitize_parameters(*args, **kwargs)
+
     def preprocess(self, inputs: Any, chunk_length_s: float = 0, stride_length_s: Any = None, **kwargs: Any) -> Iterator[dict[str, Any]]:
         """The clips of one input, each within ``chunk_length_s``; ``stride_length_s`` has no meaning here: the cuts do not overlap."""
         if self._ark is None:
@@ -71,7 +76,7 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
 
 
 def split_at_quiet(samples: np.ndarray, longest: float) -> list[np.ndarray]:
-    """Cut samples [n] at 16 kHz into consecutive pieces of at most ``longest`` seconds, each cut at the quietest moment before its limit."""
+    """Cut samples [n] at 16 kHz into consecutive pieces of at most ``longest`` seconds, each at the quietest moment before its limit."""
     limit, pieces = round(longest * SAMPLING_RATE), []
     search = min(round(SEARCH_SECONDS * SAMPLING_RATE), limit // 2)
     while len(samples) > limit:

@@ -1,7 +1,7 @@
 """The ARK-ASR processor: conversations with audio in, model inputs out.
 
-Knows the prompt's tokens, the processor's files and how a clip is read; features come from :mod:`arkfast.audio`, one clip at a time, so they
-never depend on the batch. Knows no model.
+Knows the prompt's tokens, the processor's files and how a clip is read; features come from :mod:`arkfast.audio`, one clip at a time,
+so they never depend on the batch. Knows no model.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ class ArkasrProcessor(ProcessorMixin):
         audio_padding: str | bool = "longest",
         audio_max_length: int | None = None,
         text_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
     ) -> Any:
         """Model inputs of one conversation or of a list of them, one clip in each.
 
@@ -95,6 +96,7 @@ class ArkasrProcessor(ProcessorMixin):
             audio_padding: "longest", or "max_length" to pad features to ``audio_max_length``; neither changes an embedding.
             audio_max_length: samples at 16 kHz; a longer clip is cut there with a warning. None: a clip over 30 s is an error.
             text_kwargs: ``padding`` ("longest") and ``padding_side`` ("left").
+            **kwargs: the same two, given directly.
 
         Returns:
             ``input_ids`` and ``attention_mask`` [B, P] int64, padded on the left; ``audios`` [B, 128, T] float32; ``audio_lens`` [B]
@@ -114,7 +116,9 @@ class ArkasrProcessor(ProcessorMixin):
         if not tokenize:
             return texts if _is_batch(conversation) else texts[0]
         clips = [self._clip(turns, f"conversation {i}", sampling_rate) for i, turns in enumerate(conversations)]
-        inputs = self(text=texts, audio=clips, audio_padding=audio_padding, audio_max_length=audio_max_length, **(text_kwargs or {}))
+        inputs = self(
+            text=texts, audio=clips, audio_padding=audio_padding, audio_max_length=audio_max_length, **{**kwargs, **(text_kwargs or {})}
+        )
         return inputs if return_dict else inputs["input_ids"]
 
     def __call__(

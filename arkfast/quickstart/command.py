@@ -1,0 +1,18 @@
+"""``arkfast quickstart``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from arkfast.config import parse
+from arkfast.quickstart.config import QuickstartConfig
+
+DESCRIPTION = "Synthesise speech, train a teacher and a student, and lower the student's word error rate by on-policy distillation."
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; returns 0 only when OPD's dev WER is below both the base student's and the more-SFT arm's."""
+    config = parse(QuickstartConfig, argv, prog="arkfast quickstart", description=DESCRIPTION)
+    from arkfast.quickstart.run import Quickstart
+
+    return 0 if Quickstart(config).run() else 1

@@ -1,0 +1,162 @@
+"""What holds for every op: checks that name the argument, backends, no wait for a device, no [T, V] tensor."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from arkfast import kernels
+from arkfast.kernels import (
+    audio_embed_merge,
+    gather_linear,
+    linear_log_softmax,
+    linear_topk_lse,
+    opd_union_kl,
+    sparse_weight_grad,
+    topk_lse,
+    union_kl,
+    union_support,
+    union_topk_kl,
+)
+
+H, W = torch.zeros(3, 4), torch.zeros(9, 4)
+IDS = torch.zeros(3, 2, dtype=torch.int32)
+S = torch.zeros(3, 2)
+
+CALLS = {
+    "topk_lse": lambda **k: topk_lse(W, 2, **k),
+    "linear_topk_lse": lambda **k: linear_topk_lse(H, W, 2, **k),
+    "linear_log_softmax": lambda **k: linear_log_softmax(H, W, IDS, **k),
+    "gather_linear": lambda **k: gather_linear(H, W, IDS, **k),
+    "sparse_weight_grad": lambda **k: sparse_weight_grad(S, IDS, H, 9, **k),
+    "union_support": lambda **k: union_support(IDS, IDS, **k),
+    "union_kl": lambda **k: union_kl(S, S, IDS, **k),
+    "opd_union_kl": lambda **k: opd_union_kl(H, W, IDS, IDS, torch.zeros(3, 4), **k),
+    "union_topk_kl": lambda **k: union_topk_kl(W, W, 2, **k),
+    "audio_embed_merge": lambda **k: audio_embed_merge(IDS, W, torch.zeros(3, 1, 4), torch.zeros(3).long(), 5, **k),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_backends(name):
+    for backend in ("auto", *kernels.available_backends()):
+        CALLS[name](backend=backend)
+    with pytest.raises(ValueError, match=f"{name}: backend must be one of 'auto', 'triton', 'torch', got 'cuda'"):
+        CALLS[name](backend="cuda")
+    if "triton" not in kernels.available_backends():
+        with pytest.raises(ValueError, match=f"{name}: this version has no Triton kernel .* use backend='auto' or backend='torch'"):
+            CALLS[name](backend="triton")
+
+
+def test_every_public_name_is_there():
+    assert all(hasattr(kernels, name) for name in kernels.__all__)
+    assert set(CALLS) <= set(kernels.__all__)
+    assert all(callable(getattr(kernels, name)) for name in CALLS)  # union_kl and gather_linear are functions, not their folders
+
+
+def test_importing_needs_torch_alone():
+    """Others' trainers import this package: nothing that only our own doors need may come along."""
+    code = "import sys, arkfast.kernels; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"transformers", "tokenizers", "safetensors", "soundfile", "jiwer"} & set(loaded)
+
+
+BAD: list[tuple[Any, str]] = [
+    (lambda: topk_lse([[1.0]], 1), r"topk_lse: logits must be a torch.Tensor of shape \[T V\], got list"),
+    (lambda: topk_lse(torch.zeros(3), 1), r"topk_lse: logits must have shape \[T, V\], got \[3\]"),
+    (lambda: topk_lse(torch.zeros(3, 2).long(), 1), "topk_lse: logits must be bfloat16, float16, float32 or float64, got torch.int64"),
+    (lambda: topk_lse(torch.zeros(3, 0), 1), r"topk_lse: logits must have at least one column, got shape \[3, 0\]"),
+    (lambda: topk_lse(W, 0), "topk_lse: k must be a whole number of at least 1, got 0"),
+    (lambda: topk_lse(W, 2.0), "topk_lse: k must be a whole number of at least 1, got 2.0"),
+    (lambda: topk_lse(W, 2, blocked=torch.zeros(9).bool()), "topk_lse: blocked must hold ids as int32 or int64, got torch.bool"),
+    (lambda: topk_lse(W, 2, gather_ids=IDS), r"topk_lse: gather_ids must have shape \[T=9, g\], got \[3, 2\]"),
+    (lambda: linear_topk_lse(H, torch.zeros(9, 5), 2), r"linear_topk_lse: weight must have shape \[V, H=4\], got \[9, 5\]"),
+    (lambda: linear_topk_lse(H, W, 2, vocab_map=torch.zeros(8).int()), r"vocab_map must have shape \[V=9\], got \[8\]"),
+    (lambda: linear_topk_lse(H, W, 2, rescore="bf16"), "rescore must be one of 'fp32', 'none', got 'bf16'"),
+    (lambda: linear_topk_lse(H, W, 2, workspace_mb=0), "workspace_mb must be a whole number of at least 1, got 0"),
+    (lambda: linear_topk_lse(H, W[:0], 2), "weight must have at least one row"),
+    (lambda: linear_log_softmax(H, W, IDS, tau=0.0), "linear_log_softmax: tau must be a finite temperature above 0, got 0.0"),
+    (lambda: linear_log_softmax(H, W, IDS, chunk_rows=0), "chunk_rows must be a whole number of at least 1"),
+    (lambda: gather_linear(H, W, S), "gather_linear: ids must hold ids as int32 or int64, got torch.float32; convert it"),
+    (lambda: gather_linear(H, W, IDS.to("meta")), "gather_linear: ids must be on cpu as hidden is, got meta; move one of them"),
+    (lambda: sparse_weight_grad(S, IDS, H, 9, out=torch.zeros(8, 4)), r"out must be float32 or float64 with num_rows=9 rows, got .* \[8,
+    4\]"), (lambda: sparse_weight_grad(S, IDS, H, 9, out=W.bfloat16()), "out must be float32 or float64 .* got torch.bfloat16"),
+    (lambda: union_support(IDS, IDS[:2]), r"union_support: teacher_ids must have shape \[T=3, Kt\], got \[2, 2\]"),
+    (lambda: union_kl(S, S, IDS, divergence="kl"), "union_kl: divergence must be one of 'forward_kl', 'reverse_kl', 'jsd', got 'kl'"),
+    (lambda: union_kl(S, S, IDS, divergence="jsd", beta=1.0), "union_kl: beta must lie between 0 and 1 for divergence='jsd', got 1.0"),
+    (lambda: union_kl(S, S, IDS, tail=True), "union_kl: tail=True needs teacher_lse and student_lse"),
+    (lambda: union_kl(S, S, IDS, teacher_lse=S[:, 0]), "tail=False takes neither"),
+    (lambda: opd_union_kl(H, W, IDS, IDS, S), r"teacher_scores must have a column for each slot, Ks \+ Kt = 2 \+ 2, got \[3, 2\]"),
+    (lambda: CALLS["opd_union_kl"](support="both"), "opd_union_kl: support must be one of 'union', .* got 'both'"),
+    (lambda: CALLS["opd_union_kl"](reduction="avg"), "opd_union_kl: reduction must be one of 'mean', 'sum', 'none', got 'avg'"),
+    (lambda: CALLS["opd_union_kl"](tau=float("nan")), "opd_union_kl: tau must be a finite temperature above 0, got nan"),
+    (lambda: CALLS["opd_union_kl"](min_support=0), "opd_union_kl: min_support must be a whole number of at least 1, got 0"),
+    (lambda: CALLS["opd_union_kl"](teacher_score="original"), "teacher_score='original' needs teacher_lse"),
+    (lambda: CALLS["opd_union_kl"](row_weight=torch.zeros(4)), r"row_weight must have shape \[T=3\], got \[4\]"),
+    (lambda: union_topk_kl(W, H), r"teacher_logits must have the shape of student_logits, \[9, 4\], got \[3, 4\]; .* opd_union_kl"),
+    (lambda: union_topk_kl(torch.tensor(1.0), torch.tensor(1.0)), r"student_logits must be a torch.Tensor of shape \[..., V\] .* got \[\]"),
+    (lambda: union_topk_kl(W, None), "teacher_logits must be a torch.Tensor .* got NoneType"),
+    (lambda: audio_embed_merge(IDS, W, torch.zeros(2, 1, 4), torch.zeros(3).long(), 5), r"audio must have shape \[B=3, Ta, H=4\], got"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_nothing_waits_for_the_device():
+    """Fake tensors have no values: an op that asks for one (item, nonzero, a data-dependent shape) raises. The CPU twin of a CUDA sync check."""
+    with FakeTensorMode():
+        hidden, weight = torch.zeros(70, 4, requires_grad=True), torch.zeros(9, 4, requires_grad=True)
+        ids, blocked = torch.zeros(70, 3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+        top = linear_topk_lse(
+            hidden, weight.bfloat16(), 3, vocab_map=torch.zeros(9).int(), blocked=blocked, gather_ids=ids, need_lse=True
+        )
+        scores = torch.cat([top.gathered, top.values], dim=1)
+        for support in ("union", "teacher", "student", "intersection"):
+            loss = opd_union_kl(hidden, weight, ids, top.ids, scores, support=support, row_weight=top.lse).loss
+            loss.backward()
+        logp, lse = linear_log_softmax(hidden, weight, ids, blocked=blocked, return_lse=True)
+        union_kl(scores[:, :3], logp, ids, tail=True, teacher_lse=top.lse, student_lse=lse, divergence="jsd").rows.sum().backward()
+        union_topk_kl(hidden, top.values.new_zeros(70, 4), 3, blocked=blocked).backward()
+        topk_lse(hidden, 3, blocked=blocked, gather_ids=ids, need_lse=True)
+        audio = torch.zeros(70, 2, 4, requires_grad=True)
+        audio_embed_merge(ids, weight, audio, blocked.new_zeros(70), 5).sum().backward()
+        with pytest.raises(Exception, match=r"item|data-dependent|Data"):  # the trap does close
+            top.lse.sum().item()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the most elements that any tensor had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.elements = max(self.elements, *(x.numel() for x in tree_leaves(result) if isinstance(x, torch.Tensor)), 0)
+        return result
+
+
+def test_no_op_makes_a_tensor_of_all_positions_by_the_vocabulary():
+    positions, vocabulary = 600, 5000
+    hidden, weight = torch.randn(positions, 8, requires_grad=True), torch.randn(vocabulary, 8, requires_grad=True)
+    ids = torch.randint(0, vocabulary, (positions, 4))
+    with LargestTensor() as teacher:
+        top = linear_topk_lse(hidden, weight, 4, gather_ids=ids, need_lse=True)
+    with LargestTensor() as student:
+        opd_union_kl(hidden, weight, ids, top.ids, torch.cat([top.gathered, top.values], 1)).loss.backward()
+    with LargestTensor() as log_softmax:
+        linear_log_softmax(hidden, weight, ids, chunk_rows=64).sum().backward()
+    assert teacher.elements <= 64 * vocabulary
+    assert student.elements <= max(weight.numel(), positions * 8 * 8)  # the dense gradient, or the gathered rows
+    assert log_softmax.elements <= 64 * vocabulary
