@@ -59,19 +59,26 @@ class CTCHead(torch.nn.Linear):
 
 
 def cross_entropy_loss(
-    model: Any, batch: Batch, target: Rollout, blocked: torch.Tensor, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0
+    model: Any,
+    batch: Batch,
+    audio: Audio,
+    target: Rollout,
+    blocked: torch.Tensor,
+    *,
+    ctc_head: CTCHead | None = None,
+    ctc_weight: float = 0.0,
 ) -> LossSum:
     """−Σ log q(token) over the target's tokens, plus ``ctc_weight`` times the CTC term.
 
     Args:
         model: the student.
         batch: its inputs.
+        audio: what ``model.get_audio_features`` gave for them, with its graph.
         target: the tokens to be learnt, as a rollout (a transcript, or what a teacher produced); one row an utterance.
         blocked: int32 ids that the model never produces; they have no probability here either.
         ctc_head: the head of the CTC term, or None.
         ctc_weight: its weight.
     """
-    audio = model.get_audio_features(batch.mel, batch.mel_lens)
     row, place = target.packed_index()
     ids = target.tokens[row, place][:, None]
     log_probs = at_predicting_positions(
@@ -87,18 +94,18 @@ def cross_entropy_loss(
     return LossSum(total=total, count=count, metrics=metrics)
 
 
-def opd_loss(model: Any, batch: Batch, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
+def opd_loss(model: Any, batch: Batch, audio: Audio, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
     """Στ²·KL(p‖q) on the union of both models' top-k, over every produced position that the teacher could score.
 
     Args:
         model: the student.
         batch: its inputs.
+        audio: what ``model.get_audio_features`` gave for them, with its graph.
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.
     """
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
-    audio = model.get_audio_features(batch.mel, batch.mel_lens)
     teacher_scores = torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
     topk_ids = rollout.topk_ids
     union = at_predicting_positions(

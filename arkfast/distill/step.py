@@ -2,6 +2,7 @@
 
 ``opd``: the student transcribes, the teacher scores exactly those tokens, the student moves towards the teacher.
 ``td``: the teacher transcribes, the student learns its words. ``sft``: the student learns the reference.
+The student encodes its audio once a step: the rollout reads the embeddings that the loss is differentiated through.
 """
 
 from __future__ import annotations
@@ -19,16 +20,18 @@ from arkfast.records import Batch, Rollout
 
 def opd_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, tau: float, **decoding: Any) -> LossSum:
     """On-policy distillation on one batch; ``tau`` is the loss's temperature, ``decoding`` goes to ``Engine.rollout``."""
-    rollout = engine.rollout(batch, **decoding)
+    audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    rollout = engine.rollout(batch, audio=audio, **decoding)
     scores = teacher.score(batch, rollout)
-    loss = opd_loss(student, batch, rollout, scores, tau=tau)
+    loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
     return _with_rollout_metrics(loss, rollout)
 
 
 def td_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, max_new_tokens: int) -> LossSum:
     """Teacher data on one batch: the teacher's own greedy transcripts as labels. ``engine`` gives the ids that have no probability."""
     labels = teacher.transcribe(batch, max_new_tokens=max_new_tokens)
-    return _with_rollout_metrics(cross_entropy_loss(student, batch, labels, engine.blocked), labels)
+    audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    return _with_rollout_metrics(cross_entropy_loss(student, batch, audio, labels, engine.blocked), labels)
 
 
 def sft_step(student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0) -> LossSum:
@@ -42,7 +45,8 @@ def sft_step(student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | 
         stopped=torch.ones(batch.size, dtype=torch.bool, device=device),
         owner=torch.arange(batch.size, device=device),
     )
-    return cross_entropy_loss(student, batch, target, engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
+    audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    return cross_entropy_loss(student, batch, audio, target, engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
 
 
 def _with_rollout_metrics(loss: LossSum, rollout: Rollout) -> LossSum:

@@ -48,6 +48,7 @@ class Engine:
         top_p: float = 1.0,
         top_k: int = 0,
         seed: int = 0,
+        audio: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Rollout:
         """Produce up to ``max_new_tokens`` ids for every utterance, ``n`` times.
 
@@ -58,11 +59,13 @@ class Engine:
             temperature: 0 takes the best id (the lowest on a tie); otherwise ids are drawn from softmax(scores / temperature).
             top_p, top_k: restrict the draw; 1.0 and 0 do not.
             seed: of the noise; with the utterance's id, the rollout's number and the position it fixes every draw.
+            audio: what ``model.get_audio_features`` gave for the batch, where it is at hand already.
         """
         device = batch.input_ids.device
         prompt_width = batch.input_ids.shape[1]
         length = prompt_width + max_new_tokens
-        embeds = self.model.encode_prompt(batch.input_ids, batch.mel, batch.mel_lens)
+        audio = self.model.get_audio_features(batch.mel, batch.mel_lens) if audio is None else audio
+        embeds = self.model.encode_prompt(batch.input_ids, audio_embeds=audio)
         cache = SlotCache(self.model.config, batch.size, length if n == 1 else prompt_width, dtype=embeds.dtype, device=device)
         cache.write_at(None, prompt_width)
         hidden = self._forward(cache, torch.arange(prompt_width, device=device)[None], from_zero=True, inputs_embeds=embeds)

@@ -97,7 +97,7 @@ def test_opd_equals_the_dense_definition():
     engine = Engine(student, allowed=ALLOWED, topk=8)
     teacher = ArkasrTeacher(teacher_model, allowed=ALLOWED, top_k=8)
     rollout = engine.rollout(batch, max_new_tokens=10)
-    loss = opd_loss(student, batch, rollout, teacher.score(batch, rollout), tau=1.5)
+    loss = opd_loss(student, batch, student.get_audio_features(batch.mel, batch.mel_lens), rollout, teacher.score(batch, rollout), tau=1.5)
     blocked = ~ALLOWED.mask(97)
     s = dense_logits(student, batch, rollout.tokens, rollout.lens).masked_fill(blocked, float("-inf"))
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_rollouts_of_one_prompt_share_its_audio_and_count_apart():
     student, batch = tiny_model(seed=1), make_batch()
     engine, teacher = Engine(student, allowed=ALLOWED, topk=8), ArkasrTeacher(tiny_model(seed=2), allowed=ALLOWED, top_k=8)
     rollout = engine.rollout(batch, n=2, temperature=1.0, seed=3, max_new_tokens=6)
-    both = opd_loss(student, batch, rollout, teacher.score(batch, rollout), tau=1.0)
+    both = opd_loss(student, batch, student.get_audio_features(batch.mel, batch.mel_lens), rollout, teacher.score(batch, rollout), tau=1.0)
     parts = []
     for number in (0, 1):
         rows = torch.arange(3) * 2 + number
@@ -150,7 +150,9 @@ def test_rollouts_of_one_prompt_share_its_audio_and_count_apart():
             owner=torch.arange(3),
             topk_ids=rollout.topk_ids[kept],
         )
-        parts.append(opd_loss(student, batch, one, teacher.score(batch, one), tau=1.0))
+        parts.append(
+            opd_loss(student, batch, student.get_audio_features(batch.mel, batch.mel_lens), one, teacher.score(batch, one), tau=1.0)
+        )
     torch.testing.assert_close(both.total, parts[0].total + parts[1].total, rtol=1e-4, atol=0)
     assert both.count == parts[0].count + parts[1].count
 

@@ -21,9 +21,7 @@ def test_equals_topk_of_the_product(backend, dtype, rescore):
     hidden, weight = exact_layer(70, 8, 301, dtype)
     blocked = torch.tensor([0, 5, 300], dtype=torch.int32)
     gather_ids = torch.randint(-1, 301, (70, 6), dtype=torch.int32)
-    got = linear_topk_lse(
-        hidden, weight, 12, blocked=blocked, gather_ids=gather_ids, need_lse=True, rescore=rescore, backend=backend
-    )
+    got = linear_topk_lse(hidden, weight, 12, blocked=blocked, gather_ids=gather_ids, need_lse=True, rescore=rescore, backend=backend)
     logits = (hidden.double() @ weight.double().t()).to(torch.float64 if dtype == torch.float64 else torch.float32)
     want = topk_lse(logits, 12, blocked=blocked, gather_ids=gather_ids, need_lse=True, backend="torch")
     for mine, true in zip(got, want, strict=True):
@@ -84,9 +82,7 @@ def test_vocab_map_answers_in_output_ids(backend):
     gather_ids[:, 0] = absent[0]
     gather_ids[:, 1] = blocked[0]
     gather_ids[:, 2] = -1
-    got = linear_topk_lse(
-        hidden, weight, 10, vocab_map=output, blocked=blocked, gather_ids=gather_ids, need_lse=True, backend=backend
-    )
+    got = linear_topk_lse(hidden, weight, 10, vocab_map=output, blocked=blocked, gather_ids=gather_ids, need_lse=True, backend=backend)
     logits = (hidden.double() @ (moved @ weight.double()).t()).float()
     out = torch.cat([torch.tensor(absent), blocked.long()])
     want = topk_lse(logits, 10, blocked=out, gather_ids=gather_ids, need_lse=True, backend="torch")
@@ -129,8 +125,9 @@ def test_bad_numbers_flag_their_row_alone(backend):
 
 def test_mixed_dtypes_and_no_gradient(backend):
     hidden, weight = exact_layer(5, 6, 40)
-    got = linear_topk_lse(hidden.bfloat16().requires_grad_(), weight.requires_grad_(), 4, gather_ids=torch.zeros(5, 1).int(),
-    backend=backend) assert torch.equal(got.ids, linear_topk_lse(hidden, weight, 4, backend=backend).ids)
+    gather_ids = torch.zeros(5, 1, dtype=torch.int32)
+    got = linear_topk_lse(hidden.bfloat16().requires_grad_(), weight.requires_grad_(), 4, gather_ids=gather_ids, backend=backend)
+    assert torch.equal(got.ids, linear_topk_lse(hidden, weight, 4, backend=backend).ids)
     assert not got.values.requires_grad
     assert not got.gathered.requires_grad
 

@@ -202,4 +202,4 @@ def test_half_precision_takes_float32_features(dtype: torch.dtype) -> None:
     exact = perturb(tiny_model(3))(input_ids=ids, attention_mask=mask, audios=mel, audio_lens=frames).logits
     assert logits.dtype == dtype
     similarity = torch.nn.functional.cosine_similarity(logits[mask.bool()].float(), exact[mask.bool()], dim=-1)
-    assert float(similarity.min()) > 0.99  # bf16 gives 0.9985; after another clip, 0.13 to 0.72
+    assert float(similarity.min()) > 0.99  # bf16 gives 0.9994; after another clip, 0.07 to 0.78

@@ -233,6 +233,8 @@ def test_unsupported_options_are_refused(processor: ArkasrProcessor) -> None:
             processor(audio=[clip], **options)
     with pytest.raises(InputError, match="2 texts for 1 clips"):
         processor(text=["a", "b"], audio=[clip])
+    with pytest.raises(InputError, match="may be channels or clips"):
+        processor(audio=np.stack([clip, clip]))
     with pytest.raises(InputError, match="no audio"):
         processor(text="a")
 

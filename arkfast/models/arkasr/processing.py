@@ -93,7 +93,7 @@ class ArkasrProcessor(ProcessorMixin):
             return_tensors: "pt".
             return_dict: False returns ``input_ids`` alone.
             sampling_rate: of arrays that do not name their own, in Hz.
-            audio_padding: "longest", or "max_length" to pad features to ``audio_max_length``; neither changes an embedding.
+            audio_padding: "longest", or "max_length" to pad features to ``audio_max_length``; the masked encoder does not see it.
             audio_max_length: samples at 16 kHz; a longer clip is cut there with a warning. None: a clip over 30 s is an error.
             text_kwargs: ``padding`` ("longest") and ``padding_side`` ("left").
             **kwargs: the same two, given directly.
@@ -158,7 +158,9 @@ class ArkasrProcessor(ProcessorMixin):
         _only("audio_padding", audio_padding, "longest", "max_length", True)
         if audio is None:
             raise InputError("ArkasrProcessor: no audio; an ARK-ASR prompt has one clip")
-        clips = [audio] if isinstance(audio, np.ndarray) and audio.ndim == 1 else list(audio)
+        if isinstance(audio, np.ndarray) and audio.ndim != 1:
+            raise InputError(f"ArkasrProcessor: an array of shape {list(audio.shape)} may be channels or clips; pass clips as a list")
+        clips = [audio] if isinstance(audio, np.ndarray) else list(audio)
         mel, frames = self._features(clips, audio_max_length)
         if audio_padding == "max_length":
             width = (audio_max_length or MAX_SAMPLES) // HOP_LENGTH
