@@ -127,16 +127,18 @@ def test_kernels_folder_and_test_folders_are_not_packages():
 def test_the_name_kernels_is_never_ours(tmp_path):
     """From elsewhere, and in a process started in the checkout, where only a bare namespace folder may carry the name.
 
-    A regular package named ``kernels`` anywhere on the path wins over a namespace folder, so Hugging Face's package is the one that
-    Transformers finds beside ours.
+    A regular package named ``kernels`` anywhere on the path wins over a namespace folder, so Hugging Face's package, or the stand-in that
+    this test puts last on the path, is the one that Transformers finds beside ours.
     """
     package = tmp_path / "kernels"
     package.mkdir()
-    (package / "__init__.py").write_text("MARK = 'a regular package'\n")
-    code = "import sys; import arkfast.kernels; sys.path.append(sys.argv[1]); import kernels; print(kernels.MARK)"
+    (package / "__init__.py").write_text("")
+    code = "import sys; import arkfast.kernels; sys.path.append(sys.argv[1]); import kernels; print(kernels.__file__)"
     for cwd in (tmp_path, ROOT):
         run = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=cwd, capture_output=True, text=True)
-        assert run.stdout.strip() == "a regular package", run.stderr
+        found = run.stdout.strip()
+        assert found.endswith("__init__.py"), run.stderr
+        assert not Path(found).is_relative_to(ROOT / "kernels"), found
     spec = importlib.util.find_spec("kernels")
     assert spec is None or spec.origin is None or not Path(spec.origin).is_relative_to(ROOT)
 
