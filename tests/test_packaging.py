@@ -14,9 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "arkfast", "kernels", "csrc")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def checkout(tmp_path_factory):
-    """A copy of what a build reads, so that nothing is built in the working tree."""
+    """A copy of what a build reads, so that nothing is built in the working tree and no build finds another's leavings."""
     copy = tmp_path_factory.mktemp("checkout")
     ignored = shutil.ignore_patterns("__pycache__", "*.so", "*.egg-info")
     for name in SOURCES:

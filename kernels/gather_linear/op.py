@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
 from arkfast.kernels.common.precision import wide_dtype, without_autocast
 from arkfast.kernels.gather_linear import reference
 from arkfast.kernels.sparse_grad import sparse_weight_grad
-from torch.autograd.function import once_differentiable
 
 
 class _GatherLinear(torch.autograd.Function):

@@ -6,6 +6,7 @@ Letters: T positions, H features, V weight rows, U ids a position. Gathered rows
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.common.chunks import rows_within, spans
 from arkfast.kernels.common.precision import wide_dtype
 

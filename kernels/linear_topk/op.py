@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans

@@ -7,6 +7,7 @@ Letters: n rows of a chunk, V columns (rows of the weight), k ids a row. A colum
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.gather_linear import reference as gather_reference
 
 NEG_INF = float("-inf")

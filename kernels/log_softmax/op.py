@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.common.chunks import rows_within, spans
 from arkfast.kernels.common.precision import wide_dtype, without_autocast
 from arkfast.kernels.log_softmax import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
-from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 25
 """Logits that exist at once by default: 128 MB in float32, about 200 rows of a 152k vocabulary."""

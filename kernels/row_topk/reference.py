@@ -7,6 +7,7 @@ Letters: n rows, V columns, g gathered columns.
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.common.precision import wide_dtype
 
 NEG_INF = float("-inf")

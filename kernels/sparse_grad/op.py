@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.precision import wide_dtype

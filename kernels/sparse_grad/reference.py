@@ -6,6 +6,7 @@ Knows entries (id, position, factor); knows no loss. Letters: T positions, U ids
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.common.chunks import rows_within, spans
 
 CHUNK_ELEMENTS = 1 << 20

@@ -10,6 +10,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.gather_linear import gather_linear

@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch.autograd.function import once_differentiable
+
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.union_kl import reference
-from torch.autograd.function import once_differentiable
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")

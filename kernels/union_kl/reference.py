@@ -7,6 +7,7 @@ Letters: T positions, U slots, p the teacher's distribution over a position's sl
 from __future__ import annotations
 
 import torch
+
 from arkfast.kernels.common.precision import wide_dtype
 
 NEG_INF = float("-inf")
