@@ -26,11 +26,11 @@ class QuickstartConfig:
     """Fewest digits of an utterance."""
     max_digits: int = 9
     """Most digits of an utterance."""
-    teacher_steps: int = 1600
+    teacher_steps: int = 1300
     """Training steps of the teacher."""
     student_steps: int = 1500
     """Training steps of the student before any arm."""
-    arm_steps: int = 800
+    arm_steps: int = 700
     """Further steps of every arm."""
     batch_size: int = 16
     """Clips in a step."""

@@ -22,7 +22,7 @@ from arkfast.data import iter_manifest
 from arkfast.evaluate import Scores, evaluate_rows
 from arkfast.infer import Transcriber
 from arkfast.metrics import bootstrap_difference
-from arkfast.quickstart.arms import STUDENT_SIZE, TEACHER_SIZE, VOCAB_SIZE, Arm, Stage, plan
+from arkfast.quickstart.arms import INITIALIZER_RANGE, STUDENT_SIZE, TEACHER_SIZE, VOCAB_SIZE, Arm, Stage, plan
 from arkfast.quickstart.config import QuickstartConfig
 from arkfast.quickstart.corpus import Corpus, CorpusRecipe, build_corpus
 from arkfast.quickstart.progress import row_of, steps_done
@@ -114,7 +114,7 @@ class Quickstart:
                 continue
             if tokenizer is None:
                 tokenizer = build_tokenizer([row.text or "" for row in iter_manifest(corpus.train)], vocab_size=VOCAB_SIZE)
-            new_checkpoint(folder, tokenizer, seed=1000 * self.config.seed + seed, **size)
+            new_checkpoint(folder, tokenizer, seed=1000 * self.config.seed + seed, initializer_range=INITIALIZER_RANGE, **size)
 
     def _train(self, corpus: Corpus) -> None:
         """Run every arm as soon as those it needs are done, ``jobs`` at a time, showing the table as it stands."""

@@ -41,6 +41,8 @@ class TrainConfig:
     """Threads that decode audio and extract features ahead of the step; 0 does it in the step."""
     dataloader_prefetch_factor: int = 2
     """Batches prepared ahead for each thread."""
+    feature_cache_mb: int = 0
+    """Memory in MiB for features of clips seen before, half for training and half for evaluation; for sets passed over many times."""
     max_steps: int = 0
     """Optimizer steps; 0 derives them from total_epochs."""
     total_epochs: int = 1
@@ -120,7 +122,7 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
-                     "max_steps", "dataloader_num_workers", "num_threads"):  # fmt: skip
+                     "max_steps", "dataloader_num_workers", "feature_cache_mb", "num_threads"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if not 0 < self.rollout_top_p <= 1:

@@ -13,16 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import DataOrder, Loader, Prompt, collate, extract, read_manifest, row_seconds
+from arkfast.data import DataOrder, FeatureCache, Loader, Prompt, collate, extract, read_manifest, row_seconds
 from arkfast.distill import CTCHead, LossSum, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.distill.teachers.arkasr import check_same_vocabulary
 from arkfast.engine import Engine
 from arkfast.models import ArkasrProcessor, load_model
-from arkfast.records import AllowedTokens, Batch, InputError
+from arkfast.records import AllowedTokens, Batch, InputError, Utterance
 from arkfast.train.checkpoint import RunFolder, TrainerState, load_resume
 from arkfast.train.config import TrainConfig
 from arkfast.train.evaluation import DevSet
@@ -62,6 +63,8 @@ class Trainer:
         self.model = source.float().to(self.device).eval()  # the family has no dropout: training and evaluation mode compute the same
         self._prompt = Prompt.asr(self._tokenizer, merge_factor=self.model.config.merge_factor)
         self._log_mel = LogMel(self.model.config.whisper_config.num_mel_bins)
+        # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
+        train_features, dev_features = (FeatureCache(self._features, config.feature_cache_mb // 2) for _ in range(2))
         allowed = AllowedTokens.asr(self._tokenizer, self.model.config)
         self._top_k = min(config.opd_top_k, allowed.count)
         self._teacher = self._load_teacher(allowed, compute) if config.stage != "sft" else None
@@ -77,7 +80,7 @@ class Trainer:
 
         self._dev = None
         if dev_rows:
-            self._dev = DevSet(dev_rows, self._make_batch, self._tokenizer, config)
+            self._dev = DevSet(dev_rows, lambda rows: self._make_batch(rows, dev_features), self._tokenizer, config)
         order = DataOrder(
             [row_seconds(row) for row in self._rows],
             batch_size=config.per_device_train_batch_size,
@@ -86,7 +89,7 @@ class Trainer:
         )
         self._loader = Loader(
             order,
-            lambda picked: self._make_batch([self._rows[i] for i in picked], supervised=config.stage == "sft"),
+            lambda picked: self._make_batch([self._rows[i] for i in picked], train_features, supervised=config.stage == "sft"),
             batch_size=config.per_device_train_batch_size,
             workers=config.dataloader_num_workers,
             prefetch=config.dataloader_prefetch_factor,
@@ -113,9 +116,11 @@ class Trainer:
             )
         return ArkasrTeacher(model, allowed=allowed, top_k=self._top_k)
 
-    def _make_batch(self, rows: list[Any], *, supervised: bool = False) -> Batch:
-        features = [extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds) for row in rows]
-        return collate(rows, features, self._prompt, self._tokenizer if supervised else None)
+    def _features(self, row: Utterance) -> np.ndarray:
+        return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
+
+    def _make_batch(self, rows: list[Utterance], features: FeatureCache, *, supervised: bool = False) -> Batch:
+        return collate(rows, [features(row) for row in rows], self._prompt, self._tokenizer if supervised else None)
 
     def _loss(self, batch: Batch) -> LossSum:
         config = self.config
