@@ -139,3 +139,19 @@ def test_doctor_tells_what_runs_and_what_is_missing(monkeypatch, capsys):
     assert "log-mel" in out
     assert "missing jiwer: pip install 'arkfast[asr]'" in out
     assert f"torch                {real('torch')}" in out
+
+
+def test_lazy_names_are_what_their_modules_hold():
+    import arkfast
+    import arkfast.audio
+    import arkfast.evaluate
+    import arkfast.infer
+    import arkfast.models
+
+    assert arkfast.LogMel is arkfast.audio.LogMel
+    assert arkfast.Transcriber is arkfast.infer.Transcriber
+    assert arkfast.evaluate_rows is arkfast.evaluate.evaluate_rows
+    assert arkfast.ArkasrConfig is arkfast.models.ArkasrConfig
+    assert set(dir(arkfast)) >= {"LogMel", "Transcriber", "ArkasrProcessor", "ArkasrForConditionalGeneration", "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = arkfast.Nothing

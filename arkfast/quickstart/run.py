@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -91,7 +92,7 @@ class Quickstart:
         self._transcribe(corpus)
         rows = {row.arm: row for row in report.rows}
         dev = {name: self._scores[name]["dev"].wer for name in rows}
-        better = dev["opd"] < dev["base"] and dev["opd"] < dev["sft"]
+        better = lowered(dev)
         self._say(f"OPD's dev WER {100 * dev['opd']:.1f} %, base student {100 * dev['base']:.1f} %, more SFT {100 * dev['sft']:.1f} %: "
                   + ("OPD lowered it" if better else "OPD did not lower it below both"))  # fmt: skip
         self._say(f"report {page}\npicture {self.root / 'picture.png'}\nOPD model {self._arm('opd').stages[-1].model}")
@@ -285,6 +286,11 @@ class Quickstart:
         for line in output.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             print(f"  {row['id']}\n    said  {row['text']}\n    heard {row['pred_text']}", flush=True)
+
+
+def lowered(dev: Mapping[str, float]) -> bool:
+    """Whether OPD's dev WER is below both the base student's and the more-SFT arm's; False where one is not a number."""
+    return dev["opd"] < dev["base"] and dev["opd"] < dev["sft"]
 
 
 def _rate(scores: Scores) -> Rate:

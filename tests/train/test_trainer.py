@@ -260,3 +260,13 @@ def test_a_run_that_only_sees_bad_numbers_stops(world, tmp_path):
     rows = log(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [True] * 3
     assert all(torch.equal(p, start[name]) for name, p in trainer.model.named_parameters() if name != "model.norm.weight")
+
+
+def test_torchrun_with_one_process(world, tmp_path):
+    script = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
+    words = ["--stage", "sft", "--student_model", world / "student", "--train_data", world / "train.jsonl",
+             "--output_dir", tmp_path / "run", "--max_steps", 2, "--learning_rate", 1e-3, "--dataloader_num_workers", 0]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1", script, *words]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 2
