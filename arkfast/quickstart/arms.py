@@ -81,7 +81,7 @@ def plan(root: Path, config: QuickstartConfig, corpus: Corpus) -> list[Arm]:
     }  # fmt: skip
 
     def stage(folder: str, kind: str, student: Path, data: Path, steps: int, rate: float, **more: Any) -> Stage:
-        every = max(1, steps // CURVE_POINTS)
+        every = -(-steps // CURVE_POINTS)
         flags = {"stage": kind, "student_model": student, "train_data": data, "max_steps": steps, "learning_rate": rate}
         return Stage(folder=root / folder, flags={**flags, "eval_freq": every, "save_freq": max(every, 200), **common, **more})
 

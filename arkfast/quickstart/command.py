@@ -13,6 +13,9 @@ DESCRIPTION = "Synthesise speech, train a teacher and a student, and lower the s
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0 only when OPD's dev WER is below both the base student's and the more-SFT arm's."""
     config = parse(QuickstartConfig, argv, prog="arkfast quickstart", description=DESCRIPTION)
+    from transformers.utils import logging
+
     from arkfast.quickstart.run import Quickstart
 
+    logging.disable_progress_bar()  # six models are loaded in a second each
     return 0 if Quickstart(config).run() else 1

@@ -30,7 +30,7 @@ class QuickstartConfig:
     """Training steps of the teacher."""
     student_steps: int = 1500
     """Training steps of the student before any arm."""
-    arm_steps: int = 700
+    arm_steps: int = 600
     """Further steps of every arm."""
     batch_size: int = 16
     """Clips in a step."""

@@ -13,7 +13,10 @@ DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher dat
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     config = parse(TrainConfig, argv, prog="arkfast train", description=DESCRIPTION)
+    from transformers.utils import logging
+
     from arkfast.train.trainer import Trainer
 
+    logging.disable_progress_bar()  # the run has a bar of its own
     Trainer(config).run()
     return 0
