@@ -29,7 +29,7 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``arkfast``; returns the exit code: 0 done, 1 failed, 2 wrong input."""
+    """Run ``arkfast``; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"arkfast {words[0]}: error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"arkfast {words[0]}: interrupted", file=sys.stderr)
+        return 130
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "arkfast":
             raise

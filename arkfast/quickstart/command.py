@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from arkfast.config import parse
@@ -15,7 +16,11 @@ def main(argv: Sequence[str]) -> int:
     config = parse(QuickstartConfig, argv, prog="arkfast quickstart", description=DESCRIPTION)
     from transformers.utils import logging
 
-    from arkfast.quickstart.run import Quickstart
+    from arkfast.quickstart.run import ArmFailed, Quickstart
 
     logging.disable_progress_bar()  # six models are loaded in a second each
-    return 0 if Quickstart(config).run() else 1
+    try:
+        return 0 if Quickstart(config).run() else 1
+    except ArmFailed as error:
+        print(f"arkfast quickstart: error: {error}", file=sys.stderr)
+        return 1

@@ -35,6 +35,10 @@ SHOWN_CLIPS = 3
 STATUS_SECONDS = 15.0  # between two status lines where standard error is no terminal
 
 
+class ArmFailed(RuntimeError):
+    """A training process ended early, or a model left clips without a transcript; the message holds the end of its log."""
+
+
 class Quickstart:
     """One call of ``arkfast quickstart``.
 
@@ -189,7 +193,7 @@ class Quickstart:
             self._processes.discard(process)
         if code:
             tail = "\n".join(log_path.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-            raise RuntimeError(f"training {stage.folder.name} ended with code {code}; the end of {log_path}:\n{tail}")
+            raise ArmFailed(f"training {stage.folder.name} ended with code {code}; the end of {log_path}:\n{tail}")
 
     def _score(self, arm: Arm, split: str, manifest: Path) -> Scores:
         """Transcribe a split with the arm's model, or use the transcripts of an earlier call, and score them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from arkfast.config import parse
@@ -15,8 +16,12 @@ def main(argv: Sequence[str]) -> int:
     config = parse(TrainConfig, argv, prog="arkfast train", description=DESCRIPTION)
     from transformers.utils import logging
 
-    from arkfast.train.trainer import Trainer
+    from arkfast.train.trainer import Trainer, TrainingStopped
 
     logging.disable_progress_bar()  # the run has a bar of its own
-    Trainer(config).run()
+    try:
+        Trainer(config).run()
+    except TrainingStopped as error:
+        print(f"arkfast train: error: {error}", file=sys.stderr)
+        return 1
     return 0

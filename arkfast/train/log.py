@@ -26,7 +26,8 @@ class RunLog:
     def __init__(self, path: Path, *, start_step: int, total_steps: int, print_every: int) -> None:
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start_step]
+            complete = (line for line in lines if line.endswith("\n"))
+            kept = [line for line in complete if start_step and json.loads(line)["step"] <= start_step]
             write_atomically(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._print_every = print_every

@@ -31,6 +31,10 @@ from arkfast.train.log import RunLog
 from arkfast.train.optim import MasterAdamW, learning_rate
 
 
+class TrainingStopped(RuntimeError):
+    """The run cannot go on; the message says why and what to look at."""
+
+
 class Trainer:
     """A run, ready to go. Everything that can be wrong with its inputs is found here, before the first step.
 
@@ -201,7 +205,7 @@ class Trainer:
         }
         log.step(record)
         if skipped >= config.max_skipped_steps:
-            raise RuntimeError(
+            raise TrainingStopped(
                 f"step {self._state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
                 "lower --learning_rate or look at the data of the last steps in metrics.jsonl"
             )

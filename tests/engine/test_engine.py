@@ -118,3 +118,13 @@ def test_draws_follow_the_distribution():
     assert torch.isfinite(limited[0]).tolist() == [True, True, False, False, False]
     nucleus = restrict(scores[None], top_p=0.7)
     assert torch.isfinite(nucleus[0]).tolist() == [True, True, False, False, False]  # 0.64 alone is short of 0.7
+
+
+def test_a_row_whose_scores_are_not_numbers_is_marked_and_harms_no_other(model):
+    batch, engine = make_batch(), Engine(model, allowed=ALLOWED, topk=4)
+    clean = engine.rollout(batch, max_new_tokens=10)
+    assert not clean.failed.any()
+    batch.mel[1, :, : FRAMES[1]] = float("nan")
+    rollout = engine.rollout(batch, max_new_tokens=10)
+    assert rollout.failed.tolist() == [False, True, False, False, False]
+    assert [row for i, row in enumerate(rows(rollout)) if i != 1] == [row for i, row in enumerate(rows(clean)) if i != 1]

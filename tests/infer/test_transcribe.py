@@ -274,3 +274,17 @@ def test_samples_in_memory(model: Path) -> None:
 def test_arguments_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         Transcriber("/nowhere", batch_size=0)
+
+
+def test_scores_that_are_not_numbers_are_a_failed_row_not_a_transcript(tmp_path: Path, model: Path, audio: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = tmp_path / "broken"
+    shutil.copytree(model, broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    (row,) = Transcriber(broken, max_new_tokens=5)([Utterance(id="a", audio=str(audio / "0.wav"))])
+    assert row["status"] == "error"
+    assert row["pred_text"] is None
+    assert "not numbers" in row["error"]

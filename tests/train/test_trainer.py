@@ -16,7 +16,7 @@ import arkfast.models
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.config import TrainConfig
-from arkfast.train.trainer import Trainer
+from arkfast.train.trainer import Trainer, TrainingStopped
 
 TEXTS = ("one two", "three", "four five six", "seven eight", "nine", "zero one")
 
@@ -255,7 +255,7 @@ def test_a_run_that_only_sees_bad_numbers_stops(world, tmp_path):
     start = {name: p.clone() for name, p in trainer.model.named_parameters()}
     with torch.no_grad():
         trainer.model.model.norm.weight[0] = float("nan")
-    with pytest.raises(RuntimeError, match="not finite for 3 steps"):
+    with pytest.raises(TrainingStopped, match="not finite for 3 steps"):
         trainer.run()
     rows = log(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [True] * 3
