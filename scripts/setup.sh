@@ -17,10 +17,17 @@ if sys.version_info < (3, 10):
     sys.exit(f"arkfast needs Python 3.10 or newer, this is {sys.version.split()[0]}; set PYTHON to another interpreter")
 PY
 [ -x .venv/bin/python ] || "$python" -m venv .venv
-echo "arkfast: installing into .venv (first time: a few minutes, about 3 GB)"
-.venv/bin/python -m pip install --quiet --upgrade pip "setuptools>=77" 2>&1 | grep -v "is ignored: it is neither a file nor a directory" || true
+echo "arkfast: installing into .venv (first time: a few minutes, about 3 GB; what pip says goes to .venv/setup.log)"
+install() {
+  .venv/bin/python -m pip install "$@" >>.venv/setup.log 2>&1 || {
+    tail -n 25 .venv/setup.log >&2
+    echo "arkfast: the installation failed; the whole log is .venv/setup.log" >&2
+    exit 1
+  }
+}
+: >.venv/setup.log
+install --upgrade pip "setuptools>=77"
 # One resolver run for everything, so that the pin in constraints.txt decides which torch build comes.
-.venv/bin/python -m pip install --quiet -c constraints.txt -e '.[asr,serve,eval,train,quickstart,dev]' 2>&1 |
-  { grep -v "is ignored: it is neither a file nor a directory" || true; }
+install -c constraints.txt -e '.[asr,serve,eval,train,quickstart,dev]'
 .venv/bin/python -c "import arkfast.cli"
 printf '%s' "$wanted" >"$stamp"
