@@ -229,7 +229,7 @@ class Quickstart:
 
     def _report(self, corpus: Corpus) -> Report:
         differences = []
-        for second in ("base", "sft", "pseudo"):
+        for second in ("base", "sft", "pseudo", "td_opd"):
             for split in ("dev", "test"):
                 value, low, high = bootstrap_difference(self._scores["opd"][split].words, self._scores[second][split].words)
                 differences.append(Difference(first="opd", second=second, split=split, value=value, low=low, high=high))  # type: ignore[arg-type]
