@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("arkfast.train.command", "train a model: OPD, teacher data or supervised"),
     "transcribe": ("arkfast.infer.command", "JSONL in, JSONL with transcripts out"),
     "evaluate": ("arkfast.evaluate.command", "WER and CER of transcripts, with confidence intervals"),
+    "manifest": ("arkfast.manifest.command", "check a data set, or clean it: bad rows named, durations filled in"),
     "quickstart": ("arkfast.quickstart.command", "the whole job, small and real, on a CPU in minutes"),
     "doctor": ("arkfast.doctor", "what is installed, what runs, and what is missing for each door"),
 }

@@ -61,11 +61,21 @@ def _machine() -> Iterator[str]:
     yield f"  {'CPU threads':<20} {torch.get_num_threads()}"
 
 
+def _kernels() -> Iterator[str]:
+    from arkfast.kernels import available_backends, fallbacks
+    from arkfast.kernels.common.backend import why_not_triton
+
+    reason = why_not_triton()
+    yield f"  {'kernel backend':<20} {', '.join(available_backends())} (auto takes the first)"
+    if reason:
+        yield f"  {'':<20} triton is not used: {reason}"
+    for op, reasons in fallbacks().items():
+        yield f"  {'':<20} {op} has run in torch on a GPU: {'; '.join(reasons)}"
+
+
 def _parts() -> Iterator[str]:
     if version("torch") is not None:
-        from arkfast.kernels import available_backends
-
-        yield f"  {'kernel backend':<20} {', '.join(available_backends())} (auto takes the first)"
+        yield from _kernels()
     from arkfast.audio import LogMel
 
     log_mel = LogMel()

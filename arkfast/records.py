@@ -29,7 +29,7 @@ class Utterance:
     id: str
     """Stable name, unique within its manifest; sampling noise and outputs are keyed by it."""
     audio: str | np.ndarray
-    """Path of the recording, or 16 kHz mono samples as a float32 array."""
+    """Path of the recording, a member of a tar shard (``shard.tar::clip.flac@offset+size``), or 16 kHz mono samples as float32."""
     begin: float | None = None
     """Start of the segment within the recording in seconds; None is the recording's start."""
     end: float | None = None

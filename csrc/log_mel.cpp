@@ -1,151 +1,139 @@
 #include "log_mel.h"
 
 #include <algorithm>
-#include <cmath>
+#include <atomic>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <stdexcept>
-#include <string>
+
+#include "tables.h"
 
 namespace arkfast {
 namespace {
 
-constexpr double kPi = 3.14159265358979323846;
-constexpr double kLog10E = 0.43429448190325182765;
-constexpr int kHalfWindow = kWindow / 2;
-constexpr int kBins = PowerSpectrum400::kBins;
-constexpr double kPowerFloor = 1e-10;
-constexpr float kLogFloor = -10.0f;  // log10(kPowerFloor)
-constexpr float kRange = 8.0f;       // decades kept below the clip's maximum
-constexpr int kTile = 16;            // frames gathered before they are written: one cache line of each output row
+constexpr int kMaxThreads = 1024;
 
-// Slaney's mel scale: linear below 1 kHz at 200/3 Hz per mel, logarithmic above with 27 steps per factor 6.4.
-constexpr double kHzPerMel = 200.0 / 3.0;
-constexpr double kKneeHz = 1000.0;
-constexpr double kKneeMel = kKneeHz / kHzPerMel;
-const double kLogStep = std::log(6.4) / 27.0;
+int checked_threads(int threads) {
+  if (threads < 0 || threads > kMaxThreads) {
+    throw std::invalid_argument("threads must be 0 to " + std::to_string(kMaxThreads) + ", got " + std::to_string(threads));
+  }
+  return threads;
+}
 
-double hz_to_mel(double hz) { return hz < kKneeHz ? hz / kHzPerMel : kKneeMel + std::log(hz / kKneeHz) / kLogStep; }
-double mel_to_hz(double mel) { return mel < kKneeMel ? mel * kHzPerMel : kKneeHz * std::exp(kLogStep * (mel - kKneeMel)); }
+std::uint16_t to_bfloat16(float value) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  if ((bits & 0x7fffffff) > 0x7f800000) return static_cast<std::uint16_t>(bits >> 16 | 0x40);  // rounding could turn NaN into infinity
+  return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
 
-inline float scaled(float log10_mel, float floor) { return (std::max(log10_mel, floor) + 4.0f) * 0.25f; }
+float beyond(float highest, const float* fill) { return fill != nullptr ? *fill : (clamp_floor(highest) + 4.0f) * 0.25f; }
 
 }  // namespace
 
-struct LogMelPlan::Scratch {
-  alignas(64) float samples[kWindow];
-  alignas(64) double power[kBins];
-  PowerSpectrum400::Scratch spectrum;
-};
-
-const char* instruction_set() { return "baseline"; }
-
-std::int64_t find_nonfinite(const float* samples, std::int64_t count) {
-  constexpr std::uint32_t kExponent = 0x7f800000u;  // all ones: infinity or NaN
-  constexpr std::int64_t kChunk = 4096;             // a branch per chunk keeps the inner loop free for the vector unit
-  const auto bad = [samples](std::int64_t i) {
-    std::uint32_t bits;
-    std::memcpy(&bits, samples + i, sizeof bits);
-    return (bits & kExponent) == kExponent;
+void* thread_scratch(std::size_t bytes) {
+  struct Free {
+    void operator()(void* memory) const { ::operator delete(memory, std::align_val_t{64}); }
   };
-  for (std::int64_t begin = 0; begin < count; begin += kChunk) {
-    const std::int64_t end = std::min(begin + kChunk, count);
-    std::uint32_t found = 0;
-    for (std::int64_t i = begin; i < end; ++i) found |= bad(i);
-    if (found == 0) continue;
-    for (std::int64_t i = begin; i < end; ++i) {
-      if (bad(i)) return i;
-    }
+  thread_local std::unique_ptr<void, Free> memory;
+  thread_local std::size_t size = 0;
+  if (size < bytes) {
+    memory.reset(::operator new(bytes, std::align_val_t{64}));
+    size = bytes;
   }
-  return -1;
+  return memory.get();
 }
 
-LogMelPlan::LogMelPlan(int n_mels) {
-  if (n_mels < 1 || n_mels > kBins) throw std::invalid_argument("n_mels must be 1 to 201, got " + std::to_string(n_mels));
-  for (int n = 0; n < kWindow; ++n) window_[n] = 0.5 - 0.5 * std::cos(2.0 * kPi * n / kWindow);  // periodic Hann
+LogMelPlan::LogMelPlan(int n_mels, int threads, const std::string& instruction_set)
+    : tables_(make_tables(n_mels)), kernel_(choose_kernel(instruction_set)), threads_(checked_threads(threads)), pool_(threads_) {}
 
-  const double bin_hz = static_cast<double>(kSamplingRate) / kWindow;
-  const double top_mel = hz_to_mel(kSamplingRate / 2.0);
-  const auto corner_hz = [&](int i) { return mel_to_hz(top_mel * i / (n_mels + 1)); };
-  filters_.reserve(static_cast<std::size_t>(n_mels));
-  for (int m = 0; m < n_mels; ++m) {
-    const double low = corner_hz(m), peak = corner_hz(m + 1), high = corner_hz(m + 2);
-    Filter filter{0, 0, static_cast<int>(weights_.size())};
-    for (int bin = 0; bin < kBins; ++bin) {
-      const double hz = bin * bin_hz;
-      const double height = std::min((hz - low) / (peak - low), (high - hz) / (high - peak));
-      if (height <= 0.0) continue;
-      if (filter.bins++ == 0) filter.first_bin = bin;
-      weights_.push_back(height * 2.0 / (high - low));
-    }
-    if (filter.bins == 0) {
-      throw std::invalid_argument("n_mels = " + std::to_string(n_mels) + " is too large: mel filter " + std::to_string(m) +
-                                  " would cover no frequency bin of a 400-sample window");
-    }
-    filters_.push_back(filter);
+Summary LogMelPlan::raw_log10_mel(const Clip& clip, float* raw, std::int64_t stride) const {
+  const Signal signal{clip.samples, 0, clip.count, clip.padded};
+  const std::int64_t frames = frame_count(clip.padded);
+  // Frames first .. last-1 see nothing but padding: their windows begin past the clip and end before its mirror image begins.
+  constexpr std::int64_t kHalf = kWindow / 2;
+  const std::int64_t first = std::min(frames, (clip.count + kHalf + kHop - 1) / kHop);
+  // Window end 160 t + 199, mirrored at padded - 1, must not reach below count: 2 (padded - 1) - (160 t + 199) >= count.
+  const std::int64_t room = 2 * (clip.padded - 1) - clip.count - (kHalf - 1);
+  const std::int64_t last = std::clamp(room < 0 ? 0 : room / kHop + 1, first, frames);
+  void* scratch = thread_scratch(kernel_.scratch_bytes);
+  Summary summary = kernel_.log10_mel(tables_, signal, 0, first, raw, stride, scratch);
+  for (int m = 0; m < n_mels(); ++m) std::fill(raw + m * stride + first, raw + m * stride + last, kLogFloor);
+  if (last < frames) {
+    const Summary end = kernel_.log10_mel(tables_, signal, last, frames, raw + last, stride, scratch);
+    summary = {std::max(summary.highest, end.highest), summary.finite && end.finite};
   }
+  // The last samples may lie under no window.
+  const std::int64_t seen = std::min(clip.count, (first + 1) * kHop - kHalf + kHop);
+  summary.finite = summary.finite && kernel_.find_nonfinite(clip.samples + seen, clip.count - seen) < 0;
+  return summary;
 }
 
-void LogMelPlan::frame_log10(const Clip& clip, std::int64_t frame, Scratch& scratch, float* log10_mel) const {
-  const std::int64_t start = frame * kHop - kHalfWindow;
-  const std::int64_t end = start + kWindow;
-  // The padded row is mirrored at both ends without repeating the end sample: index i reads |i| on the left, 2(padded-1) - i on the right.
-  const std::int64_t mirror = 2 * (clip.padded - 1);
-  if (std::min(start, mirror - (end - 1)) >= clip.count) {
-    std::fill_n(log10_mel, n_mels(), kLogFloor);  // the window sees nothing but padding
+template <class Value, class Work>
+std::optional<BadSample> LogMelPlan::for_each_clip(const std::vector<Clip>& clips, Value* out, std::int64_t columns,
+                                                   const Work& work) const {
+  for (const Clip& clip : clips) {
+    if (clip.count < 1 || clip.padded < clip.count || clip.padded < kWindow || columns < frame_count(clip.padded)) {
+      throw std::invalid_argument("LogMelPlan: count " + std::to_string(clip.count) + ", padded " + std::to_string(clip.padded) +
+                                  " and columns " + std::to_string(columns) + " do not fit together");
+    }
+  }
+  std::atomic<bool> finite{true};
+  pool_.run(clips.size(), [&](std::size_t i) {
+    if (!work(clips[i], out + static_cast<std::int64_t>(i) * n_mels() * columns)) finite = false;
+  });
+  return finite ? std::nullopt : find_nonfinite(clips);
+}
+
+std::optional<BadSample> LogMelPlan::find_nonfinite(const std::vector<Clip>& clips) const {
+  for (std::size_t i = 0; i < clips.size(); ++i) {
+    const std::int64_t sample = kernel_.find_nonfinite(clips[i].samples, clips[i].count);
+    if (sample >= 0) return BadSample{i, sample};
+  }
+  return std::nullopt;
+}
+
+std::optional<BadSample> LogMelPlan::compute(const std::vector<Clip>& clips, float* out, std::int64_t columns, const float* fill) const {
+  return for_each_clip(clips, out, columns, [&](const Clip& clip, float* to) {
+    const Summary summary = raw_log10_mel(clip, to, columns);
+    write(to, columns, frame_count(clip.padded), summary.highest, to, columns, fill);
+    return summary.finite;
+  });
+}
+
+std::optional<BadSample> LogMelPlan::compute(const std::vector<Clip>& clips, std::uint16_t* out, std::int64_t columns,
+                                             const float* fill) const {
+  return for_each_clip(clips, out, columns, [&](const Clip& clip, std::uint16_t* to) {
+    const std::int64_t frames = frame_count(clip.padded);
+    const std::unique_ptr<float[]> raw(new float[static_cast<std::size_t>(n_mels() * frames)]);  // not zeroed, unlike std::vector
+    const Summary summary = raw_log10_mel(clip, raw.get(), frames);
+    write(raw.get(), frames, frames, summary.highest, to, columns, fill);
+    return summary.finite;
+  });
+}
+
+void LogMelPlan::write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, float* out, std::int64_t columns,
+                       const float* fill) const {
+  const float floor = clamp_floor(highest);
+  if (frames == columns && frames == raw_stride) {  // one run has one tail
+    kernel_.scale(raw, n_mels() * frames, floor, out);
     return;
   }
-  const float* x = clip.samples + start;
-  if (start < 0 || end > clip.count) {
-    for (int n = 0; n < kWindow; ++n) {
-      const std::int64_t i = start + n;
-      const std::int64_t from = i < 0 ? -i : i >= clip.padded ? mirror - i : i;
-      scratch.samples[n] = from < clip.count ? clip.samples[from] : 0.0f;
-    }
-    x = scratch.samples;
-  }
-  double* even = scratch.spectrum.re[0];
-  double* odd = scratch.spectrum.im[0];
-  for (int n = 0; n < kWindow / 2; ++n) {
-    even[n] = window_[2 * n] * static_cast<double>(x[2 * n]);
-    odd[n] = window_[2 * n + 1] * static_cast<double>(x[2 * n + 1]);
-  }
-  spectrum_(scratch.spectrum, scratch.power);
-  for (const Filter& filter : filters_) {
-    const double* power = scratch.power + filter.first_bin;
-    const double* weight = weights_.data() + filter.first_weight;
-    double energy = 0.0;
-    for (int i = 0; i < filter.bins; ++i) energy += weight[i] * power[i];
-    *log10_mel++ = static_cast<float>(std::log(std::max(energy, kPowerFloor)) * kLog10E);
+  for (int m = 0; m < n_mels(); ++m) {
+    float* row = out + m * columns;
+    kernel_.scale(raw + m * raw_stride, frames, floor, row);
+    std::fill(row + frames, row + columns, beyond(highest, fill));
   }
 }
 
-void LogMelPlan::compute(const Clip& clip, float* out, std::int64_t columns, const float* fill) const {
-  const std::int64_t frames = LogMelPlan::frames(clip);
-  if (clip.count < 1 || clip.padded < clip.count || clip.padded < kWindow || columns < frames) {
-    throw std::invalid_argument("LogMelPlan: count " + std::to_string(clip.count) + ", padded " + std::to_string(clip.padded) +
-                                " and columns " + std::to_string(columns) + " do not fit together");
-  }
-  const int rows = n_mels();
-  Scratch scratch;
-  float tile[kTile][kBins];  // the constructor keeps n_mels <= kBins
-  float peak = kLogFloor;
-  for (std::int64_t begin = 0; begin < frames; begin += kTile) {
-    const int count = static_cast<int>(std::min<std::int64_t>(kTile, frames - begin));
-    for (int t = 0; t < count; ++t) {
-      frame_log10(clip, begin + t, scratch, tile[t]);
-      for (int m = 0; m < rows; ++m) peak = std::max(peak, tile[t][m]);
-    }
-    for (int m = 0; m < rows; ++m) {
-      float* row = out + m * columns + begin;
-      for (int t = 0; t < count; ++t) row[t] = tile[t][m];
-    }
-  }
-  const float floor = std::max(kLogFloor, peak - kRange);
-  const float beyond = fill != nullptr ? *fill : scaled(floor, floor);
-  for (int m = 0; m < rows; ++m) {
-    float* row = out + m * columns;
-    for (std::int64_t t = 0; t < frames; ++t) row[t] = scaled(row[t], floor);
-    std::fill(row + frames, row + columns, beyond);
+void LogMelPlan::write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, std::uint16_t* out,
+                       std::int64_t columns, const float* fill) const {
+  const float floor = clamp_floor(highest);
+  for (int m = 0; m < n_mels(); ++m) {
+    std::uint16_t* row = out + m * columns;
+    kernel_.scale_bfloat16(raw + m * raw_stride, frames, floor, row);
+    std::fill(row + frames, row + columns, to_bfloat16(beyond(highest, fill)));
   }
 }
 

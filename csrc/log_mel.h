@@ -1,60 +1,75 @@
-// Whisper's log-mel features. Knows framing, window, mel filters and scaling; knows no Python, no files and no threads.
+// Whisper's log-mel features of clips. Knows framing at a clip's ends, the clamp and what fills a batch; knows no Python and no files.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <string>
 #include <vector>
 
-#include "real_dft.h"
+#include "instruction_sets.h"
+#include "kernel.h"
+#include "thread_pool.h"
 
 namespace arkfast {
 
-inline constexpr int kSamplingRate = 16000;  // Hz
-inline constexpr int kHop = 160;             // samples from frame to frame: 10 ms
-inline constexpr int kWindow = PowerSpectrum400::kSamples;
-
-// Which instruction set the kernels run on: "baseline" is what the compiler assumes for the architecture.
-const char* instruction_set();
-
-// A clip of `count` finite samples, to be framed as if zeros followed up to `padded` samples (padded >= count, padded >= kWindow).
+// A clip of `count` samples, to be framed as if zeros followed up to `padded` samples (padded >= count, padded >= kWindow).
 struct Clip {
   const float* samples;
   std::int64_t count;
   std::int64_t padded;
 };
 
-// Position of the first NaN or infinity in samples[0..count), or -1.
-std::int64_t find_nonfinite(const float* samples, std::int64_t count);
+struct BadSample {
+  std::size_t clip;
+  std::int64_t sample;
+};
 
-// Everything that does not depend on the samples. Immutable after construction, so one plan serves any number of threads.
+inline std::int64_t frame_count(std::int64_t padded) { return padded / kHop; }
+
+// The lowest value that scaling keeps, given the highest raw one: 8 decades below it.
+inline float clamp_floor(float highest) { return highest - 8.0f > kLogFloor ? highest - 8.0f : kLogFloor; }
+
+// Memory for a kernel, 64-byte aligned, kept by the calling thread for its next call.
+void* thread_scratch(std::size_t bytes);
+
+// Tables, kernel and threads for one n_mels. Immutable after construction; may be used by several threads at once.
 class LogMelPlan {
  public:
-  // Slaney mel filters (area-normalised triangles, 0 to 8000 Hz). Throws std::invalid_argument when n_mels is outside 1..149: from
-  // 150 on, a filter would cover no frequency bin.
-  explicit LogMelPlan(int n_mels);
+  // threads: how many work on the clips of a call; 0 and 1 are the caller's alone. instruction_set: see choose_kernel.
+  // Throws std::invalid_argument when n_mels, threads or instruction_set is out of range.
+  explicit LogMelPlan(int n_mels, int threads = 0, const std::string& instruction_set = "");
 
-  int n_mels() const { return static_cast<int>(filters_.size()); }
+  int n_mels() const { return tables_.n_mels; }
+  int threads() const { return threads_; }
+  const Kernel& kernel() const { return kernel_; }
+  const Tables& tables() const { return tables_; }
 
-  static std::int64_t frames(const Clip& clip) { return clip.padded / kHop; }
+  // Writes [clips, n_mels, columns] row-major, as float32 or as the bits of bfloat16: the frame_count(padded) features of each clip, then
+  // in every further column `*fill`, or, when fill is null, the clip's own floor, which is what silence after the clip would give.
+  // Returns the first sample that is NaN or infinite, if any; what was written is then of no use.
+  // Throws std::invalid_argument when a clip's lengths or columns are out of range; nothing is written then.
+  std::optional<BadSample> compute(const std::vector<Clip>& clips, float* out, std::int64_t columns, const float* fill) const;
+  std::optional<BadSample> compute(const std::vector<Clip>& clips, std::uint16_t* out, std::int64_t columns, const float* fill) const;
 
-  // Writes [n_mels, columns] row-major: the frames(clip) features, then in every further column `*fill`, or, when fill is null, the
-  // clip's own floor, which is what silence after the clip would give. Samples must be finite. Allocates nothing.
-  // Throws std::invalid_argument when the clip's lengths or columns are out of range; nothing is written then.
-  void compute(const Clip& clip, float* out, std::int64_t columns, const float* fill) const;
+  // The same answer without computing anything.
+  std::optional<BadSample> find_nonfinite(const std::vector<Clip>& clips) const;
+
+  // Scales `frames` raw columns of rows `raw_stride` apart into [n_mels, columns], and fills the rest; see compute.
+  void write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, float* out, std::int64_t columns,
+             const float* fill) const;
+  void write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, std::uint16_t* out, std::int64_t columns,
+             const float* fill) const;
 
  private:
-  struct Filter {
-    int first_bin;
-    int bins;
-    int first_weight;  // into weights_
-  };
-  struct Scratch;
+  Summary raw_log10_mel(const Clip& clip, float* raw, std::int64_t stride) const;
+  template <class Value, class Work>
+  std::optional<BadSample> for_each_clip(const std::vector<Clip>& clips, Value* out, std::int64_t columns, const Work& work) const;
 
-  void frame_log10(const Clip& clip, std::int64_t frame, Scratch& scratch, float* log10_mel) const;
-
-  PowerSpectrum400 spectrum_;
-  alignas(64) double window_[kWindow];
-  std::vector<Filter> filters_;
-  std::vector<double> weights_;
+  const Tables tables_;
+  const Kernel& kernel_;
+  const int threads_;
+  mutable ThreadPool pool_;
 };
 
 }  // namespace arkfast

@@ -6,5 +6,6 @@ Knows files, samples and spectra; knows no tokens and no model. Importing it loa
 from arkfast.audio.load import duration, load
 from arkfast.audio.log_mel import LogMel
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE
+from arkfast.audio.stream import LogMelStream
 
-__all__ = ["HOP_LENGTH", "SAMPLING_RATE", "LogMel", "duration", "load"]
+__all__ = ["HOP_LENGTH", "SAMPLING_RATE", "LogMel", "LogMelStream", "duration", "load"]

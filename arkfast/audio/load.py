@@ -1,38 +1,59 @@
 """``load``: a recording, or a stretch of it, as 16 kHz mono float32 samples.
 
-Knows files, segments, channels and sampling rates, and every way in which a recording can be bad; knows no features and no manifests.
-Decoding is libsndfile's (wav, flac, mp3, ogg and more), resampling soxr's high quality. Each error is an ``InputError`` that begins
-with the recording's name: nothing is cut, padded or skipped in silence.
+Knows segments and every way in which a recording can be bad; leaves formats to libsndfile and PyAV, chosen by the file's first bytes. Knows
+no features and no manifests. Nothing is cut, padded or skipped in silence: an ``InputError`` begins with the recording's name and says
+
+=========================================================  ==============================================================
+what is wrong                                              the message contains
+=========================================================  ==============================================================
+no file; a dangling symbolic link                          no such file
+a folder, pipe, socket or device (never opened)            not a regular file
+zero bytes; a header without samples                       the file is empty; the recording holds no samples
+text, a web page, random bytes, whatever the extension     not audio: … and what the first bytes look like
+m4a, webm, wma, aac, amr, piped flac without PyAV          needs PyAV: pip install 'arkfast[containers]'
+a video without sound                                      no audio track in it
+a head that no decoder takes                               damaged at its head
+cut wav, rf64, w64, aiff, au, caf, NIST, m4a, webm         truncated: its header announces … bytes and it has …
+cut ogg                                                    truncated: its last Ogg page does not mark the end
+damaged or missing pages of an ogg; a chained ogg          damaged: the Ogg page at byte … (and the like)
+cut flac, wma, aac; bytes damaged behind a good header     truncated or damaged: the decoder failed … s
+cut mp3; a header that announces more than there is        truncated: the decoder stopped at … s of the … s
+an MP3 with variable bit rate and no length tag            no length tag … re-encode it
+timestamps that jump within a webm or mp4                  damaged or recorded with pauses
+NaN or infinity in floating-point samples                  NaN or infinite sample at … s
+9 channels or more                                         9 channels, at most 8
+a sampling rate outside 1 kHz to 1 MHz                     a sampling rate of … Hz is outside
+over 4 GiB, or over ``max_bytes``                          bytes, over the limit
+over 6 hours, or over ``max_seconds``                      s of audio, over the limit
+a segment outside the recording, or empty                  begin_time …; end_time …; holds no samples
+=========================================================  ==============================================================
+
+What cannot be told: a raw aac or amr file, or a live webm or mp4 (one without lengths), that ends between two frames is taken for whole;
+an MP3 may lose a frame or two within (0.1 s in all); damaged bytes of plain PCM are samples like any others.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import numbers
-import os
 from collections.abc import Iterator
-from types import ModuleType
-from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arkfast.audio.container import missing_end, untagged_mp3_seconds
+from arkfast.audio.limits import MAX_BYTES, MAX_CHANNELS, MAX_SECONDS, check_format, check_options, most_samples
+from arkfast.audio.pyav import PyavRecording
 from arkfast.audio.reference import SAMPLING_RATE
+from arkfast.audio.resample import Resampler
+from arkfast.audio.sndfile import SndfileRecording
+from arkfast.audio.sniff import describe, sniff
+from arkfast.audio.source import Bytes, Source, locate
 from arkfast.records import InputError
 
-if TYPE_CHECKING:
-    import soundfile
-
-MAX_CHANNELS = 8  # 7.1 surround; more is a multitrack session, whose sum is not a recording of one talker
 END_TOLERANCE = 0.05  # seconds by which end_time may pass the recording's end: manifests round, and encoders pad
-SHORTFALL = 0.1  # seconds that a decoder may stay under its header's length: two MP3 frames at 16 kHz and a codec's delay
-_BLOCK = 1 << 16  # frames decoded at a time
-_RATES = (1000, 1_000_000)  # Hz; outside it the header is wrong, and resampling would only multiply the damage
 
-Source = str | os.PathLike[str] | bytes
+Recording = SndfileRecording | PyavRecording
 
 
 def load(
@@ -41,96 +62,63 @@ def load(
     begin: float | None = None,
     end: float | None = None,
     sampling_rate: int = SAMPLING_RATE,
-    max_seconds: float | None = None,
+    max_seconds: float | None = MAX_SECONDS,
+    max_bytes: int | None = MAX_BYTES,
+    max_channels: int = MAX_CHANNELS,
     name: str | None = None,
 ) -> NDArray[np.float32]:
     """Decodes a recording to mono samples at one rate.
 
-    A segment is read by seeking, then channels are averaged, then soxr's "HQ" resamples; n samples at rate r become
-    ⌈n · sampling_rate / r⌉. Segment ends are rounded to the recording's own samples.
+    Channels are averaged, then soxr's "HQ" resamples; n samples at rate r become ⌈n · sampling_rate / r⌉. Segment ends are rounded to the
+    recording's own samples. In libsndfile's formats a segment is read by seeking; in PyAV's by decoding from the start, which is exact
+    and costs what lies before it. Memory is that of the result plus blocks: a header's length is believed only where it says stop.
 
     Args:
         source: path, or the bytes of a whole file.
         begin: start of the segment in seconds; None or any negative number (−1 in manifests) is the recording's start.
         end: end of the segment in seconds; None or any negative number is the recording's end.
         sampling_rate: rate of the result in Hz.
-        max_seconds: the longest stretch allowed; None allows any.
+        max_seconds: the longest stretch allowed; None allows any. Refused before decoding where the header tells, else while decoding.
+        max_bytes: the largest file allowed; None allows any.
+        max_channels: the most channels that are mixed down.
         name: what errors call the recording, e.g. a manifest's file and line; None is the path.
 
     Returns:
         [n] float32, n ≥ 1, finite, full scale at ±1.
 
     Raises:
-        InputError: the file is missing, is not audio that libsndfile reads, is empty, holds NaN or infinity, has more than 8 channels or
-            an absurd sampling rate; it is truncated: the decoder fails midway, stops 0.1 s or more short of both the header's length and
-            what was asked for, or the container shows that its end is missing and the end was asked for; the segment is empty, not
-            finite, starts past the end or ends more than 0.05 s past it; the stretch is longer than ``max_seconds``.
+        InputError: the recording cannot be had whole and sound, or passes a limit: the table above.
+        ValueError: an option is out of range.
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile or soxr is not installed.
     """
     if sampling_rate < 1:
         raise ValueError(f"load: sampling_rate must be positive, got {sampling_rate}")
-    label = _label(source, name)
-    begin, end = _segment(begin, end, label)
-    with _open(source, label) as recording:
-        rate, total = recording.samplerate, recording.frames
-        _check_format(recording, label)
-        seconds = total / rate
-        if begin >= seconds:
-            raise InputError(f"{label}: begin_time {begin:g} is past the recording's end at {seconds:g} s{_cut_note(recording, source)}")
-        if end is not None and end > seconds + END_TOLERANCE:
-            raise InputError(f"{label}: end_time {end:g} is past the recording's end at {seconds:g} s{_cut_note(recording, source)}")
-        start = round(begin * rate)
-        stop = total if end is None else min(round(end * rate), total)
-        if stop <= start:
-            raise InputError(f"{label}: the segment from {begin:g} to {(stop / rate):g} s holds no samples")
-        if stop == total and (reason := _cut_reason(recording, source)):
-            raise InputError(f"{label}: {reason}; or give an end_time before {seconds:g}")
-        # One sample over the limit is enough to refuse, and headers are not to be trusted with the verdict.
-        limit = None if max_seconds is None else math.floor(max_seconds * rate + 1e-6)
-        wanted = stop - start if limit is None else min(stop - start, limit + 1)
-        samples = _read_mono(recording, start, start + wanted, label)
-        if limit is not None and len(samples) > limit:
-            raise InputError(f"{label}: {(stop - start) / rate:g} s of audio, over the limit of {max_seconds:g} s: split it into segments")
-        if wanted - len(samples) > SHORTFALL * rate:
-            reached = (start + len(samples)) / rate
-            if not _is_estimate(recording, source):
-                raise InputError(f"{label}: truncated: the decoder stopped at {reached:g} s of the {seconds:g} s that the header announces")
-            if end is not None:
-                raise InputError(f"{label}: end_time {end:g} is past the recording's end at {reached:g} s")
-    if not len(samples):
-        raise InputError(f"{label}: no samples between {begin:g} and {stop / rate:g} s")
-    if not (finite := np.isfinite(samples)).all():
-        at = (start + int(np.argmin(finite))) / rate
-        raise InputError(f"{label}: NaN or infinite sample at {at:.3f} s: the recording is damaged, export it again")
-    return _resample(samples, rate, sampling_rate)
+    check_options(max_seconds, max_bytes, max_channels)
+    found = locate(source, name, max_bytes)
+    begin, end = _segment(begin, end, found.label)
+    with _open(found, max_channels) as recording:
+        start, stop = _stretch(recording, begin, end, max_seconds, found.label)
+        return _read(recording, start, stop, end, max_seconds, sampling_rate, found.label)
 
 
-def duration(source: Source, *, name: str | None = None) -> float:
-    """Length of a recording in seconds by its header, nothing decoded; an estimate for an MP3 without a length tag.
+def duration(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels: int = MAX_CHANNELS, name: str | None = None) -> float:
+    """Length of a recording in seconds by its header, or by walking its packets where there is none; decodes at most one frame.
 
     Args:
         source: path, or the bytes of a whole file.
+        max_bytes: as for ``load``.
+        max_channels: as for ``load``.
         name: what errors call the recording; None is the path.
 
     Raises:
-        InputError: the file is missing, unreadable or empty, or has more than 8 channels or an absurd sampling rate.
+        InputError: the file is missing, unreadable or empty, or has too many bytes or channels or an absurd sampling rate.
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile is not installed.
     """
-    label = _label(source, name)
-    with _open(source, label) as recording:
-        _check_format(recording, label)
-        return recording.frames / recording.samplerate
-
-
-def _label(source: Source, name: str | None) -> str:
-    if isinstance(source, (str, os.PathLike)):
-        path = os.fspath(source)
-        return path if name is None else f"{name}: {path}"
-    if not isinstance(source, (bytes, bytearray, memoryview)):
-        raise TypeError(f"load: expected a path or the bytes of a file, got {type(source).__name__}")
-    return "audio bytes" if name is None else name
+    found = locate(source, name, max_bytes)
+    with _open(found, max_channels) as recording:
+        return recording.seconds
 
 
 def _segment(begin: float | None, end: float | None, label: str) -> tuple[float, float | None]:
@@ -146,121 +134,79 @@ def _segment(begin: float | None, end: float | None, label: str) -> tuple[float,
     return begin, end
 
 
-def _soundfile() -> ModuleType:
-    try:
-        import soundfile
-    except ModuleNotFoundError as error:
-        raise ImportError("reading recordings needs soundfile: pip install 'arkfast[asr]'") from error
-    return soundfile
-
-
-def _soxr() -> ModuleType:
-    try:
-        import soxr
-    except ModuleNotFoundError as error:
-        raise ImportError("resampling needs soxr: pip install 'arkfast[asr]'") from error
-    return soxr
-
-
 @contextlib.contextmanager
-def _bytes_of(source: Source) -> Iterator[BinaryIO]:
-    with open(source, "rb") if isinstance(source, (str, os.PathLike)) else io.BytesIO(source) as stream:
-        yield stream
+def _open(found: Bytes, max_channels: int) -> Iterator[Recording]:
+    """The recording behind the first bytes, with channels, rate and wholeness checked as far as goes without decoding."""
+    with found.open() as stream:
+        form = sniff(stream)
+        if form is None:
+            raise InputError(
+                f"{found.label}: not audio: {describe(stream)}; wav, flac, mp3, ogg and, with PyAV, m4a, webm, wma, aac and amr can be "
+                "read: convert other formats, e.g. ffmpeg -i input -ac 1 -ar 16000 output.wav"
+            )
+    with SndfileRecording(found, form) if form.library == "libsndfile" else PyavRecording(found, form) as recording:
+        check_format(found.label, recording.channels, recording.rate, max_channels)
+        reason = recording.damage
+        if reason is None and recording.frames == 0:
+            reason = recording.cut or "the recording holds no samples"
+        if reason:
+            raise InputError(f"{found.label}: {reason}")
+        yield recording
 
 
-def _open(source: Source, label: str) -> soundfile.SoundFile:
-    sf = _soundfile()
-    if isinstance(source, (str, os.PathLike)):
-        if not os.path.exists(source):
-            raise InputError(f"{label}: no such file")
-        if not os.path.isfile(source):
-            raise InputError(f"{label}: not a file")
-        if not os.access(source, os.R_OK):
-            raise InputError(f"{label}: no permission to read it")
-        size = os.path.getsize(source)
-    else:
-        size = len(source)
-    if size == 0:
-        raise InputError(f"{label}: the file is empty")
-    try:
-        return sf.SoundFile(os.fspath(source) if isinstance(source, (str, os.PathLike)) else io.BytesIO(source))
-    except (sf.SoundFileError, TypeError) as error:  # TypeError: headerless audio (.raw), which names no rate
-        raise InputError(
-            f"{label}: not audio that libsndfile can read (wav, flac, mp3, ogg, …), or damaged at its head; convert other formats, "
-            "e.g. ffmpeg -i input -ac 1 -ar 16000 output.wav"
-        ) from error
+def _stretch(recording: Recording, begin: float, end: float | None, max_seconds: float | None, label: str) -> tuple[int, int | None]:
+    """The segment in samples of the recording, its end None where only decoding can tell; all that the header shows wrong is refused."""
+    rate, total = recording.rate, recording.frames
+    start = round(begin * rate)
+    stop = recording.stop if end is None else round(end * rate)
+    if total is not None:
+        seconds = total / rate
+        outside = f"begin_time {begin:g}" if begin >= seconds else f"end_time {end:g}" if (end or 0) > seconds + END_TOLERANCE else None
+        if outside:
+            note = f"; {recording.cut}" if recording.cut else ""
+            raise InputError(f"{label}: {outside} is past the recording's end at {seconds:g} s{note}")
+        if stop is not None and recording.stop is not None:
+            stop = min(stop, recording.stop)
+    if stop is not None and stop <= start:
+        raise InputError(f"{label}: the segment from {begin:g} to {stop / rate:g} s holds no samples")
+    if (end is None or stop == total) and recording.cut:
+        raise InputError(f"{label}: {recording.cut}" + ("" if total is None else f"; or give an end_time before {total / rate:g}"))
+    most, last = most_samples(max_seconds, rate), total if stop is None else stop
+    if most is not None and last is not None:
+        doubt = recording.slack * rate if recording.stop is None and end is None else 0
+        if last - start > most + doubt and recording.exact:
+            raise InputError(_too_long(label, (last - start) / rate, max_seconds))
+    return start, stop
 
 
-def _check_format(recording: soundfile.SoundFile, label: str) -> None:
-    if recording.channels > MAX_CHANNELS:
-        raise InputError(f"{label}: {recording.channels} channels, at most {MAX_CHANNELS} can be mixed down: extract the talker's channel")
-    if not _RATES[0] <= recording.samplerate <= _RATES[1]:
-        raise InputError(f"{label}: a sampling rate of {recording.samplerate} Hz is outside {_RATES[0]} to {_RATES[1]} Hz")
-    if recording.frames == 0:
-        raise InputError(f"{label}: the recording holds no samples")
+def _read(
+    recording: Recording, start: int, stop: int | None, end: float | None, max_seconds: float | None, sampling_rate: int, label: str
+) -> NDArray[np.float32]:
+    """Decodes, checks and resamples; what the header could not tell is refused here."""
+    rate, total = recording.rate, recording.frames
+    most, last = most_samples(max_seconds, rate), total if stop is None else stop
+    # One sample over the limit is enough to refuse, whatever the header says.
+    bound = stop if most is None else start + most + 1 if stop is None else min(stop, start + most + 1)
+    result = Resampler(rate, sampling_rate)
+    for block in recording.blocks(start, bound):
+        if not (finite := np.isfinite(block)).all():
+            at = (start + result.taken + int(np.argmin(finite))) / rate
+            raise InputError(f"{label}: NaN or infinite sample at {at:.3f} s: the recording is damaged, export it again")
+        result.push(block)
+    if most is not None and result.taken > most:
+        raise InputError(_too_long(label, None if last is None else (last - start) / rate, max_seconds))
+    reached = (start + result.taken) / rate
+    short = last is not None and last - start - result.taken > recording.slack * rate
+    if short and total is not None and recording.exact:
+        raise InputError(f"{label}: truncated: the decoder stopped at {reached:g} s of the {total / rate:g} s that the header announces")
+    if end is not None and end > reached + END_TOLERANCE and (short or total is None):
+        raise InputError(f"{label}: end_time {end:g} is past the recording's end at {reached:g} s")
+    if not result.taken:
+        raise InputError(f"{label}: no samples from {start / rate:g} s on: begin_time is past the recording's end")
+    return result.finish()
 
 
-def _is_estimate(recording: soundfile.SoundFile, source: Source) -> bool:
-    """Whether the length is the decoder's guess: an MP3 without a length tag."""
-    if recording.format != "MP3":
-        return False
-    with _bytes_of(source) as stream:
-        return untagged_mp3_seconds(stream) is not None
-
-
-def _cut_reason(recording: soundfile.SoundFile, source: Source) -> str | None:
-    """Why reading to the decoder's end would miss part of the recording, or None."""
-    seconds = recording.frames / recording.samplerate
-    with _bytes_of(source) as stream:
-        if recording.format != "MP3":
-            reason = missing_end(stream, seconds)
-            return None if reason is None else f"truncated: {reason}: get the whole file"
-        true_seconds = untagged_mp3_seconds(stream)
-    if true_seconds is not None and true_seconds > seconds + SHORTFALL:
-        return f"this MP3 has no length tag, so of its {true_seconds:.2f} s the decoder reaches only {seconds:.2f}: re-encode it"
-    return None
-
-
-def _cut_note(recording: soundfile.SoundFile, source: Source) -> str:
-    reason = _cut_reason(recording, source)
-    return f"; {reason}" if reason else ""
-
-
-def _read_mono(recording: soundfile.SoundFile, start: int, stop: int, label: str) -> NDArray[np.float32]:
-    """Samples start..stop of the average of all channels, or as many as the decoder delivers."""
-    sf = _soundfile()
-    blocks, at = [], start
-    block = np.empty((min(_BLOCK, stop - start), recording.channels), dtype=np.float32)
-    try:
-        if start:
-            recording.seek(start)
-        while at < stop:
-            # A buffer of our own: soundfile would size its by the header.
-            got = recording.read(out=block[: stop - at])
-            if not len(got):
-                break
-            at += len(got)
-            blocks.append(_downmix(got))
-    except sf.SoundFileError as error:
-        raise InputError(f"{label}: truncated or damaged: the decoder failed after {at / recording.samplerate:.2f} s ({error})") from error
-    return np.concatenate(blocks) if blocks else np.empty(0, dtype=np.float32)
-
-
-def _downmix(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The average of the channels as a new array [n]; column by column, as np.mean over a short axis is slower than most decoders."""
-    channels = block.shape[1]
-    mono = block[:, 0] * np.float32(1 / channels)
-    with np.errstate(invalid="ignore"):  # opposite infinities become NaN, and are reported as such
-        for channel in range(1, channels):
-            mono += block[:, channel] * np.float32(1 / channels)
-    return mono
-
-
-def _resample(samples: NDArray[np.float32], rate: int, target: int) -> NDArray[np.float32]:
-    if rate == target:
-        return samples
-    resampled = _soxr().resample(samples, rate, target, quality="HQ")
-    length = -(-len(samples) * target // rate)
-    if len(resampled) < length:  # soxr rounds the length its own way
-        return np.pad(resampled, (0, length - len(resampled)))
-    return np.ascontiguousarray(resampled[:length])
+def _too_long(label: str, seconds: float | None, max_seconds: float | None) -> str:
+    return (
+        f"{label}: {'more' if seconds is None else f'{seconds:g}'} s of audio, over the limit of {max_seconds:g} s: split it into segments"
+    )

@@ -1,110 +1,83 @@
 """``LogMel``: waveforms in, Whisper's log-mel features out.
 
-Knows what a user may pass, how clips share a batch and what the result holds; the arithmetic is ``arkfast._C``'s, or that of the
-NumPy reference where the extension was not built. Knows no files, no resampling and no model.
+Knows how clips share a batch, how long they may be and what the result holds; the arithmetic is the backend's. Knows no files, no
+resampling and no model.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import sys
-import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH, log_mel_reference, mel_filters
+from arkfast.audio.backend import NumpyPlan, Plan, extension
+from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH
+from arkfast.audio.stream import LogMelStream
+from arkfast.audio.waveform import as_samples, memory_of, new_features, nonfinite, too_long
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
     import torch
 
-_INT16_SCALE = np.float32(1 / 32768)  # a power of two: exact
-
-
-class _Plan(Protocol):
-    """What both backends do."""
-
-    def compute(
-        self, waveforms: list[NDArray[np.float32]], padded: NDArray[np.int64], out: NDArray[np.float32], fill: float | None = None
-    ) -> None:
-        """Writes the features of each clip, framed as if zero-padded to ``padded[i]`` samples, and ``fill`` (None: its floor) behind."""
-
-
-class _NumpyPlan:
-    """The reference behind the extension's interface."""
-
-    def __init__(self, n_mels: int) -> None:
-        mel_filters(n_mels)
-        self._n_mels = n_mels
-
-    def compute(
-        self, waveforms: list[NDArray[np.float32]], padded: NDArray[np.int64], out: NDArray[np.float32], fill: float | None = None
-    ) -> None:
-        for row, waveform, length in zip(out, waveforms, padded.tolist(), strict=True):
-            features, floor = log_mel_reference(waveform, length, self._n_mels)
-            row[:, : features.shape[1]] = features
-            row[:, features.shape[1] :] = floor if fill is None else fill
-
-
-@functools.cache
-def _extension() -> Any | None:
-    """``arkfast._C``, or None after saying once why it is missing."""
-    try:
-        return importlib.import_module("arkfast._C")
-    except ImportError as error:
-        warnings.warn(
-            f"arkfast: the C++ extension is not available ({error}); LogMel runs on its NumPy reference, several times slower. "
-            "Install a C++17 compiler and reinstall arkfast with ARKFAST_REQUIRE_EXT=1 to see what fails.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-        return None
-
 
 class LogMel:
     """Whisper's log-mel features of 16 kHz waveforms, each clip independent of its batch mates.
 
-    Window, twiddle factors and filters are computed once here; an object is immutable, can be called from several threads at once
-    (the GIL is released during the work) and can be pickled. The caller's thread does all the work.
+    Window and filters are computed once here; an object is immutable, can be called from several threads at once (the GIL is released
+    during the work) and can be pickled. A clip's features depend on its samples and, in the last float32 digit, on whether the instruction
+    set joins products and sums (AVX2 and AVX-512 do, and agree bit for bit); not on the batch, on threads or on chunks.
 
     Args:
         n_mels: mel filters; 80 or 128 in Whisper's models.
+        threads: how many threads share the clips of a call, the caller's among them; 0 leaves all work to the caller's thread, as is
+            right in a worker process. In a child of ``fork``, the caller's thread works alone.
+        instruction_set: one of ``arkfast._C.instruction_sets()``; None takes that of the environment variable ARKFAST_ISA, or else the
+            fastest that this machine has.
 
     Raises:
-        ValueError: n_mels is outside 1..149: from 150 on, a filter would cover no frequency bin.
+        ValueError: n_mels is outside 1..149 (from 150 on, a filter would cover no frequency bin), threads is outside 0..1024, or this
+            machine does not support the instruction set.
 
     Attributes:
-        n_mels: as given.
+        n_mels, threads: as given.
         sampling_rate: 16000 Hz.
         hop_length: 160 samples, 10 ms per frame.
         backend: "c++", or "numpy" where the extension was not built.
+        instruction_set: the one in use; "numpy" where the extension was not built.
     """
 
     sampling_rate = SAMPLING_RATE
     hop_length = HOP_LENGTH
 
-    def __init__(self, n_mels: int = 128) -> None:
-        extension = _extension()
+    def __init__(self, n_mels: int = 128, threads: int = 0, *, instruction_set: str | None = None) -> None:
+        compiled = extension()
         self.n_mels = n_mels
-        self.backend: Literal["c++", "numpy"] = "numpy" if extension is None else "c++"
-        self._plan: _Plan = _NumpyPlan(n_mels) if extension is None else extension.LogMelPlan(n_mels)
+        self.threads = threads
+        self.backend: Literal["c++", "numpy"]
+        self.instruction_set: str
+        self._plan: Plan
+        if compiled is None:
+            if instruction_set is not None:
+                raise ValueError(f"LogMel: instruction_set = {instruction_set!r} needs the C++ extension, which was not built")
+            self.backend, self.instruction_set, self._plan = "numpy", "numpy", NumpyPlan(n_mels, threads)
+        else:
+            plan = compiled.LogMelPlan(n_mels, threads, instruction_set or "")
+            self.backend, self.instruction_set, self._plan = "c++", plan.instruction_set, plan
 
-    def __reduce__(self) -> tuple[type[LogMel], tuple[int]]:
-        return LogMel, (self.n_mels,)
+    def __reduce__(self) -> tuple[type[LogMel], tuple[int, int]]:
+        return LogMel, (self.n_mels, self.threads)  # the instruction set is chosen anew: the other machine may have another
 
     def __repr__(self) -> str:
-        return f"LogMel(n_mels={self.n_mels}, backend={self.backend!r})"
+        return f"LogMel(n_mels={self.n_mels}, threads={self.threads}, backend={self.backend!r}, instruction_set={self.instruction_set!r})"
 
     def __call__(
         self,
         waveforms: Sequence[NDArray[Any] | torch.Tensor | Sequence[float]],
         *,
         pad: Literal["single", "hf_batch"] = "single",
-        dtype: Literal["float32"] = "float32",
+        dtype: Literal["float32", "bfloat16"] = "float32",
         out: NDArray[np.float32] | torch.Tensor | None = None,
         max_samples: int | None = 480000,
         overlong: Literal["raise", "truncate"] = "raise",
@@ -122,16 +95,16 @@ class LogMel:
             pad: "single": each clip's columns are exactly what Transformers' ``WhisperFeatureExtractor`` gives for it alone, so they do
                 not depend on the batch; "hf_batch": all ⌊Lmax / 160⌋ columns are what Transformers gives for the zero-padded row in this
                 batch. The two differ in a clip's last frame and, where its loudest moment is its end, in its clamp.
-            dtype: "float32".
-            out: where to write: a C-contiguous float32 array or CPU tensor (pinned or not) [B, n_mels, at least T]; every column is
-                written, and it is what comes back.
+            dtype: of the features; bfloat16 is rounded to nearest even from float32.
+            out: where to write: a C-contiguous array or CPU tensor (pinned or not) of ``dtype`` (bfloat16: a tensor),
+                [B, n_mels, at least T]; every column is written, and it is what comes back.
             max_samples: the longest clip allowed, 30 s unless told otherwise; None allows any.
             overlong: what to do with a longer one: "raise", or "truncate" to ``max_samples``.
             fill: what stands in the columns past the computed ones: "floor" (what silence after the clip would give) or a number.
             pad_to_multiple_of: frames; T becomes a multiple of it.
 
         Returns:
-            features: [B, n_mels, T] float32, a new NumPy array, or ``out``.
+            features: [B, n_mels, T], ``out``, or else a new float32 NumPy array or bfloat16 CPU tensor.
             frames: [B] int64 NumPy array, the columns that belong to each clip.
 
         Raises:
@@ -147,25 +120,45 @@ class LogMel:
             )
         if not waveforms:
             raise ValueError("LogMel: the list of waveforms is empty")
-        clips = [_samples(i, item, max_samples, overlong) for i, item in enumerate(waveforms)]
-        _check_finite(clips)
-
-        padded = np.array([max(len(clip), WINDOW_LENGTH) for clip in clips], dtype=np.int64)
-        frames = padded // HOP_LENGTH
-        columns = int(frames.max())
+        clips = [_clip(f"waveform {i}", item, max_samples, overlong) for i, item in enumerate(waveforms)]
+        lengths = [max(len(clip), WINDOW_LENGTH) for clip in clips]
+        longest = max(lengths)
+        frames = np.array([length // HOP_LENGTH for length in lengths], dtype=np.int64)
+        padded = np.array([longest] * len(clips) if pad == "hf_batch" else lengths, dtype=np.int64)
+        columns = longest // HOP_LENGTH
         if pad_to_multiple_of is not None:
             columns = -(-columns // pad_to_multiple_of) * pad_to_multiple_of
-        if pad == "hf_batch":
-            padded[:] = padded.max()
-        features = _buffer(out, (len(clips), self.n_mels, columns))
-        self._plan.compute(clips, padded, features, None if fill == "floor" else float(fill))
-        return (features if out is None else out), frames
+        shape = (len(clips), self.n_mels, columns)
+        features = new_features(shape, dtype) if out is None else out
+        memory = memory_of(features, dtype)
+        if memory.ndim != 3 or memory.shape[:2] != shape[:2] or memory.shape[2] < shape[2]:
+            raise ValueError(f"LogMel: out must have the shape [{shape[0]}, {shape[1]}, {shape[2]} or more], got {list(memory.shape)}")
+        # Computing finds bad samples at no cost, but only after having written.
+        bad = None if out is None else self._plan.find_nonfinite(clips)
+        bad = bad or self._plan.compute(clips, padded, memory, None if fill == "floor" else float(fill))
+        if bad is not None:
+            item, sample = bad
+            raise nonfinite(f"waveform {item}", sample, clips[item][sample])
+        return features, frames
+
+    def stream(self, *, dtype: Literal["float32", "bfloat16"] = "float32", max_samples: int | None = 480000) -> LogMelStream:
+        """A clip that arrives in chunks: ``push`` them, ``view`` what is there, ``finish``.
+
+        Args:
+            dtype: of the features.
+            max_samples: the longest clip allowed, 30 s unless told otherwise; None allows any.
+
+        Raises:
+            ValueError: an option has no such value.
+        """
+        _check_options("single", dtype, max_samples, "raise", None)
+        return LogMelStream(self._plan, self.n_mels, dtype, max_samples)
 
 
 def _check_options(pad: str, dtype: str, max_samples: int | None, overlong: str, pad_to_multiple_of: int | None) -> None:
     for name, value, known in (
         ("pad", pad, ("single", "hf_batch")),
-        ("dtype", dtype, ("float32",)),
+        ("dtype", dtype, ("float32", "bfloat16")),
         ("overlong", overlong, ("raise", "truncate")),
     ):
         if value not in known:
@@ -175,54 +168,13 @@ def _check_options(pad: str, dtype: str, max_samples: int | None, overlong: str,
             raise ValueError(f"LogMel: {name} must be positive or None, got {limit}")
 
 
-def _samples(index: int, item: Any, max_samples: int | None, overlong: str) -> NDArray[np.float32]:
-    """One clip as contiguous float32, checked but for its values."""
-    array = np.asarray(item)
-    if array.ndim != 1:
-        raise InputError(
-            f"waveform {index}: expected one dimension, got shape {list(array.shape)}: mix channels down to mono, pass a batch as a list"
-        )
-    if not len(array):
-        raise InputError(f"waveform {index} is empty")
-    if max_samples is not None and len(array) > max_samples:
-        if overlong == "raise":
-            raise InputError(
-                f"waveform {index} has {len(array)} samples ({len(array) / SAMPLING_RATE:.2f} s), over the limit of {max_samples}: "
-                "split it, raise max_samples, or pass overlong='truncate'"
-            )
-        array = array[:max_samples]
-    if array.dtype == np.float32:
-        return np.ascontiguousarray(array)
-    if array.dtype == np.int16:
-        return array.astype(np.float32) * _INT16_SCALE
-    if array.dtype == np.float64:
-        with np.errstate(over="ignore"):  # a value past float32 becomes infinite, and is reported as such
-            return array.astype(np.float32)
-    raise TypeError(f"waveform {index}: samples must be float32, float64 or int16, got {array.dtype}: convert and scale them to -1..1")
-
-
-def _check_finite(clips: list[NDArray[np.float32]]) -> None:
-    extension = _extension()
-    if extension is None:
-        found = next(((i, int(np.argmin(ok))) for i, clip in enumerate(clips) if not (ok := np.isfinite(clip)).all()), None)
-    else:
-        found = extension.find_nonfinite(clips)
-    if found is not None:
-        item, sample = found
-        raise InputError(f"waveform {item}: sample {sample} ({sample / SAMPLING_RATE:.3f} s) is {clips[item][sample]}: only finite samples")
-
-
-def _buffer(out: NDArray[np.float32] | torch.Tensor | None, shape: tuple[int, int, int]) -> NDArray[np.float32]:
-    """A float32 array of this shape, new or over the memory of ``out``, whose last dimension may be longer."""
-    if out is None:
-        return np.empty(shape, dtype=np.float32)
-    torch = sys.modules.get("torch")  # a tensor can only come from a process that has loaded torch
-    if torch is not None and isinstance(out, torch.Tensor):
-        if out.device.type != "cpu" or out.dtype != torch.float32 or not out.is_contiguous():
-            raise ValueError(f"LogMel: out must be a contiguous float32 tensor on the CPU, got {out.dtype} on {out.device}")
-        out = out.detach().numpy()
-    if not isinstance(out, np.ndarray) or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
-        raise ValueError("LogMel: out must be a writable C-contiguous float32 array or CPU tensor")
-    if out.ndim != 3 or out.shape[:2] != shape[:2] or out.shape[2] < shape[2]:
-        raise ValueError(f"LogMel: out must have the shape [{shape[0]}, {shape[1]}, {shape[2]} or more], got {list(out.shape)}")
-    return out
+def _clip(label: str, item: Any, max_samples: int | None, policy: str) -> NDArray[np.float32]:
+    """One clip as contiguous float32, within the limit, checked but for its values."""
+    samples = as_samples(label, item)
+    if not len(samples):
+        raise InputError(f"{label} is empty")
+    if max_samples is not None and len(samples) > max_samples:
+        if policy == "raise":
+            raise too_long(label, len(samples), max_samples, "split it, raise max_samples, or pass overlong='truncate'")
+        samples = samples[:max_samples]
+    return samples

@@ -49,11 +49,11 @@ def mel_filters(n_mels: int) -> NDArray[np.float64]:
     return filters
 
 
-def log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None, n_mels: int = 128) -> tuple[NDArray[np.float64], float]:
-    """Log-mel features of one clip, framed as if zeros followed it up to ``padded`` samples.
+def raw_log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None, n_mels: int = 128) -> NDArray[np.float64]:
+    """log10 of one clip's mel energies, framed as if zeros followed it up to ``padded`` samples.
 
     Frame t is the power spectrum of samples 160t − 200 … 160t + 199 of the padded row, mirrored at both ends, under a periodic Hann
-    window; then y = log10(max(mel, 1e-10)), clamped to within 8 of its maximum, and (y + 4) / 4.
+    window; the value is log10(max(mel, 1e-10)).
 
     Args:
         waveform: [n] finite samples at 16 kHz, n ≥ 1.
@@ -61,8 +61,7 @@ def log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None,
         n_mels: mel filters.
 
     Returns:
-        features: [n_mels, padded // 160] float64.
-        floor: what a frame of silence in this clip would give.
+        [n_mels, padded // 160] float64.
     """
     padded = max(len(waveform), WINDOW_LENGTH) if padded is None else padded
     assert waveform.ndim == 1
@@ -74,6 +73,20 @@ def log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None,
     windows = np.lib.stride_tricks.sliding_window_view(row, WINDOW_LENGTH)[::HOP_LENGTH][: padded // HOP_LENGTH]
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW_LENGTH) / WINDOW_LENGTH)
     power = np.abs(np.fft.rfft(windows * hann, axis=1)) ** 2
-    log10 = np.log10(np.maximum(mel_filters(n_mels) @ power.T, 1e-10))
-    floor = max(-10.0, log10.max() - 8)
-    return (np.maximum(log10, floor) + 4) / 4, (floor + 4) / 4
+    return np.log10(np.maximum(mel_filters(n_mels) @ power.T, 1e-10))
+
+
+def scale_reference(raw: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """(y + 4) / 4 of raw values y, clamped to within 8 of their maximum (and to −10), and what silence gives under that clamp."""
+    floor = max(-10.0, raw.max(initial=-10.0) - 8)
+    return (np.maximum(raw, floor) + 4) / 4, (floor + 4) / 4
+
+
+def log_mel_reference(waveform: NDArray[np.floating], padded: int | None = None, n_mels: int = 128) -> tuple[NDArray[np.float64], float]:
+    """Log-mel features of one clip: ``raw_log_mel_reference``, clamped and scaled by ``scale_reference``.
+
+    Returns:
+        features: [n_mels, padded // 160] float64.
+        floor: what a frame of silence in this clip would give.
+    """
+    return scale_reference(raw_log_mel_reference(waveform, padded, n_mels))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from arkfast import audio
 from arkfast.data.prompt import END_OF_TURN, Prompt, pad_right
+from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Utterance
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
     """
     samples = utterance.audio
     if isinstance(samples, str):
-        samples = audio.load(samples, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=utterance.where or None)
+        source, name = open_audio(utterance)
+        samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
     elif utterance.begin is not None or utterance.end is not None:
         rate = audio.SAMPLING_RATE
         samples = samples[int((utterance.begin or 0.0) * rate) : None if utterance.end is None else int(utterance.end * rate)]

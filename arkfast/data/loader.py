@@ -1,21 +1,27 @@
-"""Which rows come when, and batches made ahead of their use.
+"""Batches in order, their features made ahead of their use.
 
-The order is a function of (seed, epoch, cursor) alone, so a resumed run sees exactly what an uninterrupted one would have seen.
-Knows rows and lengths; decoding and features are ``collate``'s.
+Knows how the order, the pipeline and the memory of features meet; decoding, workers and collation are their own modules'.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from arkfast import audio
-from arkfast.records import Batch, Utterance
+from arkfast.data.buckets import DataOrder
+from arkfast.data.cache import FeatureCache
+from arkfast.data.pipeline import FeatureItem, FeaturePipeline
+from arkfast.data.shards import open_audio
+from arkfast.records import InputError, Utterance
 
-BUCKET_BATCHES = 16  # rows are sorted by length inside shuffled chunks of this many batches: little padding, still a random order
+__all__ = ["DataOrder", "Loader", "planned_seconds", "row_seconds"]
+
+B = TypeVar("B")
 
 
 def row_seconds(utterance: Utterance) -> float:
@@ -26,93 +32,108 @@ def row_seconds(utterance: Utterance) -> float:
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and duration > 0:
         return float(duration) - (utterance.begin or 0.0)
     if isinstance(utterance.audio, str):
-        return audio.duration(utterance.audio, name=utterance.where or None) - (utterance.begin or 0.0)
+        source, name = open_audio(utterance)
+        return audio.duration(source, name=name) - (utterance.begin or 0.0)
     return len(utterance.audio) / audio.SAMPLING_RATE
 
 
-class DataOrder:
-    """An endless, reproducible order over ``n`` rows; position p lies in epoch p // n.
+def planned_seconds(rows: Sequence[Utterance], *, unreadable: float | None = None) -> list[float]:
+    """``row_seconds`` of each row, by which batches are planned before anything is decoded.
 
     Args:
-        seconds: each row's length, by which neighbours of a batch are made alike.
-        batch_size: rows of a batch; only the size of the length buckets depends on it.
-        seed: of the permutations; epoch e uses (seed, e).
-        shuffle: False keeps the manifest's order.
+        rows: the utterances.
+        unreadable: what a row counts whose header cannot be read, so that it is passed over in its turn; None raises its error.
+
+    Raises:
+        InputError: a header cannot be read and ``unreadable`` is None.
     """
-
-    def __init__(self, seconds: Sequence[float], *, batch_size: int, seed: int, shuffle: bool = True) -> None:
-        if not len(seconds):
-            raise ValueError("DataOrder: no rows to order")
-        self._seconds = np.asarray(seconds, dtype=np.float64)
-        self._batch_size, self._seed, self._shuffle = batch_size, seed, shuffle
-        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
-
-    def rows(self, cursor: int, count: int) -> list[int]:
-        """The row numbers at positions ``cursor`` … ``cursor + count − 1``."""
-        n, picked = len(self._seconds), []
-        while count:
-            epoch, offset = divmod(cursor, n)
-            chunk = self._permutation(epoch)[offset : offset + count]
-            picked.extend(int(i) for i in chunk)
-            cursor, count = cursor + len(chunk), count - len(chunk)
-        return picked
-
-    def _permutation(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._make(epoch)
-        return self._order
-
-    def _make(self, epoch: int) -> np.ndarray:
-        n = len(self._seconds)
-        if not self._shuffle:
-            return np.arange(n)
-        random = np.random.default_rng([self._seed, epoch])
-        order = random.permutation(n)
-        chunk = self._batch_size * BUCKET_BATCHES
-        batches: list[np.ndarray] = []
-        tail = []
-        for start in range(0, n, chunk):
-            rows = order[start : start + chunk]
-            rows = rows[np.argsort(self._seconds[rows], kind="stable")]
-            for first in range(0, len(rows), self._batch_size):
-                batch = rows[first : first + self._batch_size]
-                (batches if len(batch) == self._batch_size else tail).append(batch)
-        shuffled = [batches[i] for i in random.permutation(len(batches))]
-        # A short batch stands last, so that the others stay aligned with the batches that the loader cuts.
-        return np.concatenate(shuffled + tail)
+    seconds = []
+    for row in rows:
+        try:
+            seconds.append(row_seconds(row))
+        except InputError:
+            if unreadable is None:
+                raise
+            seconds.append(unreadable)
+    return seconds
 
 
-class Loader:
-    """Batches in order from a cursor on, prepared ahead by threads (decoding and features release the interpreter lock).
+class Loader(Generic[B]):
+    """Batches in order from a cursor on.
 
     Args:
-        order: which rows come when.
-        make: row numbers → batch.
-        batch_size: rows of a batch.
-        workers: threads; 0 prepares each batch when it is asked for.
-        prefetch: batches prepared ahead for each thread.
+        order: which rows come when, and which share a batch.
+        rows: the utterances that ``order`` counts.
+        pipeline: makes their features; its workers, its reach ahead and its policy for bad audio are the loader's.
+        make: the usable items of a batch → batch.
+        cache_mb: budget in MiB for features of rows that come again. What a second extractor prepared is not kept, so with one it is 0.
+
+    Raises:
+        ValueError: ``order`` counts other rows.
     """
 
     def __init__(
-        self, order: DataOrder, make: Callable[[list[int]], Batch], *, batch_size: int, workers: int = 0, prefetch: int = 2
+        self,
+        order: DataOrder,
+        rows: Sequence[Utterance],
+        pipeline: FeaturePipeline,
+        make: Callable[[Sequence[FeatureItem]], B],
+        *,
+        cache_mb: int = 0,
     ) -> None:
-        self._order, self._make, self._batch_size = order, make, batch_size
-        self._workers, self._prefetch = workers, prefetch
+        if len(order) != len(rows):
+            raise ValueError(f"Loader: the order counts {len(order)} rows, there are {len(rows)}")
+        self._order, self._rows, self._pipeline, self._make = order, rows, pipeline, make
+        self._fresh: dict[str, np.ndarray] = {}
+        self._cache = FeatureCache(lambda utterance: self._fresh[utterance.id], cache_mb) if cache_mb else None
 
-    def batches(self, cursor: int) -> Iterator[Batch]:
-        """Endless batches; the first holds the rows at ``cursor``. An error in preparing one is raised when its turn comes."""
-        if self._workers == 0:
-            while True:
-                yield self._make(self._order.rows(cursor, self._batch_size))
-                cursor += self._batch_size
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="arkfast-data") as pool:
-            ahead: deque[Future[Batch]] = deque()
-            try:
-                while True:
-                    while len(ahead) < self._workers * self._prefetch:
-                        ahead.append(pool.submit(self._make, self._order.rows(cursor, self._batch_size)))
-                        cursor += self._batch_size
-                    yield ahead.popleft().result()
-            finally:
-                for future in ahead:
-                    future.cancel()
+    def batches(self, cursor: int) -> Iterator[tuple[B, int]]:
+        """Endless (batch, cursor after it), the first batch beginning at ``cursor``; a resumed run goes on from the cursor after its last.
+
+        Rows that the policy passes over leave their batch smaller and the others as they were; a batch without a usable row is left out.
+
+        Raises:
+            InputError: as the policy says, or no row of a whole epoch is usable.
+            Exception: whatever the pipeline or ``make`` raised, in its turn.
+        """
+        sizes: deque[int] = deque()
+        barren = 0
+        with closing(self._pipeline.features(self._asked(cursor, sizes))) as stream:
+            for item in stream:
+                # The batch's size was noted before its first row was asked for.
+                items = [item, *(next(stream) for _ in range(sizes[0] - 1))]
+                cursor += sizes.popleft()
+                usable = [self._remember(item) for item in items if not isinstance(item.features, InputError)]
+                if usable:
+                    barren = 0
+                    yield self._make(usable), cursor
+                    continue
+                barren += len(items)
+                if barren >= len(self._rows):
+                    raise InputError(f"none of the {len(self._rows)} rows has usable audio; the last: {items[-1].features}")
+
+    def _asked(self, cursor: int, sizes: deque[int]) -> Iterator[Utterance | FeatureItem]:
+        """Rows in order, those whose features are kept as what is known of them; ``sizes`` gets each batch's length."""
+        while True:
+            picked = self._order.batch(cursor)
+            sizes.append(len(picked))
+            cursor += len(picked)
+            for i in picked:
+                kept = self._kept(self._rows[i])
+                yield self._rows[i] if kept is None else FeatureItem(self._rows[i], kept)
+
+    def _kept(self, utterance: Utterance) -> np.ndarray | None:
+        try:
+            return None if self._cache is None else self._cache(utterance)
+        except KeyError:
+            return None
+
+    def _remember(self, item: FeatureItem) -> FeatureItem:
+        """The item, its features kept where the budget allows."""
+        if self._cache is None:
+            return item
+        assert isinstance(item.features, np.ndarray)
+        self._fresh[item.utterance.id] = item.features
+        features = self._cache(item.utterance)
+        del self._fresh[item.utterance.id]
+        return item._replace(features=features)

@@ -1,141 +1,217 @@
-"""JSONL manifests: one utterance a line, every bad line named.
+"""Manifests: one utterance a row, every bad row named.
 
-Knows the row's fields; opens no audio. Fields are the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus
-``id`` and ``language``; any other field passes through in ``Utterance.extra`` (so do ``audio`` and ``task``, as the row gives them).
+Knows the files that hold rows: JSON Lines (arkfast's fields or NeMo's) and tar shards of (recording, json or txt) pairs; opens no
+recording. What a row's fields mean is ``rows``' to know, what a tar file holds ``shards``'.
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from arkfast.data.rows import ORIGINAL, Fields, Row, RowError, RowForm, parse_object, to_utterance
+from arkfast.data.shards import MAX_TEXT, DamagedShard, Sample, iter_samples
+from arkfast.data.sources import Format, expand, is_tar
 from arkfast.records import InputError, Utterance
 
-
-@dataclass(frozen=True, kw_only=True)
-class Fields:
-    """Under which names a row keeps what."""
-
-    audio: str = "audio"
-    """The recording's path."""
-    text: str = "text"
-    """The reference transcript."""
-    begin: str = "begin_time"
-    """The segment's start in seconds; −1 or null is the recording's start."""
-    end: str = "end_time"
-    """The segment's end in seconds; −1 or null is the recording's end."""
-
+MAX_LINE = MAX_TEXT  # bytes; a longer line is no row, and reading it whole could take all memory
+_KEPT = 1000  # bytes of an overlong line that are kept
+_SKIP = 1 << 16  # bytes of its rest that are read at a time
+_BOM = b"\xef\xbb\xbf"
 
 OnError = Callable[[InputError, int, str], None]
-ORIGINAL = Fields()
 
 
 def iter_manifest(
-    path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", on_error: OnError | None = None
+    path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto", on_error: OnError | None = None
 ) -> Iterator[Utterance]:
-    """Each row of a JSONL file as an ``Utterance``, in file order, in constant memory. Blank lines are skipped.
+    """Each row of a manifest as an ``Utterance``, in order, in constant memory. Blank lines are skipped.
 
-    Relative audio paths resolve against the manifest's folder. A row without ``id`` is named ``<file name>:<line>``.
+    A manifest is a JSONL file, in arkfast's form or NeMo's, or a tar shard in WebDataset's layout (its name ends in ``.tar``); braces name
+    several: ``shard-{000000..000009}.tar``. Relative audio paths resolve against the manifest's folder; a clip inside a tar file is
+    ``shard.tar::clip.flac``. A row without ``id`` is named ``<file name>:<line>``, in a shard ``<file name>:<key>``.
 
     Args:
         path: the manifest.
         fields: names of the row's fields.
         task: rows whose ``task`` is something else are errors.
-        on_error: called with (error, line number, the line) for a bad line, which is then skipped; None raises the first error.
+        format: what the manifest is; ``auto`` sees it by the name and by each row.
+        on_error: called with (error, line number, the line) for a bad row, which is then skipped; None raises the first error. In a shard
+            the number is the sample's, the line its json or txt.
 
     Raises:
-        InputError: the file cannot be read, or a line is bad and ``on_error`` is None. Messages begin with ``file:line``.
+        InputError: a file cannot be read, or a row is bad and ``on_error`` is None. Messages begin with ``file:line`` or ``shard::key``.
     """
-    path = Path(path)
+    for row in iter_rows(path, fields=fields, task=task, format=format):
+        if row.utterance is not None:
+            yield row.utterance
+            continue
+        assert row.error is not None
+        if on_error is None:
+            raise row.error
+        on_error(row.error, row.number, row.raw)
+
+
+def iter_rows(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto") -> Iterator[Row]:
+    """``iter_manifest`` with bad rows in their places, as they stand, instead of errors.
+
+    A shard that breaks off is one bad row after the samples before the damage; the next shard is read all the same.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    for source in expand(path):
+        if is_tar(source, format):
+            yield from _shard_rows(source, fields, task)
+        else:
+            assert format != "tar"
+            yield from _jsonl_rows(source, fields, task, format)
+
+
+def read_manifest(
+    path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto", limit: int | None = None
+) -> list[Utterance]:
+    """All rows of a manifest (the first ``limit``), with ids checked for uniqueness.
+
+    Raises:
+        InputError: a bad row, a repeated id, or no rows at all.
+    """
+    rows: list[Utterance] = []
+    seen: dict[str, str] = {}
+    for utterance in iter_manifest(path, fields=fields, task=task, format=format):
+        if limit is not None and len(rows) >= limit:
+            break
+        if utterance.id in seen:
+            raise InputError(repeated_id(utterance, seen[utterance.id]))
+        seen[utterance.id] = utterance.where
+        rows.append(utterance)
+    if not rows:
+        raise InputError(no_rows(path))
+    return rows
+
+
+def repeated_id(utterance: Utterance, first: str) -> str:
+    """The message for an id that stands already at ``first``."""
+    return f"{utterance.where}: id '{utterance.id}' stands already at {first}; ids must be unique"
+
+
+def no_rows(path: str | Path) -> str:
+    """The message for a manifest without rows."""
+    return f"{path}: holds no rows; expected one JSON object a line, or a tar file of recordings with their json or txt"
+
+
+def count_rows(path: str | Path, *, format: Format = "auto") -> int:
+    """How many rows a manifest has, good and bad, without parsing them: lines that are not blank, samples of shards.
+
+    Raises:
+        InputError: a file cannot be read, or there is no row.
+    """
+    total = 0
+    for source in expand(path):
+        if is_tar(source, format):
+            try:
+                for _ in iter_samples(source):
+                    total += 1
+            except DamagedShard:
+                total += 1  # the damage is a row of its own
+        else:
+            total += sum(1 for line, _, _ in _lines(source) if line.strip())
+    if not total:
+        raise InputError(no_rows(path))
+    return total
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, int, bool]]:
+    """(line, bytes of the file up to its end, whether it is whole) of each line; of an overlong one only the beginning."""
     try:
         file = path.open("rb")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL manifest") from error
     with file:
-        for number, raw in enumerate(file, 1):
-            line = raw.decode("utf-8", errors="replace")
+        end = 0
+        while line := file.readline(MAX_LINE):
+            end += len(line)
+            whole = len(line) < MAX_LINE or line.endswith(b"\n")
+            if not whole:
+                line = line[:_KEPT]
+                while rest := file.readline(_SKIP):
+                    end += len(rest)
+                    if rest.endswith(b"\n"):
+                        break
+            yield line, end, whole
+
+
+def _jsonl_rows(path: Path, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
+    for number, (raw, end, whole) in enumerate(_lines(path), 1):
+        where = f"{path}:{number}"
+        try:
+            if not whole:
+                raise RowError(f"{where}: a line of more than {MAX_LINE >> 20} MiB is no row; is this a JSONL manifest?", "overlong line")
+            line = _decoded(raw, where)
             if not line.strip():
                 continue
-            try:
-                try:
-                    line = raw.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    raise InputError(f"{path}:{number}: not UTF-8 text ({error.reason}); save the manifest as UTF-8") from error
-                yield _utterance(line, path, number, fields, task)
-            except InputError as error:
-                if on_error is None:
-                    raise
-                on_error(error, number, line)
+            utterance = to_utterance(
+                parse_object(line, where),
+                where=where,
+                default_id=f"{path.name}:{number}",
+                folder=path.parent,
+                fields=fields,
+                task=task,
+                form=form,
+            )
+        except RowError as error:
+            yield Row(source=path, number=number, raw=raw.decode("utf-8", errors="replace"), end=end, error=error)
+        else:
+            yield Row(source=path, number=number, raw=line, end=end, utterance=utterance)
 
 
-def read_manifest(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr", limit: int | None = None) -> list[Utterance]:
-    """All rows of a manifest (the first ``limit``), with ids checked for uniqueness.
-
-    Raises:
-        InputError: a bad line, a repeated id, or no rows at all.
-    """
-    rows: list[Utterance] = []
-    seen: dict[str, str] = {}
-    for utterance in iter_manifest(path, fields=fields, task=task):
-        if limit is not None and len(rows) >= limit:
-            break
-        if utterance.id in seen:
-            raise InputError(f"{utterance.where}: id '{utterance.id}' stands already at {seen[utterance.id]}; ids must be unique")
-        seen[utterance.id] = utterance.where
-        rows.append(utterance)
-    if not rows:
-        raise InputError(f"{path}: holds no rows; expected one JSON object a line")
-    return rows
-
-
-def _utterance(line: str, path: Path, number: int, fields: Fields, task: str) -> Utterance:
-    where = f"{path}:{number}"
+def _shard_rows(path: Path, fields: Fields, task: str) -> Iterator[Row]:
+    number, end = 0, 0
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")
-    row_task = row.get("task") or task
-    if row_task != task:
-        raise InputError(f"{where}: task '{row_task}' in a run of task '{task}'; remove the row or give it its own manifest")
-    audio = row.get(fields.audio)
-    if not isinstance(audio, str) or not audio:
-        raise InputError(f"{where}: field '{fields.audio}' must be the path of a recording, got {json.dumps(audio)}")
-    text = row.get(fields.text)
-    if text is not None and not isinstance(text, str):
-        raise InputError(f"{where}: field '{fields.text}' must be text, got {json.dumps(text)}")
-    language = row.get("language")
-    if language is not None and not isinstance(language, str):
-        raise InputError(f"{where}: field 'language' must be text, got {json.dumps(language)}")
-    begin, end = _time(row, fields.begin, where), _time(row, fields.end, where)
-    if begin is not None and end is not None and begin >= end:
-        raise InputError(
-            f"{where}: {fields.begin} {begin:g} is {'at' if begin == end else 'past'} {fields.end} {end:g}; a segment needs a length"
-        )
-    known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language"}
-    identity = row.get("id")
-    return Utterance(
-        id=str(identity) if identity is not None else f"{path.name}:{number}",
-        audio=str(path.parent / audio),
-        begin=begin,
-        end=end,
-        text=text,
-        language=language,
-        task=row_task,
-        extra={key: value for key, value in row.items() if key not in known} | {"audio": audio},
-        where=where,
-    )
+        for sample in iter_samples(path):
+            number, end = sample.number, sample.end
+            raw = sample.text("json") or sample.text("txt") or b""
+            line = raw.decode("utf-8", errors="replace")
+            try:
+                utterance = _from_sample(sample, path, fields, task)
+            except RowError as error:
+                yield Row(source=path, number=number, raw=line, end=end, error=error)
+            else:
+                yield Row(source=path, number=number, raw=line, end=end, utterance=utterance)
+    except DamagedShard as error:
+        yield Row(source=path, number=number + 1, raw="", end=end, error=RowError(str(error), "damaged shard"))
 
 
-def _time(row: dict[str, Any], name: str, where: str) -> float | None:
-    value = row.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise InputError(f"{where}: {name} must be a number of seconds (-1 for the whole file), got {json.dumps(value)}")
-    return None if value < 0 else float(value)
+def _from_sample(sample: Sample, path: Path, fields: Fields, task: str) -> Utterance:
+    where = f"{path}::{sample.key}"
+    if sample.fault:
+        raise RowError(f"{where}: {sample.fault}", "damaged shard")
+    if not sample.audio:
+        raise RowError(f"{where}: {_listed(sample)} without a recording beside it; {_PAIRING}", "incomplete pair")
+    if len(sample.audio) > 1:
+        names = " and ".join(member.name for member in sample.audio[:2])
+        raise RowError(f"{where}: two recordings, {names}, under one key; {_PAIRING}", "incomplete pair")
+    described, spoken = sample.text("json"), sample.text("txt")
+    if described is None and spoken is None:
+        raise RowError(f"{where}: {sample.audio[0].name} has no single .json or .txt beside it; {_PAIRING}", "incomplete pair")
+    row = {} if described is None else parse_object(_decoded(described, f"{where}.json"), f"{where}.json")
+    if spoken is not None and row.get(fields.text) is None:
+        row[fields.text] = _decoded(spoken, f"{where}.txt").strip()
+    # The clip is the one in the shard, wherever the row may have had it from.
+    row[fields.audio] = str(sample.audio[0])
+    return to_utterance(row, where=where, default_id=f"{path.name}:{sample.key}", folder=None, fields=fields, task=task, form="jsonl")
+
+
+_PAIRING = "a clip and its text share their name up to the first dot and follow one another (tar --sort=name)"
+
+
+def _listed(sample: Sample) -> str:
+    return " and ".join(f".{suffix}" for suffix in sample.texts)
+
+
+def _decoded(content: bytes, where: str) -> str:
+    """UTF-8 text, without the mark that some editors put before it."""
+    try:
+        return content.removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise RowError(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8", "not UTF-8") from error

@@ -14,7 +14,7 @@ import torch
 from arkfast.engine.cache import SlotCache
 from arkfast.engine.masks import decoder_mask
 from arkfast.engine.sampling import gumbel_noise, restrict
-from arkfast.kernels import FLAG_NAN, topk_lse
+from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
 from arkfast.records import AllowedTokens, Batch, Rollout
 
 STOP_CHECK_EVERY = 8  # decode steps between two looks at whether every row has stopped: each look waits for the device
@@ -81,7 +81,7 @@ class Engine:
         check_every = STOP_CHECK_EVERY if device.type == "cuda" else 1
         for step in range(max_new_tokens):
             logits = self.model.lm_head(hidden)
-            best = topk_lse(logits, max(self.topk, 1), blocked=self.blocked, need_lse=self.logprobs)
+            best = topk_lse(logits, max(self.topk, 1), blocked=self.blocked)
             token = best.ids[:, 0].long().clamp_min_(0)  # −1 where every score is NaN; such a row has failed anyway
             failed |= ~done & (best.flags & FLAG_NAN).bool()
             if temperature > 0:
@@ -92,7 +92,7 @@ class Engine:
             if self.topk:
                 topk_ids.append(best.ids)
             if self.logprobs:
-                logprob.append(logits.gather(1, token[:, None])[:, 0].float() - best.lse)
+                logprob.append(row_log_softmax(logits, token[:, None], blocked=self.blocked)[:, 0])
             lens += ~done
             done = done | torch.isin(token, self._stop_ids)
             if step + 1 == max_new_tokens or ((step + 1) % check_every == 0 and bool(done.all())):

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.config import parse
-from arkfast.data import Fields, iter_manifest
-from arkfast.infer.jsonl import AtomicJsonl, count_rows
+from arkfast.data import Fields, count_rows, iter_manifest
+from arkfast.data.sources import expand
+from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.result import Result, bad_line
 from arkfast.infer.transcriber import Attention, DType, Transcriber, check_limits
 from arkfast.records import InputError, Utterance
@@ -56,7 +57,7 @@ class TranscribeConfig(TranscribeOptions):
     """The flags of ``arkfast transcribe``."""
 
     input: Path
-    """JSONL manifest: audio, and optionally text, begin_time, end_time, id, language."""
+    """Manifest: JSONL with audio, and optionally text, begin_time, end_time, id, language; NeMo's JSONL; or tar shards."""
     output: Path
     """JSONL file for the transcripts, one row for each input row in the same order; replaced only when the new one is complete."""
     model_path: Path
@@ -104,7 +105,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
         InputError: the input cannot be read or is empty, the output cannot be written or is the input, or the checkpoint cannot be loaded.
     """
     total = count_rows(input)
-    if output.resolve() == input.resolve():
+    if output.resolve() in {source.resolve() for source in expand(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
     with AtomicJsonl(output) as writer:
         try:

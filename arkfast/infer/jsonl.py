@@ -15,22 +15,6 @@ from typing import Any, TextIO
 from arkfast.records import InputError
 
 
-def count_rows(path: Path) -> int:
-    """Lines of a file that are not blank.
-
-    Raises:
-        InputError: the file cannot be read, or has no such line.
-    """
-    try:
-        with path.open("rb") as file:
-            rows = sum(1 for line in file if line.strip())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL file") from error
-    if not rows:
-        raise InputError(f"{path}: holds no rows; expected one JSON object a line")
-    return rows
-
-
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Each line's object, in file order, blank lines skipped.
 

@@ -12,11 +12,12 @@ if (_checkout / "csrc" / "bindings.cpp").is_file():
 
 # Below the path, which they are found through. Where an op's folder has its function's name, the function is what this package's
 # attribute holds.
-from arkfast.kernels.common.backend import available_backends  # noqa: E402
+from arkfast.kernels.common.backend import UnfitError, available_backends, fallbacks, reset_usage, usage  # noqa: E402
 from arkfast.kernels.embed_merge import audio_embed_merge  # noqa: E402
 from arkfast.kernels.gather_linear import gather_linear  # noqa: E402
+from arkfast.kernels.linear_kl import linear_kl, linear_logprob  # noqa: E402
 from arkfast.kernels.linear_topk import linear_topk_lse  # noqa: E402
-from arkfast.kernels.log_softmax import linear_log_softmax  # noqa: E402
+from arkfast.kernels.log_softmax import linear_log_softmax, row_log_softmax  # noqa: E402
 from arkfast.kernels.row_topk import FLAG_INF, FLAG_NAN, FLAG_SHORT, TopK, topk_lse  # noqa: E402
 from arkfast.kernels.sparse_grad import sparse_weight_grad  # noqa: E402
 from arkfast.kernels.union_kl import (  # noqa: E402
@@ -34,18 +35,25 @@ __all__ = [
     "FLAG_NAN",
     "FLAG_SHORT",
     "TopK",
+    "UnfitError",
     "UnionKL",
     "UnionKLRows",
     "UnionSupport",
     "audio_embed_merge",
     "available_backends",
+    "fallbacks",
     "gather_linear",
+    "linear_kl",
     "linear_log_softmax",
+    "linear_logprob",
     "linear_topk_lse",
     "opd_union_kl",
+    "reset_usage",
+    "row_log_softmax",
     "sparse_weight_grad",
     "topk_lse",
     "union_kl",
     "union_support",
     "union_topk_kl",
+    "usage",
 ]

@@ -26,7 +26,7 @@ from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
 
 IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "gradient_accumulation_steps",
-            "train_max_samples", "shuffle_train")  # fmt: skip
+            "train_max_samples", "shuffle_train", "batch_seconds")  # fmt: skip
 """What makes two runs the same run: a resume may change anything else."""
 
 

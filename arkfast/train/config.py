@@ -32,15 +32,20 @@ class TrainConfig:
     shuffle_train: bool = True
     """Shuffle the rows anew each epoch, with neighbours of similar length."""
     per_device_train_batch_size: int = 1
-    """Utterances in a micro-batch."""
+    """Utterances in a micro-batch, the most of them where batch_seconds is given."""
+    batch_seconds: float = 0.0
+    """Largest micro-batch in audio seconds, padding included: rows of similar length share one while they fit; 0 sets no limit."""
     gradient_accumulation_steps: int = 1
     """Micro-batches in a step; every token of the window weighs the same."""
     per_device_eval_batch_size: int = 40
     """Utterances decoded together when WER is measured."""
     dataloader_num_workers: int = 2
-    """Threads that decode audio and extract features ahead of the step; 0 does it in the step."""
+    """Processes that decode audio and extract features ahead of the step; 0 does it in the step."""
     dataloader_prefetch_factor: int = 2
-    """Batches prepared ahead for each thread."""
+    """Batches prepared ahead for each process."""
+    on_bad_audio: str = "fail"
+    """What a clip that cannot be read does: fail stops the run at it; skip:<max ratio>, such as skip:0.01, passes over it and logs it, and
+    stops the run when more than that share is bad."""
     feature_cache_mb: int = 0
     """Memory in MiB for features of clips seen before, half for training and half for evaluation; for sets passed over many times."""
     max_steps: int = 0
@@ -122,9 +127,14 @@ class TrainConfig:
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
-                     "max_steps", "dataloader_num_workers", "feature_cache_mb", "num_threads"):  # fmt: skip
+                     "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
+        if self.batch_seconds and self.per_device_train_batch_size == 1:
+            raise ValueError("--batch_seconds: fills micro-batches of up to --per_device_train_batch_size rows, which is 1; raise that too")
+        from arkfast.data.pipeline import BadAudioPolicy
+
+        BadAudioPolicy(self.on_bad_audio)
         if not 0 < self.rollout_top_p <= 1:
             raise ValueError(f"--rollout_top_p: must lie in (0, 1], got {self.rollout_top_p}")
         if self.rollouts_per_prompt > 1 and self.rollout_temperature == 0:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 import os
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,14 @@ import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import DataOrder, FeatureCache, Loader, Prompt, collate, extract, read_manifest, row_seconds
+from arkfast.data import DataOrder, FeatureCache, Loader, Prompt, collate, extract, read_manifest
+from arkfast.data.loader import planned_seconds
+from arkfast.data.pipeline import BadAudioPolicy, FeatureItem, FeaturePipeline
 from arkfast.distill import CTCHead, LossSum, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.distill.teachers.arkasr import check_same_vocabulary
 from arkfast.engine import Engine
+from arkfast.kernels import fallbacks, reset_usage, usage
 from arkfast.models import ArkasrProcessor, load_model
 from arkfast.records import AllowedTokens, Batch, InputError, Utterance
 from arkfast.train.checkpoint import RunFolder, TrainerState, load_resume
@@ -67,8 +72,6 @@ class Trainer:
         self.model = source.float().to(self.device).eval()  # the family has no dropout: training and evaluation mode compute the same
         self._prompt = Prompt.asr(self._tokenizer, merge_factor=self.model.config.merge_factor)
         self._log_mel = LogMel(self.model.config.whisper_config.num_mel_bins)
-        # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
-        train_features, dev_features = (FeatureCache(self._features, config.feature_cache_mb // 2) for _ in range(2))
         allowed = AllowedTokens.asr(self._tokenizer, self.model.config)
         self._top_k = min(config.opd_top_k, allowed.count)
         self._teacher = self._load_teacher(allowed, compute) if config.stage != "sft" else None
@@ -84,22 +87,27 @@ class Trainer:
 
         self._dev = None
         if dev_rows:
-            self._dev = DevSet(dev_rows, lambda rows: self._make_batch(rows, dev_features), self._tokenizer, config)
+            # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
+            features = FeatureCache(self._features, config.feature_cache_mb // 2)
+            self._dev = DevSet(dev_rows, lambda rows: collate(rows, [features(row) for row in rows], self._prompt), self._tokenizer, config)
+        self._bad_audio: list[str] = []
+        policy = BadAudioPolicy(config.on_bad_audio, rows=len(self._rows), on_skip=self._pass_over)
         order = DataOrder(
-            [row_seconds(row) for row in self._rows],
+            planned_seconds(self._rows, unreadable=config.max_audio_seconds if policy.skips else None),
             batch_size=config.per_device_train_batch_size,
             seed=config.seed,
             shuffle=config.shuffle_train,
+            batch_seconds=config.batch_seconds or None,
         )
-        self._loader = Loader(
-            order,
-            lambda picked: self._make_batch([self._rows[i] for i in picked], train_features, supervised=config.stage == "sft"),
-            batch_size=config.per_device_train_batch_size,
+        pipeline = FeaturePipeline(
+            self._log_mel,
             workers=config.dataloader_num_workers,
-            prefetch=config.dataloader_prefetch_factor,
+            prefetch=config.dataloader_prefetch_factor * order.typical_rows,
+            max_seconds=config.max_audio_seconds,
+            on_bad_audio=policy,
         )
-        window = config.per_device_train_batch_size * config.gradient_accumulation_steps
-        self.total_steps = config.max_steps or -(-len(self._rows) * config.total_epochs // window)
+        self._loader = Loader(order, self._rows, pipeline, self._make_batch, cache_mb=config.feature_cache_mb // 2)
+        self.total_steps = config.max_steps or -(-order.batch_count(config.total_epochs) // config.gradient_accumulation_steps)
 
         self._folder = RunFolder(config)
         self._state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
@@ -123,8 +131,15 @@ class Trainer:
     def _features(self, row: Utterance) -> np.ndarray:
         return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
 
-    def _make_batch(self, rows: list[Utterance], features: FeatureCache, *, supervised: bool = False) -> Batch:
-        return collate(rows, [features(row) for row in rows], self._prompt, self._tokenizer if supervised else None)
+    def _pass_over(self, _row: Utterance, error: InputError) -> None:
+        """Say at once which row a batch goes without; the step's record lists it too."""
+        self._bad_audio.append(str(error))
+        self._log.note(f"--on_bad_audio {self.config.on_bad_audio}: passed over {error}")
+
+    def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
+        features = [item.features for item in items if isinstance(item.features, np.ndarray)]
+        tokenizer = self._tokenizer if self.config.stage == "sft" else None
+        return collate([item.utterance for item in items], features, self._prompt, tokenizer)
 
     def _loss(self, batch: Batch) -> LossSum:
         config = self.config
@@ -150,15 +165,19 @@ class Trainer:
     def run(self) -> TrainerState:
         """Train to the end; returns where the run stands. Progress goes to standard error, one JSON object a step to standard output."""
         config = self.config
-        with RunLog(
-            self._folder.root / "metrics.jsonl",
-            start_step=self._state.step,
-            total_steps=self.total_steps,
-            print_every=config.log_freq,
-        ) as log:
+        reset_usage()
+        with (
+            RunLog(
+                self._folder.root / "metrics.jsonl",
+                start_step=self._state.step,
+                total_steps=self.total_steps,
+                print_every=config.log_freq,
+            ) as log,
+            closing(self._loader.batches(self._state.cursor)) as batches,
+        ):
+            self._log = log
             if self._top_k < config.opd_top_k and config.stage == "opd":
                 log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {self._top_k} ids; using {self._top_k}")
-            batches = self._loader.batches(self._state.cursor)
             if config.eval_at_start and self._dev and self._state.step == 0:
                 self._evaluate(log)
             while self._state.step < self.total_steps:
@@ -168,17 +187,18 @@ class Trainer:
                     self._evaluate(log)
                 if last or (config.save_freq > 0 and step % config.save_freq == 0):
                     self._folder.save(self._state, self._export, self.optimizer.state())
-            batches.close()
             self._folder.export("last", self._export)
+            log.note(_kernel_summary())
         return self._state
 
     def _step(self, batches: Any, log: RunLog) -> None:
         config, started = self.config, time.perf_counter()
         sums: list[LossSum] = []
         seconds = waited = 0.0
+        cursor = self._state.cursor
         for _ in range(config.gradient_accumulation_steps):
             asked = time.perf_counter()
-            batch = next(batches)
+            batch, cursor = next(batches)
             waited += time.perf_counter() - asked
             loss = self._loss(batch.to(self.device))
             loss.total.backward()
@@ -189,11 +209,8 @@ class Trainer:
         lr = learning_rate(config, state.step, self.total_steps)
         count = torch.stack([loss.count for loss in sums]).sum()
         loss_value, norm, finite = self.optimizer.step(lr, count, torch.stack([loss.total for loss in sums]).sum())
-        rows = config.per_device_train_batch_size * config.gradient_accumulation_steps
         skipped = 0 if finite else state.skipped + 1
-        self._state = TrainerState(
-            step=state.step + 1, cursor=state.cursor + rows, best_wer=state.best_wer, best_step=state.best_step, skipped=skipped
-        )
+        self._state = TrainerState(step=state.step + 1, cursor=cursor, best_wer=state.best_wer, best_step=state.best_step, skipped=skipped)
         record = {"step": self._state.step, "epoch": self._state.cursor / len(self._rows), "stage": config.stage, "loss": loss_value}
         record |= _means(sums) | {"positions": int(count), "grad_norm": norm, "lr": lr, "skipped": not finite}
         if config.stage != "sft":
@@ -203,6 +220,8 @@ class Trainer:
             "data_wait": round(waited, 4),
             "time_per_step": round(time.perf_counter() - started, 4),
         }
+        if self._bad_audio:
+            record["bad_audio"], self._bad_audio = self._bad_audio, []
         log.step(record)
         if skipped >= config.max_skipped_steps:
             raise TrainingStopped(
@@ -240,6 +259,13 @@ def _means(sums: list[LossSum]) -> dict[str, float]:
     names = list(sums[0].metrics)
     pairs = torch.stack([torch.stack([torch.stack([*loss.metrics[name]]).float() for name in names]) for loss in sums]).sum(0)
     return {name: total / max(count, 1.0) for name, (total, count) in zip(names, pairs.tolist(), strict=True)}
+
+
+def _kernel_summary() -> str:
+    """Each op that the run called, how often, and on which backend; and why one of them left its kernel on a GPU."""
+    calls = [f"{op} {count} x {backend}" for op, backends in usage().items() for backend, count in backends.items()]
+    reasons = [f"{op} ran in torch: {reason}" for op, why in fallbacks().items() for reason in why]
+    return "; ".join(["kernels: " + ", ".join(calls), *reasons])
 
 
 def _checkpoint_folder(path: Path, flag: str) -> Path:

@@ -9,6 +9,11 @@ import torch
 from torch.nn import functional as F
 
 
+def mismatched(input_ids: torch.Tensor, audio_lens: torch.Tensor, audio_id: int, available: int) -> torch.Tensor:
+    """[B] bool: rows whose placeholders are not as many as their clip's rows, or whose clip says it has more than ``available`` rows."""
+    return ((input_ids == audio_id).sum(1) != audio_lens) | (audio_lens > available)
+
+
 def merge(input_ids: torch.Tensor, table: torch.Tensor, audio: torch.Tensor, audio_lens: torch.Tensor, audio_id: int) -> torch.Tensor:
     """[B, P, H]: table rows of the ids, with placeholder j of a row replaced by that row's audio row j, zeros past its ``audio_lens``."""
     batch, available = audio.shape[:2]

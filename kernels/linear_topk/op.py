@@ -1,4 +1,4 @@
-"""``linear_topk_lse``: checks, row chunks within a workspace, and the choice of backend. The order and the row pass are ``row_topk``'s."""
+"""``linear_topk_lse``: checks, and the choice between ``launcher`` and row chunks in torch. The order is ``row_topk``'s."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ import torch
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans
+from arkfast.kernels.common.launch import on_device_of
 from arkfast.kernels.common.precision import without_autocast
-from arkfast.kernels.linear_topk import reference
+from arkfast.kernels.linear_topk import launcher, reference
+from arkfast.kernels.row_topk.launcher import unfit
 from arkfast.kernels.row_topk.op import TopK, join, select_topk
 from arkfast.kernels.row_topk.reference import blocked_columns
 
 WORKSPACE_BYTES_PER_LOGIT = 32
-"""What one logit of a chunk costs at the peak: itself, its float32 copies and two int64 sort keys."""
+"""What one logit of a chunk in torch costs at the peak: itself, its float32 copies and two int64 sort keys."""
 CHUNK_ROWS_CPU, CHUNK_ROWS_GPU = 64, 1024
 """Rows a chunk has where the workspace allows: enough for a full-speed product; a short last chunk is padded up to it."""
 
@@ -68,7 +70,7 @@ def linear_topk_lse(
         ValueError: on wrong shapes, dtypes, k, rescore, workspace or backend.
     """
     op = "linear_topk_lse"
-    resolve_backend(backend, op)
+    check_choice(op, "backend", backend, ("auto", "triton", "torch"))
     check_count(op, "k", k)
     check_count(op, "workspace_mb", workspace_mb)
     check_choice(op, "rescore", rescore, ("fp32", "none"))
@@ -87,9 +89,22 @@ def linear_topk_lse(
 
     dtype = torch.promote_types(hidden.dtype, weight.dtype)
     hidden, weight = hidden.to(dtype), weight.to(dtype)
+    rescores = rescore == "fp32" and dtype in (torch.bfloat16, torch.float16)
+    if resolve_backend(backend, op, hidden, unfit=unfit(dtype, k, sizes["V"])) == "triton":
+        with without_autocast(hidden), on_device_of(hidden):
+            return launcher.linear_topk_rows(
+                hidden,
+                weight,
+                k,
+                vocab_map=vocab_map,
+                blocked=blocked,
+                gather_ids=gather_ids,
+                need_lse=need_lse,
+                rescores=rescores,
+                workspace_mb=workspace_mb,
+            )
     dead = blocked_columns(sizes["V"], blocked, vocab_map, hidden.device)
     columns = reference.Columns(vocab_map)
-    rescores = rescore == "fp32" and dtype in (torch.bfloat16, torch.float16)
     rows = chunk_rows(sizes["V"], workspace_mb, hidden.device)
     gather_columns = None if gather_ids is None else columns.of(gather_ids)
     parts = []

@@ -19,13 +19,18 @@ class Columns:
     def __init__(self, vocab_map: torch.Tensor | None) -> None:
         self.sorted_ids, self.order = (None, None) if vocab_map is None else vocab_map.long().sort(stable=True)
 
-    def of(self, ids: torch.Tensor) -> torch.Tensor:
-        """Columns (int64, shape of ``ids``) that stand for output ids; −1 where none does."""
+    def places(self, ids: torch.Tensor) -> torch.Tensor:
+        """Where output ids (int64 out, shape of ``ids``) stand when columns are in the order of theirs; −1 for an id without a column."""
         ids = ids.long()
-        if self.sorted_ids is None or self.order is None:
+        if self.sorted_ids is None:
             return ids
         place = torch.searchsorted(self.sorted_ids, ids).clamp_max(self.sorted_ids.numel() - 1)
-        return torch.where((self.sorted_ids[place] == ids) & (ids >= 0), self.order[place], -1)
+        return torch.where((self.sorted_ids[place] == ids) & (ids >= 0), place, -1)
+
+    def of(self, ids: torch.Tensor) -> torch.Tensor:
+        """Columns (int64, shape of ``ids``) that stand for output ids; −1 where none does."""
+        places = self.places(ids)
+        return places if self.order is None else torch.where(places < 0, -1, self.order[places.clamp_min(0)])
 
 
 def exact_scores(hidden: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -1,110 +1,205 @@
-"""``linear_log_softmax``: checks, chunks, autograd and the choice of backend. The chunk's arithmetic is in ``reference``."""
+"""``row_log_softmax``: checks, launches, autograd and the choice of backend for one buffer of logits.
+
+Knows rows of logits that exist; where they come from a linear layer, ``linear`` makes them chunk by chunk and calls what is here.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes, check_temperature
-from arkfast.kernels.common.chunks import rows_within, spans
-from arkfast.kernels.common.precision import wide_dtype, without_autocast
+from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.log_softmax import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
 
-CHUNK_ELEMENTS = 1 << 25
-"""Logits that exist at once by default: 128 MB in float32, about 200 rows of a 152k vocabulary."""
+MAX_IDS = 128
+"""Ids a row that the backward kernel compares with each other at once."""
+
+# Width is V. 16 elements a thread: the running sums and the block itself stay in registers (at most 72), and each block costs one
+# reduction for its maximum over four warps.
+TABLE = (Rule(config=Config(num_warps=4, num_stages=2, blocks={"BLOCK": 2048})),)
 
 
-class _LinearLogSoftmax(torch.autograd.Function):
-    """(log softmax(hidden @ weight.T / τ) at ids, log-sum-exp); the backward computes each chunk's logits again."""
+class RowStats(NamedTuple):
+    """What one pass over rows of logits gives; float32 or wider."""
+
+    logp: torch.Tensor
+    """[n, U] log softmax(z/τ) at the ids; 0 where an id is negative."""
+    lse: torch.Tensor
+    """[n] log-sum-exp of z/τ."""
+    entropy: torch.Tensor | None
+    """[n] −Σ p log p; None unless asked for."""
+
+
+def unfit(ids: torch.Tensor, *tensors: torch.Tensor) -> str | None:
+    """Why the kernels do not take such ids [T, U] and floating-point tensors; None when they do."""
+    if any(x.dtype == torch.float64 for x in tensors):
+        return "float64 inputs"
+    return f"more than {MAX_IDS} ids a row" if ids.shape[1] > MAX_IDS else None
+
+
+def row_stats(
+    logits: torch.Tensor, ids: torch.Tensor, *, tau: float, dead: torch.Tensor | None, need_entropy: bool, chosen: str
+) -> RowStats:
+    """One pass over logits [n, V]; ids [m, U] may have fewer rows, logits past them are not looked at. ``chosen`` is a backend's name."""
+    if chosen == "torch":
+        return RowStats(*reference.forward(logits[: ids.shape[0]], ids.long(), tau, dead, need_entropy))
+    from arkfast.kernels.log_softmax import kernel
+
+    (rows, slots), width = ids.shape, logits.shape[1]
+    make = {"dtype": torch.float32, "device": logits.device}
+    stats = RowStats(torch.empty(rows, slots, **make), torch.empty(rows, **make), torch.empty(rows, **make) if need_entropy else None)
+    if rows:
+        config = pick(TABLE, device=logits.device, width=width, dtype=logits.dtype)
+        kernel.row_log_softmax_fwd[(rows,)](
+            logits,
+            dead,
+            ids.contiguous(),
+            stats.logp,
+            stats.lse,
+            stats.entropy,
+            logits.stride(0),
+            width,
+            slots,
+            1.0 / tau,
+            HAS_DEAD=dead is not None,
+            HAS_ENTROPY=need_entropy,
+            BLOCK_U=block_of(slots, least=16, most=64),
+            **config.kwargs(),
+        )
+    return stats
+
+
+def row_grad(
+    upstream: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
+    logits: torch.Tensor,
+    stats: RowStats,
+    ids: torch.Tensor,
+    out: torch.Tensor,
+    *,
+    tau: float,
+    dead: torch.Tensor | None,
+    chosen: str,
+) -> torch.Tensor:
+    """dL/dlogits [n, V] from the gradients of (logp [m, U], lse [m], entropy [m]), each None for zeros; m ≤ n rows are looked at.
+
+    ``out`` may be ``logits``; a kernel writes its first m rows, the torch backend returns a tensor of m rows of its own.
+    """
+    rows, slots = ids.shape
+    grad, grad_lse, grad_entropy = upstream
+    grad = torch.zeros_like(stats.logp) if grad is None else reference.live_grad(grad, stats.logp, ids)
+    if chosen == "torch":
+        return reference.backward(grad, grad_lse, grad_entropy, logits[:rows], stats.lse, stats.entropy, ids.long(), tau, dead)
+    if rows == 0:
+        return out
+    from arkfast.kernels.log_softmax import kernel
+
+    width, has_entropy = logits.shape[1], grad_entropy is not None
+    share = -grad.sum(1) if grad_lse is None else grad_lse - grad.sum(1)
+    entropy = stats.entropy if has_entropy else None
+    grad_entropy = None if grad_entropy is None else grad_entropy.float().contiguous()
+    config = pick(TABLE, device=logits.device, width=width, dtype=logits.dtype)
+    flags = {"HAS_ENTROPY": has_entropy}
+    kernel.row_log_softmax_bwd[(rows,)](
+        logits,
+        dead,
+        stats.lse,
+        share,
+        entropy,
+        grad_entropy,
+        out,
+        logits.stride(0),
+        out.stride(0),
+        width,
+        1.0 / tau,
+        HAS_DEAD=dead is not None,
+        **flags,
+        **config.kwargs(),
+    )
+    if slots:
+        block = block_of(slots, least=16, most=MAX_IDS)
+        kernel.row_log_softmax_bwd_ids[(rows,)](
+            ids.contiguous(),
+            stats.logp,
+            grad.contiguous(),
+            share,
+            entropy,
+            grad_entropy,
+            out,
+            out.stride(0),
+            width,
+            slots,
+            1.0 / tau,
+            **flags,
+            BLOCK_U=block,
+            num_warps=4 if block < MAX_IDS else 8,
+        )
+    return out
+
+
+class _RowLogSoftmax(torch.autograd.Function):
+    """(log softmax(logits / τ) at ids, log-sum-exp, entropy) of logits that the caller keeps."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, tau: float, dead: torch.Tensor | None, rows: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = wide_dtype(hidden, weight)
-        wide_weight = weight.to(dtype)
-        with without_autocast(hidden):
-            parts = [reference.forward(hidden[s].to(dtype), wide_weight, ids[s].long(), tau, dead) for s in spans(hidden.shape[0], rows)]
-        logp, lse = (torch.cat(column) for column in zip(*parts, strict=True))
-        ctx.save_for_backward(hidden, weight, ids, dead, lse)
-        ctx.tau, ctx.rows = tau, rows
+        ctx: Any, logits: torch.Tensor, ids: torch.Tensor, tau: float, dead: torch.Tensor | None, need_entropy: bool, chosen: str
+    ) -> tuple[torch.Tensor | None, ...]:
+        stats = row_stats(logits, ids, tau=tau, dead=dead, need_entropy=need_entropy, chosen=chosen)
+        ctx.save_for_backward(logits, ids, dead, *stats)
+        ctx.settings = {"tau": tau, "chosen": chosen}
         ctx.set_materialize_grads(False)
-        return logp, lse
+        return tuple(stats)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor | None, grad_lse: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, ids, dead, lse = ctx.saved_tensors
-        if grad is None:
-            grad = lse.new_zeros(ids.shape)
-        wide_weight = weight.to(lse.dtype)
-        d_hidden: list[torch.Tensor] = []
-        d_weight = torch.zeros_like(wide_weight) if ctx.needs_input_grad[1] else None
-        with without_autocast(hidden):
-            for s in spans(hidden.shape[0], ctx.rows):
-                x = hidden[s].to(lse.dtype)
-                logits = reference.scaled_logits(x, wide_weight, ctx.tau, dead)
-                chunk_lse = None if grad_lse is None else grad_lse[s]
-                d_logits = reference.logits_grad(grad[s], chunk_lse, logits, lse[s], ids[s].long(), ctx.tau)
-                if ctx.needs_input_grad[0]:
-                    d_hidden.append(d_logits @ wide_weight)
-                if d_weight is not None:
-                    d_weight.addmm_(d_logits.t(), x)
-        return (
-            torch.cat(d_hidden).to(hidden.dtype) if d_hidden else None,
-            None if d_weight is None else d_weight.to(weight.dtype),
-            *(None,) * 4,
-        )
+    def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        logits, ids, dead, *stats = ctx.saved_tensors
+        out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
+        d_logits = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, **ctx.settings)
+        return d_logits.to(logits.dtype), *(None,) * 5
 
 
-def linear_log_softmax(
-    hidden: torch.Tensor,
-    weight: torch.Tensor,
+def row_log_softmax(
+    logits: torch.Tensor,
     ids: torch.Tensor,
     *,
     tau: float = 1.0,
     blocked: torch.Tensor | None = None,
     return_lse: bool = False,
-    chunk_rows: int | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """log softmax(hidden @ weight.T / τ) at chosen ids, with gradients to ``hidden`` and ``weight``; cross-entropy is minus its value at
-    the target.
-
-    Products and sums are in float32 or wider. The logits exist for ``chunk_rows`` rows at a time and again in the backward; gradients of
-    gradients are not available.
+    """log softmax(logits / τ) at chosen ids, with gradient; the rows are read once and nothing of their size is made.
 
     Args:
-        hidden: [T, H] bfloat16, float16, float32 or float64.
-        weight: [V, H], any of the same dtypes.
+        logits: [T, V] bfloat16, float16, float32 or float64. Sums are in float32 or wider.
         ids: [T, U] int32 or int64 in [0, V); a negative id gives 0 and no gradient.
         tau: temperature.
         blocked: [b] int32 ids that have probability 0; a blocked id among ``ids`` gives −inf and no gradient. Ids outside [0, V) have no
             effect.
         return_lse: also return the log-sum-exp of the logits / τ over the ids that are not blocked, [T], with gradient.
-        chunk_rows: rows of logits that exist at once; None takes what 128 MB of float32 hold.
 
     Returns:
-        [T, U] log-probabilities in float32 (float64 when an input is float64), or (log-probabilities, lse).
+        [T, U] log-probabilities in float32 (float64 for float64 logits), or (log-probabilities, lse).
 
     Raises:
         ValueError: on wrong shapes, dtypes, tau or backend.
     """
-    op = "linear_log_softmax"
-    resolve_backend(backend, op)
+    op = "row_log_softmax"
     check_temperature(op, tau)
-    sizes = check_shapes(op, hidden=(hidden, "T H"), weight=(weight, "V H"), ids=(ids, "T U"), blocked=(blocked, "b"))
-    check_floating(op, hidden=hidden, weight=weight)
+    sizes = check_shapes(op, logits=(logits, "T V"), ids=(ids, "T U"), blocked=(blocked, "b"))
+    check_floating(op, logits=logits)
     check_ids(op, ids=ids, blocked=blocked)
-    if chunk_rows is not None:
-        check_count(op, "chunk_rows", chunk_rows)
     if sizes["V"] == 0:
-        raise ValueError(f"{op}: weight must have at least one row, got shape {list(weight.shape)}")
-    dead = blocked_columns(sizes["V"], blocked, None, hidden.device)
-    rows = chunk_rows or rows_within(CHUNK_ELEMENTS, sizes["V"], most=1 << 13)
-    logp, lse = _LinearLogSoftmax.apply(hidden, weight, ids, tau, dead, rows)
+        raise ValueError(f"{op}: logits must have at least one column, got shape {list(logits.shape)}")
+    strided = sizes["V"] > 1 and logits.stride(1) != 1
+    chosen = resolve_backend(
+        backend, op, logits, unfit="logits whose columns are not neighbours in memory" if strided else unfit(ids, logits)
+    )
+    dead = blocked_columns(sizes["V"], blocked, None, logits.device)
+    logp, lse, _ = _RowLogSoftmax.apply(logits, ids, tau, dead, False, chosen)
     return (logp, lse) if return_lse else logp

@@ -1,37 +1,55 @@
-"""Log-softmax of one row chunk of a linear layer at chosen ids, and its gradient, in plain torch.
+"""Log-softmax of logit rows at chosen ids, with log-sum-exp and entropy, and its gradient, in plain torch from the definitions.
 
-Knows one chunk; knows neither chunking nor autograd. Letters: n rows, H features, V outputs, U ids a row. The logits are computed again
-for the gradient, so that nothing of size V outlives a chunk.
+Knows one buffer of logits; knows neither chunking nor autograd. Letters: n rows, V columns, U ids a row, z logits, p = softmax(z/τ).
 """
 
 from __future__ import annotations
 
 import torch
 
+from arkfast.kernels.common.precision import wide_dtype
+
 NEG_INF = float("-inf")
 
 
-def scaled_logits(hidden: torch.Tensor, weight: torch.Tensor, tau: float, dead: torch.Tensor | None) -> torch.Tensor:
-    """z / τ [n, V] with dead columns at −inf; hidden and weight are in one dtype, float32 or wider."""
-    logits = (hidden @ weight.t()).div_(tau)
-    return logits if dead is None else logits.masked_fill_(dead, NEG_INF)
+def scaled(logits: torch.Tensor, tau: float, dead: torch.Tensor | None) -> torch.Tensor:
+    """z/τ [n, V] in float32 or wider, dead columns at −inf."""
+    x = logits.to(wide_dtype(logits)) / tau
+    return x if dead is None else x.masked_fill_(dead, NEG_INF)
 
 
 def forward(
-    hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, tau: float, dead: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log softmax(z/τ) at ids [n, U], 0 where an id is negative; log-sum-exp of z/τ [n])."""
-    logits = scaled_logits(hidden, weight, tau, dead)
-    lse = logits.logsumexp(1)
-    return (logits.gather(1, ids.clamp_min(0)) - lse[:, None]).masked_fill_(ids < 0, 0.0), lse
+    logits: torch.Tensor, ids: torch.Tensor, tau: float, dead: torch.Tensor | None, need_entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """(log p at ids [n, U], 0 where an id is negative; log-sum-exp of z/τ [n]; entropy −Σ p log p [n] or None)."""
+    x = scaled(logits, tau, dead)
+    lse = x.logsumexp(1)
+    logp = (x.gather(1, ids.clamp_min(0)) - lse[:, None]).masked_fill_(ids < 0, 0.0)
+    entropy = torch.special.entr((x - lse[:, None]).exp_()).sum(1) if need_entropy else None
+    return logp, lse, entropy
 
 
-def logits_grad(
-    grad: torch.Tensor, grad_lse: torch.Tensor | None, logits: torch.Tensor, lse: torch.Tensor, ids: torch.Tensor, tau: float
+def live_grad(grad: torch.Tensor, logp: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+    """The upstream gradient [n, U] without the entries of ids that are negative or have no probability."""
+    return grad.masked_fill((ids < 0) | (logp == NEG_INF), 0.0)
+
+
+def backward(
+    grad: torch.Tensor,
+    grad_lse: torch.Tensor | None,
+    grad_entropy: torch.Tensor | None,
+    logits: torch.Tensor,
+    lse: torch.Tensor,
+    entropy: torch.Tensor | None,
+    ids: torch.Tensor,
+    tau: float,
+    dead: torch.Tensor | None,
 ) -> torch.Tensor:
-    """dL/dz [n, V] = (scatter(g) + (g_lse − Σ g) · softmax(z/τ)) / τ; entries of ids that are negative or masked carry no gradient."""
-    off = (ids < 0) | (logits.gather(1, ids.clamp_min(0)) == NEG_INF)
-    grad = grad.masked_fill(off, 0.0)
+    """dL/dz [n, V] = (scatter(g) + (g_lse − Σ g) · p − g_H · p · (log p + H)) / τ, with ``grad`` as ``live_grad`` gives it."""
     weight_of_p = -grad.sum(1) if grad_lse is None else grad_lse - grad.sum(1)
-    d_logits = (logits - lse[:, None]).exp_().mul_(weight_of_p[:, None])
+    logp = scaled(logits, tau, dead) - lse[:, None]
+    p = logp.exp()
+    d_logits = p * weight_of_p[:, None]
+    if grad_entropy is not None and entropy is not None:
+        d_logits -= grad_entropy[:, None] * (p * (logp + entropy[:, None])).masked_fill_(p == 0, 0.0)
     return d_logits.scatter_add_(1, ids.clamp_min(0), grad).div_(tau)

@@ -1,4 +1,5 @@
-"""``topk_lse``: checks, row chunks and the choice of backend. Knows what callers pass and get; the arithmetic is in ``reference``."""
+"""``topk_lse``: checks, row chunks and the choice of backend. Knows what callers pass and get; the arithmetic is in ``reference`` and in
+``kernel``."""
 
 from __future__ import annotations
 
@@ -7,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import rows_within, spans
-from arkfast.kernels.row_topk import reference
+from arkfast.kernels.common.launch import on_device_of
+from arkfast.kernels.row_topk import launcher, reference
 
 FLAG_NAN = 1
 """Bit of ``TopK.flags``: an allowed logit is NaN; it was treated as −inf."""
@@ -95,13 +97,19 @@ def topk_lse(
         ValueError: on wrong shapes, dtypes, k or backend.
     """
     op = "topk_lse"
-    resolve_backend(backend, op)
+    check_choice(op, "backend", backend, ("auto", "triton", "torch"))
     check_count(op, "k", k)
     sizes = check_shapes(op, logits=(logits, "T V"), blocked=(blocked, "b"), gather_ids=(gather_ids, "T g"))
     check_floating(op, logits=logits)
     check_ids(op, blocked=blocked, gather_ids=gather_ids)
     if sizes["V"] == 0:
         raise ValueError(f"{op}: logits must have at least one column, got shape {list(logits.shape)}")
+    if resolve_backend(backend, op, logits, unfit=launcher.unfit(logits.dtype, k, sizes["V"], logits.stride(1))) == "triton":
+        with on_device_of(logits):
+            space = launcher.blocked_space(sizes["V"], blocked, logits.device)
+            values, ids, lse, flags = launcher.topk_rows(logits, k, space, need_lse=need_lse)
+            gathered = None if gather_ids is None else launcher.gather_rows(logits, gather_ids, space)
+        return TopK(values, ids, lse, gathered, flags)
     dead = reference.blocked_columns(sizes["V"], blocked, None, logits.device)
     rows = rows_within(CHUNK_ELEMENTS, sizes["V"], most=1 << 16)
     return join(

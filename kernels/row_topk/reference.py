@@ -18,7 +18,11 @@ def blocked_columns(width: int, blocked: torch.Tensor | None, column_ids: torch.
     """[V] bool, True where a column may not be chosen; None when all may. Blocked ids that no column stands for have no effect."""
     if column_ids is not None:
         dropped = column_ids < 0
-        return dropped if blocked is None else dropped | torch.isin(column_ids, blocked.to(column_ids.dtype))
+        if blocked is None or blocked.numel() == 0:
+            return dropped
+        # Not torch.isin: on a GPU it looks for unique elements, whose number the host waits for.
+        wanted, found = blocked.long().sort().values, column_ids.long()
+        return dropped | (wanted[torch.searchsorted(wanted, found).clamp_max(wanted.numel() - 1)] == found)
     if blocked is None:
         return None
     # One slot past the end takes the ids outside [0, V): an index error would need the device's answer.

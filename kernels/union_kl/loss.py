@@ -1,25 +1,24 @@
-"""The losses a trainer calls: ``opd_union_kl`` on hidden states and a head, ``union_topk_kl`` on two logit tensors.
+"""``opd_union_kl``: the loss a trainer calls, on hidden states and a head.
 
-Knows supports, validity of rows and reductions; products are ``gather_linear``'s, top-k is ``row_topk``'s, the divergence is
-``union_kl``'s. Nothing here waits for the device: counts stay where they are.
+Knows supports, validity of rows and reductions. In torch products are ``gather_linear``'s and the divergence is ``union_kl``'s; in Triton
+``fused`` has both. Nothing here waits for the device: counts stay where they are.
 """
 
 from __future__ import annotations
 
-import math
 from typing import Literal, NamedTuple
 
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.checks import check_choice, check_floating, check_ids, check_shapes
 from arkfast.kernels.gather_linear import gather_linear
-from arkfast.kernels.row_topk import topk_lse
 from arkfast.kernels.union_kl import reference
+from arkfast.kernels.union_kl.fused import Settings, SparseUnionKL
+from arkfast.kernels.union_kl.launcher import MOST_UNION, SUPPORTS, unfit_slots
 from arkfast.kernels.union_kl.op import Divergence, check_loss, union_kl
 
 Support = Literal["union", "teacher", "student", "intersection"]
-SUPPORTS = ("union", "teacher", "student", "intersection")
 Reduction = Literal["mean", "sum", "none"]
 REDUCTIONS = ("mean", "sum", "none")
 TEACHER_SCORES = ("logits", "original")
@@ -73,6 +72,9 @@ def opd_union_kl(
     ``min_support`` ids; the others give no loss and no gradient and are not in the mean. A constant added to a row of ``teacher_scores``
     changes nothing. An id in several slots counts once, with the score of the first slot where the teacher's is finite.
 
+    The head is whole: one that is cut along its vocabulary (tensor parallel) is not supported, since a position's softmax runs over ids of
+    several parts. Under fully sharded data parallelism call this inside the forward of the module that owns the head, where it is whole.
+
     Args:
         hidden: [T, H] the student's last hidden states, bfloat16, float16, float32 or float64.
         weight: [V, H] the student's head.
@@ -96,7 +98,6 @@ def opd_union_kl(
         ValueError: on wrong shapes, dtypes or settings.
     """
     op = "opd_union_kl"
-    resolve_backend(backend, op)
     check_loss(op, tau, divergence, beta, min_support)
     check_choice(op, "support", support, SUPPORTS)
     check_choice(op, "reduction", reduction, REDUCTIONS)
@@ -118,9 +119,17 @@ def opd_union_kl(
     check_ids(op, student_ids=student_ids, teacher_ids=teacher_ids)
     if (teacher_score == "original") != (teacher_lse is not None):
         raise ValueError(f"{op}: teacher_score='original' needs teacher_lse, and 'logits' does not take it")
+    wide = reference.wide_dtype(hidden, weight, teacher_scores)
+    unfit = "float64 inputs" if wide == torch.float64 else unfit_slots(sizes["Ks+Kt"], MOST_UNION)
+    if resolve_backend(backend, op, hidden, unfit=unfit) == "triton":
+        settings = Settings(support, min_support, tau, divergence, beta)
+        lse = None if teacher_lse is None else teacher_lse.detach()
+        rows, count = SparseUnionKL.apply(hidden, weight, student_ids, teacher_ids, teacher_scores.detach(), lse, settings)
+        valid = count >= min_support
+        return UnionKL(reduce_rows(rows, valid, row_weight, reduction), rows.detach(), valid, count)
 
     with torch.no_grad():
-        scores = teacher_scores.to(reference.wide_dtype(hidden, weight, teacher_scores))
+        scores = teacher_scores.to(wide)
         shared = None if support == "union" and teacher_lse is None else reference.member(student_ids, teacher_ids)
         if teacher_lse is not None and shared is not None:
             of_student, of_teacher = scores.split([sizes["Ks"], sizes["Kt"]], dim=1)
@@ -130,8 +139,8 @@ def opd_union_kl(
         ids, count = reference.unique_ids(ids.masked_fill(~scores.isfinite(), -1))
         valid = count >= min_support
         ids = ids.masked_fill(~valid[:, None], -1)
-    student_scores = gather_linear(hidden, weight, ids, backend=backend)
-    rows = union_kl(scores, student_scores, ids, tau=tau, divergence=divergence, beta=beta, min_support=min_support, backend=backend).rows
+    student_scores = gather_linear(hidden, weight, ids, backend="torch")
+    rows = union_kl(scores, student_scores, ids, tau=tau, divergence=divergence, beta=beta, min_support=min_support, backend="torch").rows
     return UnionKL(reduce_rows(rows, valid, row_weight, reduction), rows.detach(), valid, count)
 
 
@@ -146,60 +155,3 @@ def _support_ids(student_ids: torch.Tensor, teacher_ids: torch.Tensor, support: 
     if support in ("student", "intersection"):
         teacher_ids = teacher_ids.masked_fill(~reference.member(teacher_ids, student_ids), -1)
     return torch.cat([student_ids, teacher_ids], dim=1)
-
-
-def union_topk_kl(
-    student_logits: torch.Tensor,
-    teacher_logits: torch.Tensor,
-    k: int = 32,
-    *,
-    tau: float = 1.0,
-    blocked: torch.Tensor | None = None,
-    reduction: Reduction = "mean",
-    backend: Backend = "auto",
-) -> torch.Tensor:
-    """τ² · KL(p‖q) on the union of both models' top-k, from logits over one vocabulary: the simplest drop-in.
-
-    Equal to ``opd_union_kl`` with the student's top-k taken from these logits; that function needs no [T, V] student logits and is the
-    one to train with.
-
-    Args:
-        student_logits: [..., V] with gradient.
-        teacher_logits: [..., V] of the same shape; no gradient. −inf or NaN takes an id out of the union.
-        k: ids of each model; may exceed V.
-        tau: temperature.
-        blocked: [b] int32 ids that take no part.
-        reduction: over positions whose union has at least 2 ids: "mean", "sum", or "none" for a tensor of shape [...].
-
-    Returns:
-        A scalar, or [...] for "none", in float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: on wrong shapes, dtypes or settings.
-    """
-    op = "union_topk_kl"
-    resolve_backend(backend, op)
-    check_count(op, "k", k)
-    check_temperature(op, tau)
-    check_choice(op, "reduction", reduction, REDUCTIONS)
-    for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if not isinstance(logits, torch.Tensor) or logits.dim() == 0 or logits.shape[-1] == 0:
-            got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [..., V] with at least one id, got {got}")
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(
-            f"{op}: teacher_logits must have the shape of student_logits, {list(student_logits.shape)}, got {list(teacher_logits.shape)}; "
-            "models with different vocabularies need opd_union_kl with mapped ids"
-        )
-    lead, width = student_logits.shape[:-1], student_logits.shape[-1]
-    student = student_logits.reshape(math.prod(lead), width)
-    teacher = teacher_logits.detach().reshape(math.prod(lead), width)
-    student_ids = topk_lse(student.detach(), k, blocked=blocked, backend=backend).ids
-    top = topk_lse(teacher, k, blocked=blocked, gather_ids=student_ids, backend=backend)
-    assert top.gathered is not None
-    scores = torch.cat([top.gathered, top.values], dim=1)
-    ids, _ = reference.unique_ids(torch.cat([student_ids, top.ids], dim=1).masked_fill(~scores.isfinite(), -1))
-    student_scores = student.gather(1, ids.clamp_min(0).long())
-    rows, valid, _ = union_kl(scores, student_scores, ids, tau=tau, backend=backend)
-    loss = reduce_rows(rows, valid, None, reduction)
-    return loss.reshape(lead) if reduction == "none" else loss

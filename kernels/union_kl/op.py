@@ -1,6 +1,7 @@
 """``union_support`` and ``union_kl``: the building blocks of the loss on scores that the caller already has.
 
-Knows checks, autograd and the choice of backend; the arithmetic is in ``reference``, the fused losses are in ``loss``.
+Knows checks, autograd and the choice of backend; the arithmetic is in ``reference`` and ``kernel``, the losses are in ``loss`` and
+``logits``.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.union_kl import reference
+from arkfast.kernels.union_kl.launcher import DIVERGENCES, MOST_SLOTS, MOST_UNION, launch_rows, launch_union, unfit_slots
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
-DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
 
 
 class UnionSupport(NamedTuple):
@@ -46,23 +47,59 @@ class _DivergenceRows(torch.autograd.Function):
         ctx: Any,
         student: torch.Tensor,
         teacher: torch.Tensor,
-        inside: torch.Tensor,
-        valid: torch.Tensor,
+        ids: torch.Tensor,
+        tail: bool,
+        min_support: int,
         tau: float,
         divergence: str,
         beta: float,
-    ) -> torch.Tensor:
-        rows, grad = reference.divergence_rows(teacher, student, inside, valid, tau=tau, divergence=divergence, beta=beta)
-        if ctx.needs_input_grad[0]:
+        backend: str,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        run = launch_rows if backend == "triton" else _rows_in_torch
+        rows, support, grad = run(
+            student,
+            teacher,
+            ids,
+            tail=tail,
+            min_support=min_support,
+            tau=tau,
+            divergence=divergence,
+            beta=beta,
+            grad=ctx.needs_input_grad[0],
+        )
+        if grad is not None:
             ctx.save_for_backward(grad)
             ctx.dtype = student.dtype
-        return rows
+        ctx.mark_non_differentiable(support)
+        return rows, support
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_rows: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return (grad * grad_rows[:, None]).to(ctx.dtype), *(None,) * 6
+        return (grad * grad_rows[:, None]).to(ctx.dtype), *(None,) * 8
+
+
+def _rows_in_torch(
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tail: bool,
+    min_support: int,
+    tau: float,
+    divergence: str,
+    beta: float,
+    grad: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    inside = (ids >= 0) & teacher[:, : ids.shape[1]].isfinite()
+    support = inside.sum(1, dtype=torch.int32)
+    if tail:
+        inside = torch.cat([inside, inside.new_ones(inside.shape[0], 1)], dim=1)
+    rows, d_student = reference.divergence_rows(
+        teacher, student, inside, support >= min_support, tau=tau, divergence=divergence, beta=beta
+    )  # fmt: skip
+    return rows, support, d_student if grad else None
 
 
 def check_loss(op: str, tau: float, divergence: str, beta: float, min_support: int) -> None:
@@ -86,9 +123,10 @@ def union_support(student_ids: torch.Tensor, teacher_ids: torch.Tensor, *, backe
         ValueError: on wrong shapes, dtypes or backend.
     """
     op = "union_support"
-    resolve_backend(backend, op)
-    check_shapes(op, student_ids=(student_ids, "T Ks"), teacher_ids=(teacher_ids, "T Kt"))
+    sizes = check_shapes(op, student_ids=(student_ids, "T Ks"), teacher_ids=(teacher_ids, "T Kt"))
     check_ids(op, student_ids=student_ids, teacher_ids=teacher_ids)
+    if resolve_backend(backend, op, student_ids, unfit=unfit_slots(sizes["Ks"] + sizes["Kt"], MOST_UNION)) == "triton":
+        return UnionSupport(*launch_union(student_ids, teacher_ids))
     return UnionSupport(*reference.unique_ids(torch.cat([student_ids.to(torch.int32), teacher_ids.to(torch.int32)], dim=1)))
 
 
@@ -128,9 +166,8 @@ def union_kl(
         ValueError: on wrong shapes, dtypes or settings.
     """
     op = "union_kl"
-    resolve_backend(backend, op)
     check_loss(op, tau, divergence, beta, min_support)
-    check_shapes(
+    sizes = check_shapes(
         op,
         teacher_scores=(teacher_scores, "T U"),
         student_scores=(student_scores, "T U"),
@@ -143,17 +180,17 @@ def union_kl(
     if tail != (teacher_lse is not None) or tail != (student_lse is not None):
         raise ValueError(f"{op}: tail=True needs teacher_lse and student_lse, and tail=False takes neither")
 
+    dtype = reference.wide_dtype(teacher_scores, student_scores)
+    unfit = "float64 inputs" if dtype == torch.float64 else unfit_slots(sizes["U"] + tail, MOST_SLOTS)
+    chosen = resolve_backend(backend, op, student_scores, unfit=unfit)
+
     teacher_scores = teacher_scores.detach()
-    inside = (ids >= 0) & teacher_scores.isfinite()
-    support = inside.sum(1, dtype=torch.int32)
-    valid = support >= min_support
     if teacher_lse is not None and student_lse is not None:
-        dtype = reference.wide_dtype(teacher_scores, student_scores)
+        inside = (ids >= 0) & teacher_scores.isfinite()
         teacher_scores, student_scores = teacher_scores.to(dtype), student_scores.to(dtype)
         unseen = reference.tail_scores(teacher_scores, inside, teacher_lse.detach().to(dtype), tau)
         teacher_scores = torch.cat([teacher_scores, unseen[:, None]], dim=1)
         unseen = reference.tail_scores(student_scores, inside, student_lse.to(dtype), tau)
         student_scores = torch.cat([student_scores, unseen[:, None]], dim=1)
-        inside = torch.cat([inside, inside.new_ones(inside.shape[0], 1)], dim=1)
-    rows = _DivergenceRows.apply(student_scores, teacher_scores, inside, valid, tau, divergence, beta)
-    return UnionKLRows(rows, valid, support)
+    rows, support = _DivergenceRows.apply(student_scores, teacher_scores, ids, tail, min_support, tau, divergence, beta, chosen)
+    return UnionKLRows(rows, support >= min_support, support)

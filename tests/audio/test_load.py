@@ -197,9 +197,9 @@ def test_missing_unreadable_and_empty_files(tmp_path, write, read):
     text.write_text("hello")
     for path, message in (
         (tmp_path / "absent.wav", "no such file"),
-        (tmp_path, "not a file"),
-        (garbage, "not audio that libsndfile can read"),
-        (text, "not audio that libsndfile can read"),
+        (tmp_path, "not a regular file but a folder"),
+        (garbage, "not audio: its first bytes are"),
+        (text, "not audio: it is text that begins with 'hello'"),
         (nothing, "the file is empty"),
         (write(np.zeros(0, np.float32)), "the recording holds no samples"),
     ):

@@ -16,9 +16,10 @@ from arkfast.audio import LogMel, load
 from arkfast.audio.reference import log_mel_reference, mel_filters
 from arkfast.records import InputError
 
-log_mel_module = importlib.import_module("arkfast.audio.log_mel")
+backend = importlib.import_module("arkfast.audio.backend")
 
-# The reference is exact to 1e-12. Ours rounds log10 values below 16 to float32 twice (raw, scaled): at most 4.8e-7 / 4 + 1.2e-7.
+# The reference is exact to 1e-12. Ours rounds power and mel energies to float32 (a few 6e-8 relative, a tenth of that in the feature) and
+# log10 values below 16 twice (raw, scaled): at most 4.8e-7 / 4 + 1.2e-7.
 REFERENCE_TOLERANCE = 1e-6
 # Transformers runs its FFT in float32: bins far below a frame's peak carry errors up to a few 1e-5 of the scaled feature.
 TRANSFORMERS_TOLERANCE = 1e-4
@@ -42,10 +43,10 @@ def extractor(n_mels):
 def numpy_backend(monkeypatch):
     """The state of an installation without the extension."""
     monkeypatch.setitem(sys.modules, "arkfast._C", None)
-    log_mel_module._extension.cache_clear()
+    backend.extension.cache_clear()
     yield
     monkeypatch.undo()
-    log_mel_module._extension.cache_clear()
+    backend.extension.cache_clear()
 
 
 def transformers_features(extractor, clips):
@@ -58,8 +59,11 @@ def zero_padded(clip):
 
 
 def test_extension_is_what_is_tested():
-    assert LogMel().backend == "c++"
-    assert importlib.import_module("arkfast._C").instruction_set() == "baseline"
+    extension = importlib.import_module("arkfast._C")
+    log_mel = LogMel()
+    assert log_mel.backend == "c++"
+    assert log_mel.instruction_set == extension.instruction_set()
+    assert log_mel.instruction_set in extension.instruction_sets()
 
 
 @pytest.mark.parametrize("length", LENGTHS)
@@ -275,7 +279,7 @@ def test_overlong_clips(speech):
     ("options", "message"),
     [
         ({"pad": "longest"}, "pad must be 'single' or 'hf_batch', got 'longest'"),
-        ({"dtype": "float16"}, "dtype must be 'float32'"),
+        ({"dtype": "float16"}, "dtype must be 'float32' or 'bfloat16', got 'float16'"),
         ({"overlong": "cut"}, "overlong"),
         ({"max_samples": 0}, "max_samples must be positive"),
         ({"pad_to_multiple_of": 0}, "pad_to_multiple_of must be positive"),
@@ -309,9 +313,15 @@ def test_other_n_mels(speech, n):
     np.testing.assert_allclose(LogMel(n)([clip])[0][0], log_mel_reference(clip, n_mels=n)[0], rtol=0, atol=REFERENCE_TOLERANCE)
 
 
+@pytest.mark.parametrize("threads", [-1, 1025])
+def test_impossible_threads(threads):
+    with pytest.raises(ValueError, match=f"threads must be 0 to 1024, got {threads}"):
+        LogMel(threads=threads)
+
+
 def test_pickle(speech):
-    copy = pickle.loads(pickle.dumps(LogMel(80)))
-    assert copy.n_mels == 80
+    copy = pickle.loads(pickle.dumps(LogMel(80, threads=2)))
+    assert (copy.n_mels, copy.threads) == (80, 2)
     np.testing.assert_array_equal(copy([speech(800)])[0], LogMel(80)([speech(800)])[0])
 
 
@@ -321,14 +331,19 @@ def test_numpy_fallback_gives_the_same(speech, pad, numpy_backend):
     with pytest.warns(RuntimeWarning, match=r"C\+\+ extension is not available .*arkfast._C"):
         fallback = LogMel()
     assert fallback.backend == "numpy"
+    assert fallback.instruction_set == "numpy"
     features, frames = fallback(clips, pad=pad, fill=2.0, pad_to_multiple_of=8)
-    log_mel_module._extension.cache_clear()
+    halves, _ = fallback(clips, pad=pad, dtype="bfloat16", fill=float("nan"), pad_to_multiple_of=8)
+    backend.extension.cache_clear()
     sys.modules.pop("arkfast._C")
     compiled = LogMel()
     assert compiled.backend == "c++"
     expected, expected_frames = compiled(clips, pad=pad, fill=2.0, pad_to_multiple_of=8)
     np.testing.assert_allclose(features, expected, rtol=0, atol=REFERENCE_TOLERANCE)
     assert frames.tolist() == expected_frames.tolist()
+    expected, _ = compiled(clips, pad=pad, fill=float("nan"), pad_to_multiple_of=8)
+    # bfloat16 rounds the fallback's own float32, which may lie on the other side of a midpoint: one step of 2^-8 of values below 2
+    torch.testing.assert_close(halves.float(), torch.from_numpy(expected), rtol=2**-8, atol=1e-6, equal_nan=True)
 
 
 def test_numpy_fallback_says_so_once_and_checks_alike(speech, numpy_backend):
@@ -344,16 +359,22 @@ def test_numpy_fallback_says_so_once_and_checks_alike(speech, numpy_backend):
             log_mel([speech(800), clip])
     with pytest.raises(ValueError, match="n_mels"):
         LogMel(150)
+    with pytest.raises(ValueError, match="threads must be 0 to 1024"):
+        LogMel(threads=-1)
+    with pytest.raises(ValueError, match="needs the C\\+\\+ extension"):
+        LogMel(instruction_set="baseline")
 
 
 def test_extension_checks_what_it_is_given():
     extension = importlib.import_module("arkfast._C")
     plan = extension.LogMelPlan(80)
     clip, out = np.zeros(800, np.float32), np.zeros((1, 80, 5), np.float32)
-    with pytest.raises(TypeError, match="contiguous float32"):
-        plan.compute([clip.astype(np.float64)], np.array([800]), out)
-    with pytest.raises(TypeError, match="contiguous float32"):
-        plan.compute([clip[::2]], np.array([800]), out)
+    unaligned = np.frombuffer(bytes(3201), np.uint8)[1:].view(np.float32)
+    for bad in (clip.astype(np.float64), clip[::2], unaligned):
+        with pytest.raises(TypeError, match="contiguous aligned float32"):
+            plan.compute([bad], np.array([800]), out)
+        with pytest.raises(TypeError, match="contiguous aligned float32"):
+            plan.stream().push(bad)
     with pytest.raises(TypeError):
         plan.compute([clip], np.array([800]), out.astype(np.float64))
     for padded, buffer in (([799], out), ([800, 800], out), ([800], out[:, :, :4].copy()), ([800], np.zeros((1, 128, 5), np.float32))):
@@ -362,6 +383,11 @@ def test_extension_checks_what_it_is_given():
     out.setflags(write=False)
     with pytest.raises(ValueError, match="writeable"):
         plan.compute([clip], np.array([800]), out)
+    stream = plan.stream()
+    stream.push(clip)
+    for shape in ((80, 2), (80, 6), (128, 4)):
+        with pytest.raises(ValueError):
+            stream.write(np.zeros(shape, np.float32), False)
 
 
 def test_import_costs_neither_torch_nor_decoders():

@@ -1,22 +1,78 @@
 """What the kernel tests share: the backends, poisoned memory, and the loss written out in Python loops and float64.
 
-The oracle shares no code with the package. A new backend joins ``BACKENDS`` and has to pass every test here.
+The oracle shares no code with the package. A test that takes the ``backend`` fixture runs once for each backend that the process can have:
+torch; Triton on CUDA tensors where there is a GPU; Triton's interpreter, and it alone, in a process started with TRITON_INTERPRET=1.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
 
-BACKENDS = ["torch"]
+from arkfast.kernels.common.backend import UnfitError
+
+INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
+if INTERPRET:
+    spec = importlib.util.spec_from_file_location("interpreter_shim", Path(__file__).parent / "interpret" / "shim.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[spec.name])
+    BACKENDS = ["triton"]
+    # Hundreds of rows: minutes in the interpreter, where ``interpret`` has a small twin of each.
+    LONG = {
+        "test_a_smaller_workspace_gives_the_same_answer",
+        "test_rows_do_not_depend_on_each_other_and_none_is_fine",
+        "test_the_number_of_rows_changes_no_bit",
+    }
+    collect_ignore = ["aot", "gpu", "test_triton_interpreter.py"]
+else:
+    BACKENDS = ["torch", pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else ["torch"]
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
-    return request.param
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of a backend. For Triton on a GPU, tensors are made there unless a test says where."""
+    if request.param != "cuda":
+        yield request.param
+        return
+    torch.set_default_device("cuda")
+    yield "triton"
+    torch.set_default_device(None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In the interpreter's process, tests that have no backend to choose have nothing to say, and long ones are slow."""
+    if not INTERPRET:
+        return
+    here, folder = Path(__file__).parent, Path(__file__).parent / "interpret"
+    other = [
+        item
+        for item in items
+        if item.path.is_relative_to(here) and not item.path.is_relative_to(folder) and "backend" not in getattr(item, "fixturenames", ())
+    ]
+    config.hook.pytest_deselected(items=other)
+    items[:] = [item for item in items if item not in set(other)]
+    for item in items:
+        if getattr(item, "originalname", None) in LONG:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Arguments that a kernel says it does not take are no failure of the kernel: the torch backend's run of the test covers them."""
+    try:
+        return (yield)
+    except UnfitError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""The few-row head and its sparse gradient against dense autograd through the whole product."""
+"""The few-row head against dense autograd through the whole product."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from arkfast.kernels import gather_linear, sparse_weight_grad
+from arkfast.kernels import gather_linear
 
 
 def dense(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -71,9 +71,10 @@ def test_narrow_inputs_are_summed_in_float32(backend, hidden_dtype, weight_dtype
     wide = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     want = gather_linear(*wide, ids, backend=backend)
     want.sum().backward()
-    assert torch.equal(scores, want)
-    assert torch.equal(hidden.grad, wide[0].grad.to(hidden_dtype))
-    assert torch.equal(weight.grad, wide[1].grad.to(weight_dtype))
+    # A kernel may add 24 products of one size in another order for another dtype: a few roundings of 2⁻²⁴. Then one rounding at most.
+    torch.testing.assert_close(scores, want, rtol=0, atol=1e-6)
+    torch.testing.assert_close(hidden.grad.float(), wide[0].grad, rtol=2**-8, atol=1e-6)
+    torch.testing.assert_close(weight.grad.float(), wide[1].grad, rtol=2**-8 if weight_dtype == torch.bfloat16 else 0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("positions", "width"), [(0, 4), (3, 0), (1, 1)])
@@ -87,11 +88,12 @@ def test_small_shapes(backend, positions, width):
 
 
 def test_rows_are_independent_across_chunks(backend):
-    """More gathered elements than one chunk holds: 300 · 40 · 200 > 2¹⁹."""
-    hidden, weight, ids = example(300, 200, 60, 40)
+    """In torch more gathered elements than one chunk holds: 300 · 40 · 200 > 2¹⁹. A kernel has a program for each row."""
+    positions = 300 if backend == "torch" else 20
+    hidden, weight, ids = example(positions, 200, 60, 40)
     whole = gather_linear(hidden, weight, ids, backend=backend)
     torch.testing.assert_close(whole, dense(hidden, weight, ids), rtol=0, atol=1e-5)
-    for rows in (slice(0, 1), slice(100, 203), slice(299, 300)):
+    for rows in (slice(0, 1), slice(positions // 3, positions * 2 // 3), slice(positions - 1, positions)):
         assert torch.equal(gather_linear(hidden[rows], weight, ids[rows], backend=backend), whole[rows])
 
 
@@ -105,20 +107,3 @@ def test_an_empty_slot_stops_nan(backend):
     assert scores[1].tolist() == [0, 0]
     assert weight.grad.isfinite().all()
     assert hidden.grad.isfinite().all()
-
-
-def test_sparse_weight_grad_accumulates_and_repeats_itself(backend):
-    hidden, weight, ids = example(300, 40, 50, 40)  # hot rows of a few hundred entries, several chunks
-    grad = torch.randn(ids.shape)
-    first = sparse_weight_grad(grad, ids, hidden, len(weight), backend=backend)
-    dense_grad = torch.zeros(len(hidden), len(weight) + 1, dtype=torch.float64)
-    dense_grad.scatter_add_(1, ids.long() % (len(weight) + 1), grad.double())  # −1 lands in the extra column
-    want = (dense_grad.t() @ hidden.double())[: len(weight)]
-    assert (first.double() - want).norm() <= 1e-6 * want.norm()
-    assert torch.equal(sparse_weight_grad(grad, ids, hidden, len(weight), backend=backend), first)
-    out = torch.ones_like(first)
-    assert sparse_weight_grad(grad, ids, hidden, len(weight), out=out, backend=backend) is out
-    torch.testing.assert_close(out, first + 1, rtol=0, atol=1e-4)
-    narrow = sparse_weight_grad(grad.bfloat16(), ids, hidden.bfloat16(), len(weight), backend=backend)
-    assert narrow.dtype == torch.float32
-    assert torch.equal(narrow, sparse_weight_grad(grad.bfloat16().float(), ids, hidden.bfloat16().float(), len(weight), backend=backend))

@@ -1,4 +1,4 @@
-"""Log-probabilities of chosen ids against torch's log_softmax over the whole product."""
+"""Log-probabilities of chosen ids, from logits and from hidden states, against torch's log_softmax over all of them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arkfast.kernels import linear_log_softmax
+from arkfast.kernels import linear_log_softmax, row_log_softmax
 
 INF = float("inf")
 
@@ -34,6 +34,7 @@ def test_equals_dense_in_float64(backend, tau, blocked, chunk_rows):
     hidden, weight, ids = example()
     mine = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
     true = hidden.double().requires_grad_(), weight.double().requires_grad_()
+    blocked = None if blocked is None else blocked.to(hidden.device)
     settings = {"tau": tau, "blocked": blocked}
     logp, lse = linear_log_softmax(*mine, ids, return_lse=True, chunk_rows=chunk_rows, backend=backend, **settings)
     want, want_lse = dense(*true, ids, **settings)
@@ -106,6 +107,12 @@ def test_bfloat16_inputs_are_summed_in_float32(backend):
     wide = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
     want = linear_log_softmax(*wide, ids, backend=backend)
     want.sum().backward()
+    if hidden.is_cuda:
+        # Tensor cores sum in another order, and dL/dlogits is rounded to bf16 (2⁻⁹ each, averaging in the sum) before the products.
+        torch.testing.assert_close(logp, want, rtol=0, atol=2e-6)
+        for narrow, exact in ((hidden, wide[0]), (weight, wide[1])):
+            assert (narrow.grad.float() - exact.grad).norm() <= 4e-3 * exact.grad.norm()
+        return
     assert torch.equal(logp, want)
     assert torch.equal(hidden.grad, wide[0].grad.bfloat16())
     assert torch.equal(weight.grad, wide[1].grad.bfloat16())
@@ -125,3 +132,55 @@ def test_autocast_does_not_narrow(backend):
     want = linear_log_softmax(hidden, weight, ids, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(linear_log_softmax(hidden, weight, ids, backend=backend), want)
+
+
+@pytest.mark.parametrize("tau", [1.0, 2.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_logits_equal_dense_in_float64(backend, tau, dtype):
+    hidden, weight, ids = example()
+    logits = (hidden @ weight.t()).to(dtype)
+    blocked = torch.tensor([39, 36, 99], dtype=torch.int32, device=logits.device)
+    mine, true = logits.clone().requires_grad_(), logits.double().requires_grad_()
+    logp, lse = row_log_softmax(mine, ids, tau=tau, blocked=blocked, return_lse=True, backend=backend)
+    masked = (true / tau).index_fill(1, blocked[:2].long(), -INF)
+    want, want_lse = masked.log_softmax(1).gather(1, ids.clamp_min(0)) * (ids >= 0), masked.logsumexp(1)
+    g, g_lse = torch.randn(ids.shape), torch.randn(len(ids))
+    ((logp * g).sum() + (lse * g_lse).sum()).backward()
+    ((want * g).sum() + (want_lse * g_lse).sum()).backward()
+    assert logp.dtype == lse.dtype == torch.float32
+    torch.testing.assert_close(logp.double(), want, rtol=0, atol=2e-6)
+    torch.testing.assert_close(lse.double(), want_lse, rtol=0, atol=1e-6)
+    assert mine.grad.dtype == dtype
+    assert (mine.grad.double() - true.grad).norm() <= (1e-6 if dtype == torch.float32 else 2.0**-8) * true.grad.norm()
+    assert not mine.grad[:, [36, 39]].any()
+
+
+def test_rows_of_logits_gradcheck(backend):
+    logits = torch.randn(3, 9, dtype=torch.float64, requires_grad=True)
+    ids = torch.tensor([[1, 1], [-1, 4], [8, 0]])
+    torch.autograd.gradcheck(lambda x: row_log_softmax(x, ids, tau=0.6, return_lse=True, backend=backend), (logits,))
+
+
+def test_rows_of_logits_are_what_the_linear_function_gives(backend):
+    hidden, weight, ids = example()
+    want = linear_log_softmax(hidden, weight, ids, backend=backend)
+    torch.testing.assert_close(row_log_softmax(hidden @ weight.t(), ids, backend=backend), want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x, i: row_log_softmax(x[0], i), r"row_log_softmax: logits must have shape \[T, V\], got \[4\]"),
+        (lambda x, i: row_log_softmax(x, i[:2]), r"row_log_softmax: ids must have shape \[T=3, U\], got \[2, 2\]"),
+        (lambda x, i: row_log_softmax(x, i.float()), "row_log_softmax: ids must hold ids as int32 or int64"),
+        (lambda x, i: row_log_softmax(x, i, tau=-1.0), "row_log_softmax: tau must be a finite temperature above 0"),
+        (lambda x, i: row_log_softmax(x[:, :0], i), "row_log_softmax: logits must have at least one column"),
+        (
+            lambda x, i: row_log_softmax(x, i, backend="cuda"),
+            "row_log_softmax: backend must be one of 'auto', 'triton', 'torch', got 'cuda'",
+        ),
+    ],
+)
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(torch.zeros(3, 4), torch.zeros(3, 2, dtype=torch.int64))

@@ -101,3 +101,51 @@ def test_bfloat16_and_empty(backend):
     loss.backward()
     assert loss == 0
     assert empty.grad.shape == (0, 20)
+
+
+def loss_and_gradient(f, student: torch.Tensor, *rest) -> tuple[torch.Tensor, torch.Tensor]:
+    student = student.detach().requires_grad_()
+    loss = f(student, *rest)
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_operator_keeps_its_promises_to_torch(dtype):
+    """Schema, fake shapes, autograd registration and tracing, also with a symbolic number of positions."""
+    student, teacher = logits(5, 20, dtype=dtype)
+    blocked = torch.tensor([3, 7], dtype=torch.int32)
+    for mask in (blocked, None):
+        torch.library.opcheck(torch.ops.arkfast.union_topk_kl.default, (student, teacher, 4, 2.0, mask, "auto"))
+    ids = torch.tensor([[0, 3, -1], [-1, -1, -1]], dtype=torch.int32)
+    arguments = torch.randn(2, 3), torch.randn(2), ids, 7, dtype, "auto"
+    torch.library.opcheck(torch.ops.arkfast.union_topk_kl_backward.default, arguments)
+
+
+def compiled_equals_eager(compiler: str) -> None:
+    def loss(student: torch.Tensor, teacher: torch.Tensor, blocked: torch.Tensor) -> torch.Tensor:
+        # With ordinary operations on both sides, so that the operator stands within a larger graph.
+        return 2 * union_topk_kl(student * 0.5, teacher, 4, tau=1.5, blocked=blocked)
+
+    compiled = torch.compile(loss, fullgraph=True, backend=compiler, dynamic=True)
+    blocked = torch.tensor([0, 19], dtype=torch.int32)
+    for rows in (3, 8):
+        student, teacher = logits(2, rows, 20)
+        got, want = loss_and_gradient(compiled, student, teacher, blocked), loss_and_gradient(loss, student, teacher, blocked)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
+        assert want[1].any()
+
+
+def test_a_whole_graph_is_traced():
+    compiled_equals_eager("aot_eager")
+
+
+@pytest.mark.slow
+def test_a_whole_graph_is_compiled():
+    compiled_equals_eager("inductor")
+
+
+def test_a_second_gradient_is_refused():
+    student, teacher = logits(3, 20)
+    (grad,) = torch.autograd.grad(union_topk_kl(student, teacher, 4).square(), student, create_graph=True)
+    with pytest.raises(RuntimeError, match="union_topk_kl: gradients of gradients are not available"):
+        torch.autograd.grad(grad.square().sum(), student)

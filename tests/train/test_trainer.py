@@ -76,6 +76,17 @@ def test_each_stage_runs_lowers_its_loss_and_leaves_a_model(world, tmp_path, sta
     assert any("ctc_head" in name for name in resume) == (stage == "sft")
 
 
+def test_a_run_closes_with_the_ops_it_called(world, tmp_path, capsys):
+    Trainer(config(world, tmp_path / "run", max_steps=2)).run()
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("kernels: "))
+    calls = {op: (int(count), backend) for op, count, _, backend in (part.split() for part in line.removeprefix("kernels: ").split(", "))}
+    backend = "torch" if not torch.cuda.is_available() else "triton"
+    for op in ("opd_union_kl", "linear_topk_lse"):
+        assert calls[op] == (2, backend), "one loss and one teacher pass a step"
+    assert calls["audio_embed_merge"][0] >= 4, "the student's rollout and loss, and the teacher, merge audio at every step"
+    assert calls["topk_lse"][0] >= 2, "at least one decode step a rollout"
+
+
 def test_four_micro_batches_equal_one_batch(world, tmp_path):
     options = {"shuffle_train": False, "max_steps": 3, "train_max_samples": 4}
     Trainer(config(world, tmp_path / "one", per_device_train_batch_size=4, **options)).run()

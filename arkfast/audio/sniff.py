@@ -1,0 +1,115 @@
+"""What a file is by its first bytes, and which library decodes it.
+
+Knows the magic numbers of audio files and how to say what else a file looks like; trusts no extension, opens no decoder, judges no damage.
+"""
+
+from __future__ import annotations
+
+from typing import BinaryIO, Literal, NamedTuple
+
+
+class Format(NamedTuple):
+    """A file format that can be read."""
+
+    name: str
+    """How messages call it."""
+    library: Literal["libsndfile", "pyav"]
+    """Who decodes it."""
+    demuxer: str
+    """FFmpeg's name of the container, so that nothing else is tried on the bytes; empty for libsndfile."""
+
+
+WAV = Format("wav", "libsndfile", "")
+RF64 = Format("rf64", "libsndfile", "")
+W64 = Format("w64", "libsndfile", "")
+AIFF = Format("aiff", "libsndfile", "")
+AU = Format("au", "libsndfile", "")
+CAF = Format("caf", "libsndfile", "")
+NIST = Format("NIST SPHERE", "libsndfile", "")
+FLAC = Format("flac", "libsndfile", "")
+PIPED_FLAC = Format("flac without a length", "pyav", "flac")  # libsndfile fails at its end
+OGG = Format("ogg", "libsndfile", "")
+MP3 = Format("mp3", "libsndfile", "")
+MP4 = Format("m4a/mp4", "pyav", "mp4")
+MATROSKA = Format("webm/mkv", "pyav", "matroska")
+ASF = Format("wma", "pyav", "asf")
+ADTS = Format("aac", "pyav", "aac")
+AMR = Format("amr", "pyav", "amr")
+
+_START: tuple[tuple[bytes, Format], ...] = (
+    (b"RF64", RF64),
+    (b"riff\x2e\x91\xcf\x11", W64),
+    (b".snd", AU),
+    (b"caff", CAF),
+    (b"NIST_1A", NIST),
+    (b"OggS", OGG),
+    (b"\x1a\x45\xdf\xa3", MATROSKA),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", ASF),
+    (b"#!AMR", AMR),
+)
+# An outer tag, then a length, then what it is.
+_FORMS: dict[tuple[bytes, bytes], Format] = {
+    (b"RIFF", b"WAVE"): WAV,
+    (b"RIFX", b"WAVE"): WAV,
+    (b"FORM", b"AIFF"): AIFF,
+    (b"FORM", b"AIFC"): AIFF,
+}
+# What stands first: ftyp today, the others in old QuickTime files and in pieces of streams.
+MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"styp")
+
+
+def sniff(stream: BinaryIO) -> Format | None:
+    """The format of a file, or None when its bytes are of none that can be read.
+
+    Args:
+        stream: the whole file, seekable.
+    """
+    behind_tags = id3_end(stream)
+    stream.seek(behind_tags)
+    head = stream.read(26)
+    if head.startswith(b"fLaC"):  # the last 36 bits of these count the samples, 0 when the writer did not know (RFC 9639 §8.2)
+        return PIPED_FLAC if len(head) == 26 and not int.from_bytes(head[18:], "big") % (1 << 36) else FLAC
+    for magic, known in _START:
+        if head.startswith(magic):
+            return known
+    if form := _FORMS.get((head[:4], head[8:12])):
+        return form
+    if head[4:8] in MP4_BOXES:
+        return MP4
+    if len(head) >= 4 and head[0] == 0xFF and head[1] >= 0xE0:
+        # Of MPEG's sync word the layer bits tell: 00 is AAC's ADTS (ISO/IEC 13818-7 §6.2), whose sync has 12 bits; others are MPEG audio.
+        layer, reserved_version = (head[1] >> 1) & 3, (head[1] >> 3) & 3 == 1
+        if layer:
+            return None if reserved_version else MP3
+        return ADTS if head[1] >= 0xF0 else None
+    return MP3 if behind_tags else None
+
+
+def describe(stream: BinaryIO) -> str:
+    """What the first bytes of a file that is no audio look like, as a clause for an error message."""
+    stream.seek(0)
+    head = stream.read(256)
+    if head.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer: fetch the recording with git lfs pull"
+    shown = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if shown[:5].lower() in (b"<!doc", b"<html"):
+        return "it is a web page: the download did not fetch the recording"
+    text = head.decode("utf-8-sig", errors="replace").removesuffix("�")  # 256 bytes may end within a character
+    if text and all(character.isprintable() or character in "\t\r\n" for character in text) and "�" not in text:
+        return f"it is text that begins with {text[:40]!r}"
+    if not any(head):
+        return "it begins with zeros"
+    return f"its first bytes are {head[:12].hex(' ')}"
+
+
+def id3_end(stream: BinaryIO) -> int:
+    """The first byte behind the ID3 tags at a file's start, 0 where there are none (id3.org, ID3v2.4.0 §3.1)."""
+    at = 0
+    while True:
+        stream.seek(at)
+        head = stream.read(10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            return at
+        # The size is four 7-bit digits and leaves out this header, and the footer that a flag announces.
+        size = sum((byte & 0x7F) << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
+        at += 10 + size + (10 if head[5] & 0x10 else 0)

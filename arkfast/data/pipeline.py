@@ -1,0 +1,200 @@
+"""Utterances in, features out in the same order, made ahead by worker processes.
+
+Knows the order of items, how far to read ahead and what becomes of bad ones; who works on what is ``pool``'s, decoding and features are
+``worker``'s, batches ``loader``'s.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, suppress
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from arkfast.audio import LogMel
+from arkfast.data.pool import Job, Pool
+from arkfast.data.worker import Features, Prepare
+from arkfast.records import InputError, Utterance
+
+MAX_WINDOW = 1024  # clips in flight: bounds the memory, and their slot numbers always fit into a pipe that nobody reads yet
+VERDICT_ROWS = 1000  # of a stream of unknown length, judged as if this many had been seen: one early bad row is no verdict
+
+
+class FeatureItem(NamedTuple):
+    """An utterance and what became of it."""
+
+    utterance: Utterance
+    features: np.ndarray | InputError
+    """Float32 [n_mels, T] at 100 frames a second, or why there are none."""
+    prepared: Any = None
+    """What the second extractor made of the same waveform."""
+
+
+class BadAudioPolicy:
+    """What becomes of clips that cannot be used: ``fail`` ends the run at the first, ``skip:<max ratio>`` passes over them.
+
+    Items are judged in the data's order, so the verdict falls at the same row whatever the workers' timing. Where ``rows`` is known it is
+    ``bad > ratio · rows · (epochs begun)``: a set within the limit passes in any order, one over it fails within an epoch. Else it is
+    ``bad > ratio · max(seen, 1000)``. ``skip:1`` passes over any number.
+
+    Args:
+        rule: ``fail``, or ``skip:`` and a share in [0, 1].
+        rows: how many rows an epoch has, where that is known.
+        on_skip: called with (utterance, error) for every clip passed over.
+
+    Raises:
+        ValueError: a rule of neither form.
+
+    Attributes:
+        seen: items judged so far.
+        skipped: bad ones among them.
+    """
+
+    def __init__(
+        self, rule: str = "fail", *, rows: int | None = None, on_skip: Callable[[Utterance, InputError], None] | None = None
+    ) -> None:
+        self.rule, self._on_skip = rule, on_skip
+        self._ratio = None if rule == "fail" else _ratio(rule)
+        self._rows = rows
+        self.seen = self.skipped = 0
+
+    @property
+    def skips(self) -> bool:
+        """Whether a bad clip may be passed over."""
+        return self._ratio is not None
+
+    def judge(self, item: FeatureItem) -> None:
+        """Count an item; raise its error, or ``InputError`` when the share of bad ones is past the limit."""
+        self.seen += 1
+        if not isinstance(error := item.features, InputError):
+            return
+        if self._ratio is None:
+            raise error
+        self.skipped += 1
+        if self._on_skip:
+            self._on_skip(item.utterance, error)
+        # Bad rows may all stand at an epoch's start, so an epoch that has begun counts whole.
+        judged = max(self.seen, VERDICT_ROWS) if self._rows is None else self._rows * -(-self.seen // self._rows)
+        if self.skipped > self._ratio * judged:
+            message = f"{self.skipped} of {self.seen} clips so far are bad, over the limit of {self.rule}; the last: {error}"
+            raise InputError(message) from error
+
+
+def _ratio(rule: str) -> float:
+    word, _, number = rule.partition(":")
+    with suppress(ValueError):
+        if word == "skip" and 0 <= float(number) <= 1:
+            return float(number)
+    raise ValueError(f"on_bad_audio: expected fail or skip:<max ratio> such as skip:0.01, got '{rule}'")
+
+
+class FeaturePipeline:
+    """Turns a stream of utterances into a stream of features, in order, ahead of the consumer.
+
+    What comes out does not depend on the number of workers or their timing, to the bit. A worker that dies (killed, crashed, out of
+    memory) or spends more than ``timeout`` on a clip is replaced; that clip is tried once more, then it is a bad clip that says why.
+
+    Args:
+        log_mel: the extractor.
+        workers: processes; 0 does the work in the caller's thread, when an item is asked for, without protection against crashes.
+        prefetch: clips for each worker that are in work or wait for the consumer, at most 1024 in all.
+        max_seconds: longer audio is bad.
+        prepare: a second extractor for the workers, e.g. a teacher's: [waveform] → anything that can be pickled; arrays travel fastest.
+            It must be picklable, and come from a module that a worker can import.
+        on_bad_audio: ``fail``, ``skip:<max ratio>``, or a policy that the caller keeps.
+        timeout: seconds that a worker may spend on one clip.
+
+    Raises:
+        ValueError: a number out of range, a rule that is neither form, or extractors that cannot be pickled.
+    """
+
+    def __init__(
+        self,
+        log_mel: LogMel,
+        *,
+        workers: int = 0,
+        prefetch: int = 8,
+        max_seconds: float = 30.0,
+        prepare: Prepare | None = None,
+        on_bad_audio: str | BadAudioPolicy = "fail",
+        timeout: float = 120.0,
+    ) -> None:
+        for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
+            if value < least:
+                raise ValueError(f"FeaturePipeline: {name} must be at least {least}, got {value}")
+        for name, seconds in (("max_seconds", max_seconds), ("timeout", timeout)):
+            if not seconds > 0:
+                raise ValueError(f"FeaturePipeline: {name} must be above 0, got {seconds}")
+        if workers and os.name != "posix":
+            warnings.warn("arkfast: feature workers need POSIX; features are made in the caller's thread", RuntimeWarning, stacklevel=2)
+            workers = 0
+        self.policy = on_bad_audio if isinstance(on_bad_audio, BadAudioPolicy) else BadAudioPolicy(on_bad_audio)
+        self._features = Features(log_mel, max_seconds, prepare)
+        if workers:
+            try:
+                pickle.dumps(self._features, protocol=5)
+            except Exception as error:  # pickle raises whatever an object's own methods raise, and three types of its own
+                raise ValueError(f"FeaturePipeline: prepare cannot be sent to workers ({error}); give a function of a module") from error
+        self._workers, self._timeout = workers, timeout
+        self._window = min(workers * prefetch, MAX_WINDOW)
+
+    def features(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+        """Each utterance with its features, in order; a bad one, where the policy passes over it, with its error.
+
+        Workers start with the first utterance that needs one and end with the iterator: exhausted, closed or garbage.
+
+        Args:
+            items: utterances; a ``FeatureItem`` among them is known already and passes through in its place. Read as far ahead as the
+                window reaches, and no further.
+
+        Raises:
+            InputError: in a bad item's turn, as the policy says.
+            RuntimeError: workers cannot be started.
+            Exception: whatever else an extractor raised, in its item's turn, and whatever ``items`` raised, after the items before.
+        """
+        with closing(self._ahead(items) if self._workers else self._here(items)) as stream:
+            for item in stream:
+                self.policy.judge(item)
+                yield item
+
+    def _here(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+        for item in items:
+            if isinstance(item, FeatureItem):
+                yield item
+                continue
+            try:
+                features, prepared = self._features(item)
+            except InputError as error:
+                yield FeatureItem(item, error)
+            else:
+                yield FeatureItem(item, features, prepared)
+
+    def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+        window: deque[Job | FeatureItem | Exception] = deque()
+        source: Iterator[Utterance | FeatureItem] | None = iter(items)
+        with Pool(self._features, self._workers, self._window, self._timeout) as pool:
+            while True:
+                while source is not None and len(window) < self._window:
+                    try:
+                        item = next(source)
+                    except StopIteration:
+                        source = None
+                    except Exception as error:
+                        source = None
+                        window.append(error)
+                    else:
+                        window.append(item if isinstance(item, FeatureItem) else pool.submit(item))
+                if not window:
+                    return
+                head = window.popleft()
+                if isinstance(head, Exception):
+                    raise head
+                if isinstance(head, FeatureItem):
+                    yield head
+                else:
+                    yield FeatureItem(head.utterance, *pool.take(head))

@@ -1,0 +1,220 @@
+"""One manifest row as an ``Utterance``, or as the reason why it is none.
+
+Knows the names and kinds of a row's fields, arkfast's and NeMo's; knows no files but the folder that relative paths start from. Fields are
+the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus ``id`` and ``language``; any other field passes through in
+``Utterance.extra`` (so do ``audio`` and ``task``, as the row gives them).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from arkfast.data.shards import TarMember
+from arkfast.records import InputError, Utterance
+
+NEMO_AUDIO = "audio_filepath"
+"""The field by which a NeMo row is known."""
+
+RowForm = Literal["auto", "jsonl", "nemo"]
+"""How a row names its fields; ``auto`` takes a row with ``audio_filepath`` and no audio field of ours for NeMo's."""
+
+
+class RowError(InputError):
+    """A bad row. The message names it; ``kind`` is the fault in a word or two, the same for all rows with that fault."""
+
+    def __init__(self, message: str, kind: str = "row") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Under which names a row keeps what."""
+
+    audio: str = "audio"
+    """The recording's path."""
+    text: str = "text"
+    """The reference transcript."""
+    begin: str = "begin_time"
+    """The segment's start in seconds; −1 or null is the recording's start."""
+    end: str = "end_time"
+    """The segment's end in seconds; −1 or null is the recording's end."""
+
+
+ORIGINAL = Fields()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What stands at one place of a manifest: an utterance or an error, never both."""
+
+    source: Path
+    """The file read: a JSONL file or a tar shard."""
+    number: int
+    """Line of a JSONL file, or sample of a shard, from 1."""
+    raw: str
+    """The line, or the text that stands beside the recording in a shard."""
+    end: int
+    """Bytes of ``source`` up to and including this row."""
+    utterance: Utterance | None = None
+    """The row, where it is good."""
+    error: RowError | None = None
+    """What is wrong with it, where it is not."""
+
+    def __post_init__(self) -> None:
+        assert (self.utterance is None) == (self.error is not None), "a row is either an utterance or an error"
+
+
+def parse_object(text: str, where: str) -> dict[str, Any]:
+    """The JSON object that ``text`` spells.
+
+    Raises:
+        RowError: it spells none.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line", "not JSON") from error
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; lists nested thousands deep
+        raise RowError(f"{where}: JSON that cannot be read ({error}); expected one object a line", "not JSON") from error
+    if not isinstance(value, dict):
+        raise RowError(f"{where}: expected a JSON object, got {type(value).__name__}", "not JSON")
+    return value
+
+
+def to_utterance(
+    row: Mapping[str, Any],
+    *,
+    where: str,
+    default_id: str,
+    folder: Path | None,
+    fields: Fields = ORIGINAL,
+    task: str = "asr",
+    form: RowForm = "auto",
+) -> Utterance:
+    """The utterance that a row describes.
+
+    Args:
+        row: the row's fields.
+        where: what errors call the row, as ``file:line``.
+        default_id: the id of a row that gives none.
+        folder: what a relative audio path starts from; None leaves paths as they are.
+        fields: names of the fields of a row in arkfast's form.
+        task: rows of another task are errors.
+        form: whose field names the row uses.
+
+    Raises:
+        RowError: a field is missing or of the wrong kind, or the row is of another task.
+    """
+    if form == "nemo" or (form == "auto" and NEMO_AUDIO in row and fields.audio not in row):
+        row, fields = _from_nemo(row, where), ORIGINAL
+        audio_field = NEMO_AUDIO
+    else:
+        audio_field = fields.audio
+    row_task = row.get("task") or task
+    if row_task != task:
+        raise RowError(f"{where}: task '{row_task}' in a run of task '{task}'; remove the row or give it its own manifest", "other task")
+    audio = row.get(fields.audio)
+    if not isinstance(audio, str) or not audio:
+        raise RowError(f"{where}: field '{audio_field}' must be the path of a recording, got {_shown(audio)}", "audio field")
+    if "://" in audio:
+        raise RowError(f"{where}: '{audio}' is an address, not a path: download the recording first", "audio field")
+    text = _text(row, fields.text, where)
+    language = _text(row, "language", where)
+    begin, end = _time(row, fields.begin, where), _time(row, fields.end, where)
+    if begin is not None and end is not None and begin >= end:
+        relation = "at" if begin == end else "past"
+        raise RowError(f"{where}: {fields.begin} {begin:g} is {relation} {fields.end} {end:g}; a segment needs a length", "empty segment")
+    identity = row.get("id")
+    if identity is not None and (isinstance(identity, (bool, list, dict)) or identity == ""):
+        raise RowError(f"{where}: field 'id' must be text or a number, got {_shown(identity)}", "id field")
+    known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language"}
+    utterance = Utterance(
+        id=str(identity) if identity is not None else default_id,
+        audio=audio if folder is None else _resolved(audio, folder),
+        begin=begin,
+        end=end,
+        text=text,
+        language=language,
+        task=row_task,
+        extra={key: value for key, value in row.items() if key not in known} | {"audio": audio},
+        where=where,
+    )
+    _check_characters(utterance)
+    return utterance
+
+
+def _from_nemo(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A NeMo row under our names: ``offset`` and ``duration`` become the segment.
+
+    Without an ``offset`` the row is a whole recording and ``duration`` its length, rounded as the writer pleased, so it makes no segment.
+    """
+    converted = {key: value for key, value in row.items() if key not in (NEMO_AUDIO, "offset", "duration")}
+    converted["audio"] = row.get(NEMO_AUDIO)
+    offset, duration = _number(row, "offset", where), _number(row, "duration", where)
+    if offset is not None and offset < 0:
+        raise RowError(f"{where}: offset must not be negative, got {offset:g}", "time field")
+    if duration is not None and duration <= 0:
+        raise RowError(f"{where}: duration must be above 0, got {duration:g}", "time field")
+    if offset is not None:
+        converted["begin_time"] = offset
+        converted["end_time"] = None if duration is None else offset + duration
+    elif duration is not None:
+        converted["duration"] = duration
+    for ours, theirs in (("language", ("lang", "source_lang")), ("task", ("taskname",))):
+        given = [row[name] for name in (ours, *theirs) if row.get(name) is not None]
+        if given:
+            converted[ours] = given[0]
+    return converted
+
+
+def _resolved(audio: str, folder: Path) -> str:
+    if member := TarMember.parse(audio):
+        return str(replace(member, path=str(folder / member.path)))
+    return str(folder / audio)
+
+
+def _check_characters(utterance: Utterance) -> None:
+    """JSON escapes can spell half of a surrogate pair, which no encoding can write and no tokenizer read."""
+    for name, value in (("id", utterance.id), ("audio", utterance.audio), ("text", utterance.text), ("language", utterance.language)):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            kind = f"{name} field"
+            raise RowError(
+                f"{utterance.where}: {name} holds half of a surrogate pair at character {error.start}; repair it", kind
+            ) from error
+
+
+def _text(row: Mapping[str, Any], name: str, where: str) -> str | None:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str):
+        raise RowError(f"{where}: field '{name}' must be text, got {_shown(value)}", f"{name} field")
+    return value
+
+
+def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = row.get(name)
+    if value is None:
+        return None
+    try:
+        if not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer past the range of floats
+        pass
+    raise RowError(f"{where}: {name} must be a number of seconds (-1 for the whole file), got {_shown(value)}", "time field")
+
+
+def _time(row: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = _number(row, name, where)
+    return None if value is None or value < 0 else value
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:100]}…"

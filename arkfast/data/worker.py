@@ -1,0 +1,179 @@
+"""One feature worker: slot numbers come in through a pipe, features go out through shared memory.
+
+Knows one utterance at a time and how a value is laid out in a slot; knows no order, no batch and no policy. A worker imports NumPy and the
+audio code only: torch would cost seconds of start-up and hundreds of megabytes each. ``pipeline`` starts it as a plain process of its own,
+so the user's main module is not imported a second time.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import mmap
+import os
+import pickle
+import signal
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from arkfast.audio import LogMel
+from arkfast.data.collate import extract
+from arkfast.records import InputError, Utterance
+
+Prepare = Callable[[list[np.ndarray]], Any]
+"""A second extractor: one clip's waveform, in a list, to whatever a teacher needs of it. It and its result are pickled."""
+
+REQUEST = struct.Struct("<I")  # slot
+REPLY = struct.Struct("<IIQ")  # kind, slot, bytes of the value that follow in the pipe (0: it stands in the slot)
+READY, VALUE, BROKEN = range(3)  # kinds of reply: started; an item is done; cannot start, the reason follows
+OUT_OF_MEMORY = 77  # exit status
+PARENT_POLL_SECONDS = 0.5
+_ALIGN = 64  # a cache line, and enough for any vector load
+
+
+class Features:
+    """An utterance's features, and with ``prepare`` what a second extractor makes of the same waveform.
+
+    Pickled, it keeps the instruction set, on which the last bit depends, and leaves the threads behind: workers are parallel over clips.
+
+    Args:
+        log_mel: the student's extractor.
+        max_seconds: longer audio is an error.
+        prepare: the second extractor, or None.
+    """
+
+    def __init__(self, log_mel: LogMel, max_seconds: float, prepare: Prepare | None) -> None:
+        self.log_mel, self.max_seconds, self.prepare = log_mel, max_seconds, prepare
+        self._waveforms: list[np.ndarray] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
+        return _restored, (self.log_mel.n_mels, instruction_set, self.max_seconds, self.prepare)
+
+    def __call__(self, utterance: Utterance) -> tuple[np.ndarray, Any]:
+        """Features, float32 [n_mels, T], and the prepared value (None without ``prepare``).
+
+        Raises:
+            InputError: as ``extract``.
+        """
+        if self.prepare is None:
+            return extract(utterance, self.log_mel, max_seconds=self.max_seconds), None
+        features = extract(utterance, self._tap, max_seconds=self.max_seconds)  # type: ignore[arg-type]
+        return features, self.prepare(self._waveforms)
+
+    def _tap(self, waveforms: list[np.ndarray], **options: Any) -> Any:
+        """``log_mel``, keeping what went in: both extractors then see the same samples, and the file is decoded once."""
+        self._waveforms = waveforms
+        return self.log_mel(waveforms, **options)
+
+
+def _restored(n_mels: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
+    return Features(LogMel(n_mels, instruction_set=instruction_set), max_seconds, prepare)
+
+
+def dump(value: Any, room: memoryview) -> bytes:
+    """Writes a value into shared memory, arrays as they are and the rest pickled.
+
+    Returns:
+        b"", or the bytes of the whole where it does not fit into ``room``.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    parts = [memoryview(head), *(buffer.raw() for buffer in buffers)]
+    table = struct.pack(f"<{1 + len(parts)}Q", len(parts), *(len(part) for part in parts))
+    size = at = _aligned(len(table))
+    size += sum(_aligned(len(part)) for part in parts)
+    overflow = bytearray(size) if size > len(room) else None
+    target = room if overflow is None else memoryview(overflow)
+    target[: len(table)] = table
+    for part in parts:
+        target[at : at + len(part)] = part
+        at += _aligned(len(part))
+    return b"" if overflow is None else bytes(overflow)
+
+
+def load(room: memoryview) -> Any:
+    """The value that ``dump`` wrote; its arrays are writable copies, so the memory may be written anew."""
+    (count,) = struct.unpack_from("<Q", room)
+    sizes = struct.unpack_from(f"<{count}Q", room, 8)
+    at, parts = _aligned(8 * (1 + count)), []
+    for size in sizes:
+        parts.append(bytearray(room[at : at + size]))
+        at += _aligned(size)
+    return pickle.loads(parts[0], buffers=parts[1:])
+
+
+def _aligned(size: int) -> int:
+    return -(-size // _ALIGN) * _ALIGN
+
+
+def outcome(features: Features, utterance: Utterance) -> tuple[Any, ...]:
+    """What is said of an utterance: ("ok", features, prepared), ("bad", message), or ("raise", exception or its text, traceback)."""
+    try:
+        return ("ok", *features(utterance))
+    except InputError as error:
+        return "bad", str(error)
+    except MemoryError:
+        raise
+    except Exception as error:  # not the clip's fault: it stops the consumer, who must know where it comes from
+        text = traceback.format_exc()
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # an exception that does not survive the journey travels as text
+            return "raise", f"{type(error).__name__}: {error}", text
+        return "raise", error, text
+
+
+def main(requests: int, replies: int, memory: int, settings_bytes: int, slots_at: int, slot_bytes: int, parent: int) -> None:
+    """The worker's life; returns when the parent closes the request pipe.
+
+    Args:
+        requests: descriptor that slot numbers come from.
+        replies: descriptor that replies go to.
+        memory: descriptor of the shared memory: pickled ``Features`` at 0, slots from ``slots_at`` on.
+        settings_bytes: length of that pickle.
+        slots_at: where slot 0 begins.
+        slot_bytes: size of a slot.
+        parent: the process that must stay alive.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the consumer decides what it means
+    faulthandler.enable()
+    for descriptor in (requests, replies, memory):
+        os.set_inheritable(descriptor, False)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+    view = memoryview(mmap.mmap(memory, 0))
+    try:
+        features: Features = pickle.loads(view[:settings_bytes])
+    except Exception:
+        _reply(replies, BROKEN, 0, traceback.format_exc().encode())
+        return
+    _reply(replies, READY, 0, b"")
+    while request := os.read(requests, REQUEST.size):
+        (slot,) = REQUEST.unpack(request)
+        room = view[slots_at + slot * slot_bytes : slots_at + (slot + 1) * slot_bytes]
+        try:
+            _reply(replies, VALUE, slot, dump(outcome(features, load(room)), room))
+        except MemoryError:  # a process that has run out is replaced by a fresh one
+            os._exit(OUT_OF_MEMORY)
+
+
+def _reply(descriptor: int, kind: int, slot: int, inline: bytes) -> None:
+    try:
+        left = memoryview(REPLY.pack(kind, slot, len(inline)) + inline)
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except BrokenPipeError:  # the consumer is gone
+        sys.exit(0)
+
+
+def _leave_with(parent: int) -> None:
+    """End the process when its parent has died, whatever the main thread is doing."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(0)

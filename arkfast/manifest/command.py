@@ -1,0 +1,176 @@
+"""``arkfast manifest check`` and ``arkfast manifest scan``.
+
+Knows flags, the progress bar and exit codes; the work is ``scan``'s.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arkfast.config import parse
+from arkfast.data.rows import Fields
+from arkfast.data.sources import Format, expand
+from arkfast.manifest.check import CheckOptions, Finding
+from arkfast.manifest.scan import check_manifest, scan_manifest
+from arkfast.manifest.summary import Summary
+from arkfast.records import InputError
+
+_ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a row's
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckConfig(CheckOptions):
+    """The flags of ``arkfast manifest check``."""
+
+    input: Path
+    """JSONL manifest (arkfast's fields or NeMo's) or tar shard; braces name several, as in shard-{000000..000009}.tar."""
+    format: Format = "auto"
+    """What the input is; auto tells shards by their name in .tar and NeMo rows by audio_filepath."""
+    task: str = "asr"
+    """Rows of another task are bad."""
+    audio_field: str = "audio"
+    """Input field with the recording's path."""
+    text_field: str = "text"
+    """Input field with the reference transcript."""
+    begin_field: str = "begin_time"
+    """Input field with the segment's start in seconds."""
+    end_field: str = "end_time"
+    """Input field with the segment's end in seconds."""
+
+    @property
+    def fields(self) -> Fields:
+        """The field names as a manifest's reader takes them."""
+        return Fields(audio=self.audio_field, text=self.text_field, begin=self.begin_field, end=self.end_field)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScanConfig(CheckConfig):
+    """The flags of ``arkfast manifest scan``."""
+
+    output: Path
+    """JSONL manifest for the good rows, each with its id and duration; replaced only when the new one is complete."""
+    rejects: Path
+    """JSONL file for the bad rows: source, line, kind, reason, raw_line; written even when there are none."""
+    cache: Path | None = None
+    """File that keeps durations for the next scan; <output>.durations.sqlite3 when left out."""
+
+
+_ACTIONS = {
+    "check": "read a manifest and its recordings, report every bad row, write nothing",
+    "scan": "write the good rows with their durations, and the bad ones with their reasons",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """``arkfast manifest``.
+
+    Returns:
+        0 when every row is good; 1 when rows were rejected; 2 when nothing could be done (flags, input or output are wrong); 130 when
+        interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    action, flags = words[0], words[1:]
+    if action not in _ACTIONS:
+        what = f"unknown flag {action}; an action comes first" if action.startswith("-") else f"unknown action '{action}'"
+        print(f"arkfast manifest: error: {what}: {' or '.join(_ACTIONS)}", file=sys.stderr)
+        return 2
+    prog = f"arkfast manifest {action}"
+    try:
+        return (_check if action == "check" else _scan)(flags, prog)
+    except (InputError, OSError) as error:  # OSError: a full disk, a file system that goes away
+        print(f"{prog}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{prog}: interrupted", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    lines = ["usage: arkfast manifest ACTION --input PATH [--flag value ...]", ""]
+    lines += [f"  {name:<6} {what}" for name, what in _ACTIONS.items()]
+    return "\n".join([*lines, "", "arkfast manifest ACTION --help lists an action's flags."])
+
+
+def _check(flags: list[str], prog: str) -> int:
+    config = parse(CheckConfig, flags, prog=prog, description=f"{_ACTIONS['check'].capitalize()}.")
+    with _Bar(config.input, "check") as bar:
+
+        def progress(finding: Finding) -> None:
+            if finding.error is not None:
+                bar.say(str(finding.error))
+            bar(finding)
+
+        summary = check_manifest(
+            config.input, options=config, fields=config.fields, task=config.task, format=config.format, progress=progress
+        )
+    print(summary.table())
+    return _exit_code(summary)
+
+
+def _scan(flags: list[str], prog: str) -> int:
+    config = parse(ScanConfig, flags, prog=prog, description=f"{_ACTIONS['scan'].capitalize()}.")
+    cache = config.cache or Path(f"{config.output}.durations.sqlite3")
+    with _Bar(config.input, "scan") as bar:
+        summary = scan_manifest(
+            config.input,
+            config.output,
+            config.rejects,
+            cache=cache,
+            options=config,
+            fields=config.fields,
+            task=config.task,
+            format=config.format,
+            progress=bar,
+        )
+    print(summary.table())
+    print(f"\ngood rows → {config.output}, rejected ones → {config.rejects}")
+    return _exit_code(summary)
+
+
+def _exit_code(summary: Summary) -> int:
+    return 1 if summary.rejected else 0
+
+
+class _Bar:
+    """A progress bar over the input's bytes, which are known beforehand while its rows are not."""
+
+    def __init__(self, path: Path, action: str) -> None:
+        from tqdm import tqdm
+
+        sizes = [(source, source.stat().st_size) for source in expand(path)]
+        self._before: dict[Path, int] = {}
+        total = 0
+        for source, size in sizes:
+            self._before[source] = total
+            total += size
+        self._bar: Any = tqdm(total=total, unit="B", unit_scale=True, desc=action, disable=None, dynamic_ncols=True)
+        self._rows = self._rejected = 0
+        self._write: Callable[..., None] = tqdm.write
+
+    def __call__(self, finding: Finding) -> None:
+        self._rows += 1
+        self._rejected += finding.error is not None
+        if self._rows % _ROWS_AN_UPDATE == 0:
+            done = self._before[finding.row.source] + finding.row.end
+            self._bar.set_postfix(rows=self._rows, rejected=self._rejected, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def say(self, line: str) -> None:
+        """A line above the bar, on standard output."""
+        self._write(line, file=sys.stdout)
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._bar.set_postfix(rows=self._rows, rejected=self._rejected, refresh=False)
+            self._bar.update(self._bar.total - self._bar.n)
+        self._bar.close()

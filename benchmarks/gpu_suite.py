@@ -1,0 +1,183 @@
+"""Proves and times the kernels on one machine within a time: GPU tests, then every suite, each in a process of its own.
+
+Knows groups, the time and where results go. A group that crashes loses only what it had not measured; a rerun merges into what is there.
+Without a GPU it says so and runs toy sizes, whose results are marked "cpu" and lie in a folder of their own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from providers import goals
+from providers.results import ROOT, Result, key, machine, merge, place, table, write
+from providers.runner import not_run, run
+from providers.suite import Suite, device_here
+
+# The order of what is wanted first: the goals of the whole block depend on the first four.
+GROUPS = ("tests", "row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
+SHARES = {"tests": 4, "linear_topk": 2, "loss_block": 4, "union_kl": 2}
+"""Parts of the time, where a group takes more than one; what a group leaves goes to the later ones."""
+GRACE, LAST = 120.0, 30.0
+"""Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
+
+
+def load(group: str) -> Suite:
+    """A group's suite."""
+    return importlib.import_module(f"bench_{group}").SUITE
+
+
+def measure(group: str, seconds: float, out: Path, skip: int = 0) -> int:
+    """In a group's own process: runs its suite from a shape on and writes its rows after every shape."""
+    rows: list[Result] = []
+
+    def keep(new: list[Result]) -> None:
+        rows.extend(new)
+        write(out, {"rows": rows})
+
+    everything = list(run(load(group), seconds=seconds, skip=skip, on_rows=keep))
+    write(out, {"rows": everything})
+    return 1 if any(row.get("ours") and str(row["check"]).startswith("failed") for row in everything) else 0
+
+
+def timeout(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]:
+    """A command's exit status, None when it ran out of time, and the end of what it said."""
+    with log.open("w", encoding="utf-8") as said:
+        try:
+            status: int | None = subprocess.run(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT, timeout=seconds).returncode
+        except subprocess.TimeoutExpired:
+            status = None  # subprocess.run has ended the process
+    return status, log.read_text(encoding="utf-8", errors="replace")[-4000:]
+
+
+def test_files() -> tuple[list[str], list[str]]:
+    """Files with tests for a GPU, and those of them that need hypothesis where it is not installed."""
+    folder = ROOT / "tests" / "kernels"
+    files = [path for path in sorted([*folder.glob("test_*.py"), *folder.glob("gpu/test_*.py")]) if path.stem != "test_triton_interpreter"]
+    bare = importlib.util.find_spec("hypothesis") is None
+    left = [str(path.relative_to(ROOT)) for path in files if bare and "hypothesis" in path.read_text(encoding="utf-8")]
+    return [name for path in files if (name := str(path.relative_to(ROOT))) not in left], left
+
+
+def run_tests(seconds: float, log: Path, on_gpu: bool) -> Result:
+    """The kernels' GPU tests; on a CPU there is nothing for them to run on."""
+    if not on_gpu:
+        return {"state": "not run", "why": "no GPU"}
+    files, left = test_files()
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--maxfail=20", *files]
+    status, said = timeout(command, seconds, log)
+    found = re.findall(r"^.*\b\d+ (?:passed|failed|errors?|skipped)\b.*$", said, flags=re.MULTILINE)
+    state = "out of time" if status is None else "passed" if status == 0 else "failed"
+    why = [found[-1].strip("= ")] if found else []
+    why += [f"left out because hypothesis is not installed: {', '.join(left)}"] if left else []
+    return {"state": state, "why": "; ".join(why), **({"said": said} if status else {})}
+
+
+def run_group(group: str, seconds: float, most: float, log: Path) -> tuple[Result, list[Result]]:
+    """A suite in a process of its own; a process that dies at a shape is followed by one that goes on after it.
+
+    No shape is begun after ``seconds``; after ``most`` the process is ended.
+    """
+    last = time.monotonic() + most
+    ends, rows, said = time.monotonic() + seconds, [], []
+    shapes = load(group).shapes(device_here().type)
+    done, status = 0, None
+    with tempfile.TemporaryDirectory() as folder:
+        while done < len(shapes):
+            left = ends - time.monotonic()
+            out = Path(folder) / f"{done}.json"
+            command = [sys.executable, __file__, "--measure", group, "--seconds", str(left), "--skip", str(done), "--rows", str(out)]
+            status, end = timeout(command, min(max(left, 0) + GRACE, last - time.monotonic()), log)
+            new = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+            rows += new
+            # Status 1 with rows of every shape is a check that failed; with fewer, and any other status, the process died.
+            done += len({key(row)[1] for row in new})
+            if done >= len(shapes) or status is None:
+                break
+            said.append(end)
+            shape = shapes[done].sizes()
+            rows.append(not_run(group, shape, device_here().type, f"the process ended with status {status}"))
+            done += 1
+    if any(row.get("ours") and str(row["check"]).startswith("failed") for row in rows):
+        state = "check failed"
+    else:
+        state = "crashed" if said else "out of time" if status is None else "done"
+    return {"state": state, **({"said": "\n".join(said)} if said else {})}, rows
+
+
+def suite(options: argparse.Namespace) -> int:
+    """Runs the groups that were asked for and prints the tables; 1 when a test or a check of ours failed or a group crashed."""
+    ends, device = time.monotonic() + 60 * options.minutes, device_here()
+    about = machine(device, options.commit)
+    path = place(options.out, about)
+    result: dict[str, Any] = {"name": "kernels", **about, "groups": {}, "rows": []}
+    if path.exists():
+        result = json.loads(path.read_text(encoding="utf-8"))
+    if device.type == "cpu":
+        print("No GPU is seen: the suites run at toy sizes on the CPU. Their times say nothing about a GPU.", flush=True)
+    wanted = [group for group in GROUPS if options.only is None or group in options.only]
+    for i, group in enumerate(wanted):
+        left = ends - time.monotonic()
+        seconds = left * SHARES.get(group, 1) / sum(SHARES.get(later, 1) for later in wanted[i:])
+        if left < 5:
+            state: Result = {"state": "not run", "why": "out of time"}
+            if group not in result["groups"]:
+                result["groups"][group] = state
+            print(f"{group}: not run, out of time", flush=True)
+            continue
+        log = path.parent / "logs" / f"{group}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        started = time.monotonic()
+        if group == "tests":
+            state = run_tests(seconds, log, device.type == "cuda")
+        else:
+            state, rows = run_group(group, seconds, left + LAST, log)
+            for row in rows:
+                row["gpu"] = about["gpu"]
+            result["rows"] = merge(result["rows"], rows)
+        if state["state"] in ("passed", "done"):
+            log.unlink(missing_ok=True)
+        result["groups"][group] = {**state, "seconds": round(time.monotonic() - started, 1)}
+        result["goals"] = goals.lines(result["rows"])
+        write(path, result)
+        print(f"{group}: {state['state']} {state.get('why', '')}".rstrip() + f" ({time.monotonic() - started:.0f} s)", flush=True)
+    write(path, result)
+    report(result, path)
+    return 1 if any(result["groups"].get(group, {}).get("state") in ("failed", "check failed", "crashed") for group in wanted) else 0
+
+
+def report(result: Result, path: Path) -> None:
+    """The short table and the goals, last of all that is printed."""
+    print(f"\n{result['gpu'] or result['hardware']['cpu']}, {result['date']}, commit {result['commit'][:12]}: {path}\n")
+    print("\n".join(table(row for row in result["rows"] if row.get("ours") or "error" in row or str(row["check"]).startswith("failed"))))
+    print("\nGoals" + ("" if result["device"] == "cuda" else " (a GPU's; none was seen)"))
+    print("\n".join(goals.lines(result["rows"])))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--minutes", type=float, default=25.0, help="for everything; a group that has begun a shape finishes it")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="results go to OUT/<gpu name>/<date>.json")
+    parser.add_argument("--only", action="append", choices=GROUPS, help="a group; may be given several times")
+    parser.add_argument("--commit", help="the code's commit, where the folder is no git checkout")
+    parser.add_argument("--measure", choices=GROUPS[1:], help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
+    parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        return measure(options.measure, options.seconds, options.rows, options.skip)
+    return suite(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Results as files and as tables: what a figure was measured on, how runs merge, how rows print. Knows no op and measures nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Result = dict[str, Any]
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "flashinfer-python")
+
+
+def version(package: str) -> str | None:
+    """An installed package's version, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def commit_here() -> str:
+    """The checkout's commit, "+changes" where files differ from it; "unknown" outside of git."""
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head + ("+changes" if changed else "")
+
+
+def processor() -> str:
+    """The CPU's name."""
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found.group(1) if found else platform.machine()
+
+
+def sources() -> str:
+    """A digest of the kernels and of what times them: it tells code apart where there is no git, or where files differ from the commit."""
+    digest = hashlib.sha256()
+    for path in sorted([*(ROOT / "kernels").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def machine(device: torch.device, commit: str | None) -> Result:
+    """What every figure of this run was measured on.
+
+    Args:
+        commit: of the code, where the checkout does not know it.
+    """
+    hardware: Result = {"cpu": processor(), "cores": os.cpu_count()}
+    gpu = None
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = properties.name
+        hardware.update(
+            gpu=gpu,
+            gpu_memory_bytes=properties.total_memory,
+            capability=f"{properties.major}.{properties.minor}",
+            multiprocessors=properties.multi_processor_count,
+        )
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "hardware": hardware,
+        "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **{name: version(name) for name in PACKAGES}},
+        "commit": commit or commit_here(),
+        "sources": sources(),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def slug(name: str | None) -> str:
+    """A GPU's name as a folder's; "cpu" for None."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") if name else "cpu"
+
+
+def write(path: Path, result: Result) -> None:
+    """Replaces a file at once, so that a crash leaves the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+SAME = ("device", "gpu", "hardware", "versions", "commit", "sources")
+
+
+def place(out: Path, about: Result) -> Path:
+    """<out>/<gpu>/<date>.json, or with -2, -3 … where a file of that day is of another commit, machine or set of versions.
+
+    Figures of different code or machines never share a file, and a rerun of the same finds its own.
+    """
+    number = 1
+    while True:
+        path = out / slug(about["gpu"]) / (f"{about['date']}.json" if number == 1 else f"{about['date']}-{number}.json")
+        if not path.exists():
+            return path
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if all(held.get(name) == about[name] for name in SAME):
+            return path
+        number += 1
+
+
+def key(row: Result) -> tuple[str, str, str]:
+    """What a row is the figure of."""
+    return row["group"], json.dumps(row["shape"], sort_keys=True), row["provider"]
+
+
+def merge(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
+    """Old rows with new ones in their place; a row that was not run does not replace one that was.
+
+    A shape that was run again loses its old rows altogether, so that ratios stay between figures of one sitting.
+    """
+    ran = {key(row)[:2] for row in new if row["check"] != "not run"}
+    new = [row for row in new if row["check"] != "not run" or key(row)[:2] not in {key(o)[:2] for o in old if o["check"] != "not run"}]
+    replaced = ran | {key(row)[:2] for row in new}
+    return [row for row in old if key(row)[:2] not in replaced] + list(new)
+
+
+def shape_name(row: Result) -> str:
+    """A row's shape in one word."""
+    sizes = dict(row["shape"])
+    mode = sizes.pop("mode", None)
+    return "-".join([*([mode] if mode else []), *(f"{name}{size}" for name, size in sizes.items())])
+
+
+def table(rows: Iterable[Result]) -> list[str]:
+    """Lines of text, one for each row: times in milliseconds, rates, percentages of ceilings, the ratio to the suite's baseline."""
+    head = ("group", "shape", "provider", "p20 ms", "p50 ms", "p80 ms", "peak MB", "GB/s", "TFLOP/s", "% copy", "% mm", "faster", "")
+    lines = [head]
+    for row in rows:
+        times = row.get("seconds") or {}
+        trouble = row.get("error") or (row["check"] if str(row["check"]).startswith("failed") else "")
+        peak = row.get("extra_bytes")
+        lines.append(
+            (
+                row["group"],
+                shape_name(row),
+                row["provider"],
+                *(f"{1e3 * times[name]:.3f}" if times else "-" for name in ("p20", "p50", "p80")),
+                "-" if peak is None else f"{peak / 1e6:.1f}",
+                *(f"{row[name]:.1f}" if row.get(name) else "-" for name in ("gb_s", "tflop_s")),
+                *(f"{row[name]:.0f}" if row.get(name) else "-" for name in ("percent_of_copy", "percent_of_mm")),
+                f"{row['ratio']:.2f}x" if row.get("ratio") else "-",
+                trouble or row.get("note", ""),
+            )
+        )
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

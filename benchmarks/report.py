@@ -1,0 +1,118 @@
+"""Turns result files into Markdown tables and bar charts; measures nothing.
+
+    python benchmarks/report.py benchmarks/results/cpu/log_mel-2026-01-31.json --out docs
+
+A row whose check failed, or that was not run, is shown with the reason and without figures. Beside each file's tables stands what they were
+measured on. With ``--out``, OUT/<group>.png shows each group's speeds; matplotlib is needed then alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from providers.results import shape_name
+
+Row = dict[str, Any]
+
+# Heading, the field that must be there for the column to appear, and how a row's cell reads.
+COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
+    ("p20 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p20']:.3f}"),
+    ("p50 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p50']:.3f}"),
+    ("p80 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p80']:.3f}"),
+    ("x real time", "x_real_time", lambda row: f"{row['x_real_time']:,.0f}"),
+    ("times faster", "ratio", lambda row: f"{row['ratio']:.2f}"),
+    ("GB/s", "gb_s", lambda row: f"{row['gb_s']:.0f}"),
+    ("TFLOP/s", "tflop_s", lambda row: f"{row['tflop_s']:.1f}"),
+    ("largest error", "largest_error", lambda row: f"{row['largest_error']:.1e}"),
+)
+
+
+def name_of(row: Row) -> str:
+    """A row's shape as a reader would say it."""
+    return row.get("shape_name") or shape_name(row)
+
+
+def measured_on(result: Row) -> str:
+    """One line: the machine, versions, commit and date."""
+    hardware = result["hardware"]
+    versions = ", ".join(f"{name} {value}" for name, value in result["versions"].items() if value)
+    where = f"{hardware.get('gpu') or hardware['cpu']} ({result['device']}), {result['date']}, commit {result['commit'][:12]}"
+    return "; ".join([where, versions, *([result["clock"]] if "clock" in result else [])])
+
+
+def grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def markdown(result: Row) -> str:
+    """A table for each group of rows and shape, after a line that says what was measured on."""
+    parts = [measured_on(result)]
+    for group, rows in grouped(result["rows"], lambda row: row["group"]).items():
+        for shape, those in grouped(rows, name_of).items():
+            columns = [column for column in COLUMNS if any(row.get(column[1]) is not None for row in those)]
+            cells = [[group, *(heading for heading, _, _ in columns), ""]]
+            for row in those:
+                trouble = row.get("error") or ("" if row["check"] == "passed" else row["check"])
+                figures = [cell(row) if row.get(field) is not None else "–" for _, field, cell in columns]
+                cells.append([row["provider"], *figures, str(trouble).split("\n")[0]])
+            widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+            lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
+            lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+            parts.append(f"{shape}\n\n" + "\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def chart(result: Row, group: str, path: Path) -> None:
+    """Horizontal bars, a panel for each shape: times real time where rows have it, else times faster than the group's baseline."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in result["rows"] if row["group"] == group and row.get("seconds")]
+    field, label = ("x_real_time", "times real time") if any("x_real_time" in row for row in rows) else ("ratio", "times faster")
+    panels = grouped([row for row in rows if row.get(field)], name_of)
+    if not panels:
+        raise ValueError(f"{group}: no row has a figure to draw")
+    tallest = max(map(len, panels.values()))
+    figure, axes = pyplot.subplots(len(panels), 1, figsize=(8, (0.6 + 0.3 * tallest) * len(panels) + 0.6), squeeze=False)
+    for axis, (shape, those) in zip(axes[:, 0], panels.items(), strict=True):
+        values = [row[field] for row in those]
+        bars = axis.barh([row["provider"] for row in those], values, color=["#1f77b4" if row.get("ours") else "#b0b0b0" for row in those])
+        axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.2f}" for value in values], padding=3, fontsize=8)
+        axis.set_title(shape, fontsize=9, loc="left")
+        axis.tick_params(labelsize=8)
+        axis.margins(x=0.15)
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[-1, 0].set_xlabel(label, fontsize=8)
+    figure.suptitle(f"{group}: {result['hardware'].get('gpu') or result['hardware']['cpu']}, {result['date']}", fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path, help="result files")
+    parser.add_argument("--out", type=Path, help="where to draw OUT/<group>.png")
+    options = parser.parse_args(arguments)
+    for file in options.files:
+        result = json.loads(file.read_text(encoding="utf-8"))
+        print(markdown(result), end="\n\n")
+        if options.out:
+            for group in dict.fromkeys(row["group"] for row in result["rows"] if row.get("seconds")):
+                chart(result, group, options.out / f"{group}.png")
+                print(options.out / f"{group}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A linear layer's logits in row chunks, and the gradients of its input and weight from the chunks' dL/dlogits.
+
+Knows products, chunks and padding; knows no loss. Letters: T rows, n rows of a chunk, H features, V outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from arkfast.kernels.common.chunks import padded_rows, spans
+from arkfast.kernels.common.precision import wide_dtype
+
+ROW_ALIGNMENT = 64
+"""Elements that a row of logits is padded to in memory."""
+
+
+def product(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    """a @ b in float32 or wider; bfloat16 operands are multiplied exactly and summed in float32 by the tensor cores."""
+    return torch.mm(a, b, out_dtype=torch.float32, out=out) if a.dtype == torch.bfloat16 else torch.mm(a, b, out=out)
+
+
+def add_product_(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """out += a @ b in place, ``out`` in float32 or wider."""
+    if a.dtype == torch.bfloat16:
+        torch.addmm(out, a, b, out_dtype=torch.float32, out=out)
+    else:
+        out.addmm_(a, b)
+
+
+class ChunkedLinear:
+    """hidden @ weight.T in chunks of ``rows`` rows.
+
+    Args:
+        hidden: [T, H].
+        weight: [V, H].
+        rows: rows of a chunk.
+        fast: what a kernel asks for: bfloat16 operands on a GPU stay bfloat16 (their logits are float32 all the same), and the last chunk
+            is padded with zero rows up to ``rows``, so that a row's logits do not depend on how many rows there are. float16 is widened:
+            dL/dlogits of a mean over many rows would vanish in it.
+        grads: (hidden's, weight's) gradient is wanted.
+    """
+
+    def __init__(
+        self, hidden: torch.Tensor, weight: torch.Tensor, rows: int, *, fast: bool, grads: tuple[bool, bool] = (False, False)
+    ) -> None:
+        narrow = fast and all(x.is_cuda and x.dtype == torch.bfloat16 for x in (hidden, weight))
+        self.dtype = torch.bfloat16 if narrow else wide_dtype(hidden, weight)
+        """Dtype of the operands, and of the d_logits that ``collect`` takes."""
+        self._hidden, self._weight, self._rows, self._fast = hidden, weight.to(self.dtype), rows, fast
+        self._buffer: torch.Tensor | None = None
+        wide = torch.float32 if narrow else self.dtype
+        self._d_hidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if grads[0] else None
+        self._d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if grads[1] else None
+
+    def spans(self) -> Iterator[slice]:
+        """The chunks' rows, in order; one empty chunk where T is 0."""
+        return spans(self._hidden.shape[0], self._rows)
+
+    def _input(self, span: slice) -> torch.Tensor:
+        x = self._hidden[span].to(self.dtype)
+        return padded_rows(x, self._rows) if self._fast else x
+
+    def logits(self, span: slice) -> torch.Tensor:
+        """[n, V] in float32 or wider, rows past the span's being padding. ``fast`` chunks share one buffer, valid until the next call."""
+        if not self._fast:
+            return product(self._input(span), self._weight.t())
+        if self._buffer is None:
+            width = self._weight.shape[0]
+            # Kernels read 16 bytes at a time where every row starts at a multiple of that, whatever V is.
+            stride = -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT
+            dtype = torch.promote_types(self.dtype, torch.float32)
+            self._buffer = torch.empty(self._rows, stride, dtype=dtype, device=self._hidden.device)[:, :width]
+        return product(self._input(span), self._weight.t(), out=self._buffer)
+
+    def d_logits_buffer(self, span: slice, logits: torch.Tensor) -> torch.Tensor:
+        """Where a kernel writes dL/dlogits [n, V]: over the logits themselves where the dtypes agree. Padding rows hold zeros."""
+        if logits.dtype == self.dtype:
+            return logits  # a padding row's logits are 0
+        make = torch.empty if span.stop - span.start == logits.shape[0] else torch.zeros
+        return make(logits.shape, dtype=self.dtype, device=logits.device)
+
+    def collect(self, span: slice, d_logits: torch.Tensor) -> None:
+        """Takes a chunk's dL/dlogits [n, V] into the wanted gradients."""
+        if self._d_hidden is not None:
+            self._d_hidden[span] = product(d_logits, self._weight)[: span.stop - span.start]
+        if self._d_weight is not None:
+            add_product_(self._d_weight, d_logits.t(), self._input(span))
+
+    def gradients(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(d_hidden [T, H], d_weight [V, H]) in float32 or wider; None where not wanted."""
+        return self._d_hidden, self._d_weight

@@ -1,0 +1,283 @@
+"""Triton kernels of the exact top-k of rows. Knows pointers and strides; knows neither tensors nor arguments' checks.
+
+A row's columns are cut into groups of G consecutive positions and supergroups of S groups. ``row_stats`` reads the row once and keeps the
+maxima of both; ``row_select`` takes the K best supergroups, of their groups the K best, and of those groups' values the K best.
+
+Why that is exact: order groups by (maximum down, position up). A value outside the K best groups has K groups before its own, and in each a
+value that precedes it: a larger one, or an equal one that stands earlier because groups are consecutive. So it is not among the K first.
+The same holds for supergroups. There is no list that can overflow and no loop whose length depends on values.
+
+Values that take part: NaN and dead positions are −inf, and −0 is +0. A position is a column's number; with an order, position p stands for
+column ``order[p]`` and the output id ``id_of[p]``, so that the order of positions is that of output ids.
+
+Letters: V positions, K a power of two at least the wanted k.
+"""
+
+import triton
+import triton.language as tl
+
+NEG_INF: tl.constexpr = tl.constexpr(float("-inf"))
+POS_INF: tl.constexpr = tl.constexpr(float("inf"))
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+FLAG_NAN: tl.constexpr = tl.constexpr(1)
+FLAG_INF: tl.constexpr = tl.constexpr(2)
+FLAG_SHORT: tl.constexpr = tl.constexpr(4)
+
+
+@triton.jit
+def _key(x, position, KIND: tl.constexpr):
+    """One integer that orders as (value up, position down): the bits of x, the lower ones flipped where it is negative, above the position.
+
+    ``x`` is float32 without NaN and holds a value of the logits' own type, whose 16 bits suffice for bf16 and fp16: int32 keys cost a ninth
+    of int64 ones.
+    """
+    x = x + 0.0
+    if KIND == "fp32":
+        bits = x.to(tl.int32, bitcast=True)
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - position).to(tl.int64)
+    else:
+        if KIND == "fp16":
+            bits = x.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+        else:
+            bits = x.to(tl.int32, bitcast=True) >> 16
+        ordered = bits ^ ((bits >> 31) & 0x7FFF)
+        return (ordered << 16) | (0xFFFF - position)
+
+
+@triton.jit
+def _position(key, KIND: tl.constexpr):
+    """The position that ``_key`` packed."""
+    if KIND == "fp32":
+        return 0x7FFFFFFF - (key & 0x7FFFFFFF).to(tl.int32)
+    else:
+        return 0xFFFF - (key & 0xFFFF)
+
+
+@triton.jit
+def _value(key, KIND: tl.constexpr):
+    """The value that ``_key`` packed, as float32."""
+    if KIND == "fp32":
+        ordered = (key >> 32).to(tl.int32)
+        return (ordered ^ ((ordered >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+    else:
+        ordered = key >> 16
+        bits = ordered ^ ((ordered >> 31) & 0x7FFF)
+        if KIND == "fp16":
+            return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+        else:
+            return (bits << 16).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _best(x, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr):
+    """Positions in x [N] of the K first in the order (value down, position up), in ascending order: [K] int32."""
+    keys = tl.topk(_key(x, tl.arange(0, N), KIND), K)
+    return tl.sort(_position(keys, KIND))
+
+
+@triton.jit
+def _shift(m):
+    """What to subtract before exponentiation: the maximum, or 0 where it is infinite and the difference would be NaN."""
+    return tl.where((m == NEG_INF) | (m == POS_INF), 0.0, m)
+
+
+@triton.jit
+def _values_at(row_ptr, x_col, order_ptr, dead_ptr, positions, inside, G: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_DEAD: tl.constexpr):
+    """Values that take part, float32, at ``positions`` of one row; −inf where not ``inside``."""
+    if HAS_ORDER:
+        columns = tl.load(order_ptr + positions, mask=inside, other=0)
+    else:
+        columns = positions
+    x = tl.load(row_ptr + columns * x_col, mask=inside, other=NEG_INF).to(tl.float32)
+    if HAS_DEAD:
+        word = tl.load(dead_ptr + positions // G, mask=inside, other=0)
+        x = tl.where(((word >> (positions % G)) & 1) != 0, NEG_INF, x)
+    return tl.where(x == x, x, NEG_INF)
+
+
+@triton.jit(do_not_specialize=["count"])
+def mark_dead(ids_ptr, count, words_ptr, blocks_ptr, V, BLOCK: tl.constexpr, G: tl.constexpr, N: tl.constexpr):
+    """Sets bit id % G of words[id // G], and blocks[id // BLOCK], for every id in [0, V). Order does not matter to a bitwise or."""
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    token = tl.load(ids_ptr + i, mask=i < count, other=-1).to(tl.int64)
+    inside = (token >= 0) & (token < V)
+    token = tl.where(inside, token, 0).to(tl.int32)
+    one = tl.full((N,), 1, tl.int32)
+    tl.atomic_or(words_ptr + token // G, one << (token % G), mask=inside)
+    tl.atomic_or(blocks_ptr + token // BLOCK, one, mask=inside)
+
+
+@triton.jit
+def row_stats(
+    x_ptr,
+    x_row,
+    x_col,
+    order_ptr,
+    dead_ptr,
+    dead_blocks_ptr,
+    group_ptr,
+    group_row,
+    super_ptr,
+    super_row,
+    max_ptr,
+    sum_ptr,
+    nan_ptr,
+    V,
+    splits,
+    BLOCK: tl.constexpr,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_DEAD: tl.constexpr,
+):
+    """One part (BLOCKS · BLOCK positions) of one row: maxima of its groups and supergroups, whether it holds a NaN, and the running
+    (maximum m, Σ exp(x − m)) of the log-sum-exp. Group buffers are as wide as all parts together, so each element is written."""
+    pid = tl.program_id(0)
+    row = (pid // splits).to(tl.int64)
+    split = pid % splits
+    row_ptr = x_ptr + row * x_row
+    group = tl.arange(0, BLOCK // G)
+    bad = tl.zeros((BLOCK // G,), tl.int32)
+    m = tl.full((), NEG_INF, tl.float32)
+    s = tl.full((), 0.0, tl.float32)
+    # Not unrolled: the loads of later blocks, moved up, would take twice the registers and so halve the warps that hide their latency.
+    for j in tl.range(0, BLOCKS):
+        block = split * BLOCKS + j
+        positions = block * BLOCK + group[:, None] * G + tl.arange(0, G)[None, :]
+        inside = positions < V
+        if HAS_ORDER:
+            columns = tl.load(order_ptr + positions, mask=inside, other=0)
+        else:
+            columns = positions
+        x = tl.load(row_ptr + columns * x_col, mask=inside, other=NEG_INF).to(tl.float32)
+        if HAS_DEAD:  # noqa: SIM102 (the first is known to the compiler, the second is not)
+            # Almost every block has nothing blocked in it and is spared the bits.
+            if tl.load(dead_blocks_ptr + block) != 0:
+                word = tl.load(dead_ptr + block * (BLOCK // G) + group)
+                x = tl.where(((word[:, None] >> tl.arange(0, G)[None, :]) & 1) != 0, NEG_INF, x)
+        bad |= tl.max((x != x).to(tl.int32), 1)
+        x = tl.where(x == x, x, NEG_INF)
+        best = tl.max(x, 1)
+        tl.store(group_ptr + row * group_row + block * (BLOCK // G) + group, best)
+        best = tl.max(tl.reshape(best, (BLOCK // G // S, S)), 1)
+        tl.store(super_ptr + row * super_row + block * (BLOCK // G // S) + tl.arange(0, BLOCK // G // S), best)
+        if HAS_LSE:
+            before = m
+            m = tl.maximum(before, tl.max(best, 0))
+            shift = _shift(m)
+            # A sum that holds nothing yet stays 0: its factor may be infinite.
+            s = tl.where(before == NEG_INF, 0.0, s * tl.exp2((_shift(before) - shift) * LOG2E))
+            # (x − m) first: one fma(x, log2 e, −m·log2 e) overflows beyond 1e30.
+            s += tl.sum(tl.sum(tl.exp2((x - shift) * LOG2E), 1), 0)
+    tl.store(nan_ptr + row * splits + split, tl.max(bad, 0))
+    if HAS_LSE:
+        tl.store(max_ptr + row * splits + split, m)
+        tl.store(sum_ptr + row * splits + split, s)
+
+
+@triton.jit(do_not_specialize=["k"])
+def row_select(
+    x_ptr,
+    x_row,
+    x_col,
+    order_ptr,
+    id_of_ptr,
+    dead_ptr,
+    group_ptr,
+    group_row,
+    super_ptr,
+    super_row,
+    max_ptr,
+    sum_ptr,
+    nan_ptr,
+    value_ptr,
+    id_ptr,
+    lse_ptr,
+    flag_ptr,
+    V,
+    splits,
+    k,
+    K: tl.constexpr,
+    G: tl.constexpr,
+    S: tl.constexpr,
+    SUPERS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    KIND: tl.constexpr,
+    HAS_LSE: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_DEAD: tl.constexpr,
+):
+    """One row: its k first ids and values, its flags, and the log-sum-exp from its parts. SUPERS ≥ super_row and SPLITS ≥ splits are powers
+    of two."""
+    row = tl.program_id(0).to(tl.int64)
+    q = tl.arange(0, SUPERS)
+    supers = tl.load(super_ptr + row * super_row + q, mask=q < super_row, other=NEG_INF).to(tl.float32)
+    best_super = _best(supers, SUPERS, K, KIND)
+
+    g = tl.reshape(best_super[:, None] * S + tl.arange(0, S)[None, :], (K * S,))
+    groups = tl.load(group_ptr + row * group_row + g, mask=g < group_row, other=NEG_INF).to(tl.float32)
+    place = _best(groups, K * S, K, KIND)
+    best_group = tl.gather(best_super, place // S, 0) * S + place % S
+
+    p = tl.reshape(best_group[:, None] * G + tl.arange(0, G)[None, :], (K * G,))
+    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, p, p < V, G, HAS_ORDER, HAS_DEAD)
+    keys = tl.topk(_key(x, tl.arange(0, K * G), KIND), K)
+    value = _value(keys, KIND)
+    place = _position(keys, KIND)
+    position = tl.gather(best_group, place // G, 0) * G + place % G
+    there = value > NEG_INF
+    if HAS_ORDER:
+        token = tl.load(id_of_ptr + position, mask=there, other=-1)
+    else:
+        token = position
+    token = tl.where(there, token, -1)
+    slot = tl.arange(0, K)
+    tl.store(value_ptr + row * k + slot, value, mask=slot < k)
+    tl.store(id_ptr + row * k + slot, token, mask=slot < k)
+
+    part = tl.arange(0, SPLITS)
+    inside = part < splits
+    flags = tl.max(tl.load(nan_ptr + row * splits + part, mask=inside, other=0), 0) * FLAG_NAN
+    flags += tl.max((value == POS_INF).to(tl.int32), 0) * FLAG_INF
+    flags += tl.max(((slot < k) & (token < 0)).to(tl.int32), 0) * FLAG_SHORT
+    tl.store(flag_ptr + row, flags.to(tl.uint8))
+    if HAS_LSE:
+        m = tl.load(max_ptr + row * splits + part, mask=inside, other=NEG_INF)
+        s = tl.load(sum_ptr + row * splits + part, mask=inside, other=0.0)
+        top = tl.max(m, 0)
+        s = tl.where(m == NEG_INF, 0.0, s * tl.exp2((_shift(m) - _shift(top)) * LOG2E))
+        finite = (top != NEG_INF) & (top != POS_INF)
+        lse = tl.where(finite, top + tl.log(tl.where(finite, tl.sum(s, 0), 1.0)), top)
+        tl.store(lse_ptr + row, lse)
+
+
+@triton.jit(do_not_specialize=["g"])
+def row_gather(
+    x_ptr,
+    x_row,
+    x_col,
+    order_ptr,
+    dead_ptr,
+    position_ptr,
+    position_row,
+    position_col,
+    out_ptr,
+    V,
+    g,
+    G: tl.constexpr,
+    N: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_DEAD: tl.constexpr,
+):
+    """out[row, i] = the row's value at positions[row, i], −inf outside [0, V); N of a row's g positions a program."""
+    parts = tl.cdiv(g, N)
+    row = (tl.program_id(0) // parts).to(tl.int64)
+    i = (tl.program_id(0) % parts) * N + tl.arange(0, N)
+    position = tl.load(position_ptr + row * position_row + i * position_col, mask=i < g, other=-1).to(tl.int64)
+    inside = (position >= 0) & (position < V)
+    position = tl.where(inside, position, 0).to(tl.int32)
+    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, position, inside, G, HAS_ORDER, HAS_DEAD)
+    tl.store(out_ptr + row * g + i, x + 0.0, mask=i < g)

@@ -1,0 +1,19 @@
+"""The benchmark modules by their own names: they are scripts beside each other, not a package."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+sys.path.insert(0, str(FOLDER))
+
+GROUPS = ("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
+
+
+@pytest.fixture
+def cpu(monkeypatch):
+    """The CPU, also where there is a GPU: toy sizes are what these tests are about."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return torch.device("cpu")

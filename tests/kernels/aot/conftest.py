@@ -1,0 +1,67 @@
+"""Ahead-of-time compiles of every kernel: the fixtures that do it, and the table of what came out.
+
+Every test here is slow and is run by scripts/test_slow.sh. Where Triton is not installed, or interprets, they are skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+ARCHITECTURES = (80, 89, 90, 100, 120)
+_table: list[Any] = []
+
+
+class Compile(Protocol):
+    def __call__(self, call: Callable[[], object], *, spills: dict[str, int] | None = None) -> list[Any]:
+        """Runs ``call``, compiles what it launches, fails on spills beyond ``spills`` (kernel → bytes) or too much shared memory; returns
+        the ``Compiled`` records."""
+
+
+@pytest.fixture(params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
+def arch(request: pytest.FixtureRequest) -> int:
+    """A compute capability × 10."""
+    return request.param
+
+
+@pytest.fixture
+def compile_launches(arch: int) -> Compile:
+    """``compile_launches(lambda: op(..., backend="triton"))`` compiles for ``arch`` every kernel that the call launches on CPU tensors."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        pytest.skip("TRITON_INTERPRET=1: this process interprets kernels")
+    name = "arkfast_aot"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "aot.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    aot = sys.modules[name]
+
+    def run(call: Callable[[], object], *, spills: dict[str, int] | None = None) -> list[Any]:
+        kernels = aot.compiled(call, arch)
+        assert kernels, "the call launched no kernel"
+        _table.extend(kernels)
+        assert aot.problems(kernels, spills or {}) == []
+        return kernels
+
+    return run
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not _table:
+        return
+    import triton
+
+    terminalreporter.section(f"kernels compiled ahead of time, Triton {triton.__version__}")
+    terminalreporter.write_line(f"{'kernel':<24} {'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>7}  constants")
+    for row in sorted(set(_table), key=lambda row: (row.kernel, row.constants, row.arch)):
+        terminalreporter.write_line(f"{row.kernel:<24} {row.arch:>4} {row.registers:>9} {row.spilled:>7} {row.shared:>7}  {row.constants}")

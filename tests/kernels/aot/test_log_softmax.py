@@ -1,0 +1,33 @@
+"""The log-softmax kernels compile for every architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arkfast.kernels.log_softmax.op import row_grad, row_stats
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("width", "dtype", "out_dtype"),
+    [
+        (151_936, torch.float32, torch.float32),  # a chunk's logits, gradient in place
+        (151_936, torch.float32, torch.bfloat16),  # the same under bfloat16 products
+        (163_958, torch.bfloat16, torch.bfloat16),  # a caller's logits with a width that no power of two divides
+    ],
+)
+def test_forward_and_backward(compile_launches, width, dtype, out_dtype):
+    logits, dead = torch.zeros(1, width, dtype=dtype), torch.zeros(width, dtype=torch.bool)
+    out = torch.zeros(1, width, dtype=out_dtype)
+
+    def run() -> None:
+        for slots, need_entropy, mask in ((1, False, dead), (64, False, None), (128, True, dead)):
+            ids, row = torch.zeros(1, slots, dtype=torch.int64), torch.zeros(1)
+            stats = row_stats(logits, ids, tau=1.0, dead=mask, need_entropy=need_entropy, chosen="triton")
+            grads = (torch.zeros(1, slots), row, row if need_entropy else None)
+            row_grad(grads, logits, stats, ids, out, tau=1.0, dead=mask, chosen="triton")
+
+    kernels = {kernel.kernel for kernel in compile_launches(run)}
+    assert kernels == {"row_log_softmax_fwd", "row_log_softmax_bwd", "row_log_softmax_bwd_ids"}
