@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python="${PYTHON:-python3}"
 stamp=.venv/.arkfast-setup
-wanted="$(cat setup.py pyproject.toml constraints.txt csrc/* scripts/setup.sh | cksum)"
+wanted="$(find setup.py pyproject.toml constraints.txt scripts/setup.sh csrc -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 cat | cksum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
   exit 0
 fi
