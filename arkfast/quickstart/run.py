@@ -53,7 +53,7 @@ class Quickstart:
         self.config, self.root = config, config.output_dir.absolute()
         self._started = time.monotonic()
         self._scores: dict[str, dict[str, Scores]] = {}
-        self._lock = threading.Lock()
+        self._lock, self._loading = threading.Lock(), threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._claim()
 
@@ -199,7 +199,9 @@ class Quickstart:
         """Transcribe a split with the arm's model, or use the transcripts of an earlier call, and score them."""
         path = self.root / "transcripts" / f"{arm.name}.{split}.jsonl"
         if not path.exists():
-            transcriber = Transcriber(arm.stages[-1].model, device="cpu", batch_size=50, max_new_tokens=self._max_tokens())
+            # Transformers builds a model under a setting of the whole process: two arms that end together must not load at once.
+            with self._loading:
+                transcriber = Transcriber(arm.stages[-1].model, device="cpu", batch_size=50, max_new_tokens=self._max_tokens())
             rows = list(transcriber(iter_manifest(manifest)))
             path.parent.mkdir(parents=True, exist_ok=True)
             partial = path.with_suffix(".partial")

@@ -128,14 +128,18 @@ def real_dft16(e: Emitter) -> None:
 
 
 class FivePoint:
-    """5-point transforms with 5 multiplications per real input set (Rader 1968 as in Winograd 1978)."""
+    """5-point transforms from sums and differences of mirrored inputs, sin(4π/5) taken as a multiple of sin(2π/5).
 
-    def __init__(self, e: Emitter) -> None:
+    real: whether the inputs will be real.
+    """
+
+    def __init__(self, e: Emitter, *, real: bool = False) -> None:
         self._e = e
         self.quarter = e.constant("quarter", 0.25)
         self.root = e.constant("root", math.sqrt(5) / 4)  # (cos(2π/5) − cos(4π/5)) / 2
         self.sine = e.constant("sine", math.sin(2 * math.pi / 5))
         self.ratio = e.constant("ratio", math.sin(4 * math.pi / 5) / math.sin(2 * math.pi / 5))
+        self.minus_sine = e.constant("minus_sine", -math.sin(2 * math.pi / 5)) if real else ""
 
     def _halves(self, x: list[str]) -> tuple[str, str, str, str, str]:
         """Bin 0, the cosine parts of bins 1 and 2, and the sine parts of bins 1 and minus 2 before their factor."""
@@ -165,7 +169,7 @@ class FivePoint:
         """Bins 0, 1, 2; bin 0 has no imaginary part."""
         e = self._e
         zero, cos1, cos2, sin1, nsin2 = self._halves(x)
-        return [(zero, ""), (cos1, e.multiply("minus_sine", sin1)), (cos2, e.multiply(self.sine, nsin2))]
+        return [(zero, ""), (cos1, e.multiply(self.minus_sine, sin1)), (cos2, e.multiply(self.sine, nsin2))]
 
 
 def turned(e: Emitter, z: list[Complex], c: int) -> list[Complex]:
@@ -199,8 +203,7 @@ def complex_dft25(e: Emitter) -> None:
 
 def real_dft25(e: Emitter) -> None:
     """|DFT|², bins with k2 = 0, 5, 10 and 1, 6, ... 22, of 25 real numbers at y[0], y[2], ...; the rest mirror these."""
-    five = FivePoint(e)
-    e.constant("minus_sine", -math.sin(2 * math.pi / 5))
+    five = FivePoint(e, real=True)
     columns = [five.real([f"y[{2 * (5 * a + b)}]" for a in range(5)]) for b in range(5)]
     for d, z in enumerate(five.real([columns[b][0][0] for b in range(5)])):
         put_power(e, 5 * d, z)

@@ -86,6 +86,7 @@ def test_from_end_to_end_and_once_more(tmp_path):
     command = [sys.executable, "-m", "arkfast.cli", "quickstart", *words]
     first = subprocess.run(command, capture_output=True, text=True)
     assert first.returncode in (0, 1), first.stderr
+    assert "Traceback" not in first.stderr, first.stderr
     summaries = {}
     for arm in ARM_LABELS:
         for split in ("dev", "test"):
