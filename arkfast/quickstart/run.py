@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import threading
@@ -115,11 +116,15 @@ class Quickstart:
         tokenizer = None
         for name, size, seed in (("teacher", TEACHER_SIZE, 1), ("student", STUDENT_SIZE, 2)):
             folder = self.root / "new" / name
-            if (folder / "config.json").exists() and (folder / "model.safetensors").exists():
+            if folder.exists():
                 continue
             if tokenizer is None:
                 tokenizer = build_tokenizer([row.text or "" for row in iter_manifest(corpus.train)], vocab_size=VOCAB_SIZE)
-            new_checkpoint(folder, tokenizer, seed=1000 * self.config.seed + seed, initializer_range=INITIALIZER_RANGE, **size)
+            # Written beside its place and renamed, so that a folder which exists is whole.
+            unfinished = folder.with_name(f".{name}")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            new_checkpoint(unfinished, tokenizer, seed=1000 * self.config.seed + seed, initializer_range=INITIALIZER_RANGE, **size)
+            unfinished.rename(folder)
 
     def _train(self, corpus: Corpus) -> None:
         """Run every arm as soon as those it needs are done, ``jobs`` at a time, showing the table as it stands."""

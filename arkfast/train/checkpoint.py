@@ -49,6 +49,8 @@ class TrainerState:
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fill a temporary folder with ``write`` and put it in ``target``'s place; what stood there goes when the new one is complete."""
     temporary, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
+    if old.exists() and not target.exists():
+        old.rename(target)  # an earlier call was killed between its two renames
     for leftover in (temporary, old):
         shutil.rmtree(leftover, ignore_errors=True)
     temporary.mkdir(parents=True)

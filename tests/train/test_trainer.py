@@ -281,3 +281,21 @@ def test_torchrun_with_one_process(world, tmp_path):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_a_folder_survives_a_kill_between_the_two_renames(tmp_path):
+    from arkfast.train.checkpoint import replace_folder
+
+    target = tmp_path / "best"
+    replace_folder(target, lambda folder: (folder / "weights").write_text("old"))
+    target.rename(tmp_path / ".best.old")  # where a killed call would have left it
+
+    def fail(folder):
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_folder(target, fail)
+    assert (target / "weights").read_text() == "old"
+    replace_folder(target, lambda folder: (folder / "weights").write_text("new"))
+    assert (target / "weights").read_text() == "new"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
