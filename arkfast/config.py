@@ -136,7 +136,8 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
 
     Args:
         cls: a frozen, keyword-only dataclass with a sentence under each field.
-        argv: the flags, without the program's name; ``--flag_name`` and ``--flag-name`` are the same flag.
+        argv: the flags, without the program's name; ``--flag_name`` and ``--flag-name`` are the same flag, and a boolean one that stands
+            alone is true.
         prog: how the usage line and errors call the command.
         description: the help's first sentence.
 
@@ -154,6 +155,7 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
             default=argparse.SUPPRESS,
             metavar=_metavar(hints[name]),
             help=_help(field, docs.get(name, ""), hints[name]),
+            **_SWITCH if _plain(hints[name]) is bool else {},
         )
     normalised = [_underscored(word) for word in argv]
     known, unknown = parser.parse_known_args(normalised)
@@ -181,12 +183,20 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
         parser.error(str(error))
 
 
-def _metavar(annotation: Any) -> str:
+_SWITCH: dict[str, Any] = {"nargs": "?", "const": "true"}
+"""How a boolean flag is declared: alone it is true."""
+
+
+def _plain(annotation: Any) -> Any:
+    """The annotation, or the first kind of value that it holds besides None."""
     inner = [a for a in typing.get_args(annotation) if a is not type(None)]
+    return inner[0] if inner else annotation
+
+
+def _metavar(annotation: Any) -> str:
     if typing.get_origin(annotation) is Literal:
-        return "{" + ",".join(map(str, inner)) + "}"
-    plain = inner[0] if inner else annotation
-    return {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}.get(plain, "TEXT")
+        return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
+    return {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}.get(_plain(annotation), "TEXT")
 
 
 def _underscored(word: str) -> str:

@@ -192,14 +192,18 @@ class Rollout(_OnDevice):
     """[N, Ks] int32 the student's top-k ids at each produced position, rows in order (−1 empty); None when none were asked for."""
     logprob: torch.Tensor | None = None
     """[N] float32 log-probability of each produced token under the student's allowed distribution at temperature 1."""
+    total: int | None = None
+    """N where the host knows it; what needs N then does not wait for the device."""
 
     def packed_index(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(row [N], position [N]) int64 of the produced tokens in packed order, rows ascending."""
         import torch
 
-        inside = torch.arange(self.tokens.shape[1], device=self.lens.device)[None] < self.lens[:, None]
-        row, position = inside.nonzero(as_tuple=True)
-        return row, position
+        device = self.lens.device
+        rows = torch.arange(len(self.lens), device=device)
+        row = torch.repeat_interleave(rows, self.lens, output_size=self.total)
+        starts = self.lens.cumsum(0) - self.lens
+        return row, torch.arange(len(row), device=device) - starts[row]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Proves and times the kernels on one machine within a time: GPU tests, then every suite, each in a process of its own.
+"""Proves and times the kernels and the engine on one machine within a time: GPU tests, then every suite, each in a process of its own.
 
 Knows groups, the time and where results go. A group that crashes loses only what it had not measured; a rerun merges into what is there.
 Without a GPU it says so and runs toy sizes, whose results are marked "cpu" and lie in a folder of their own.
@@ -24,8 +24,21 @@ from providers.runner import not_run, run
 from providers.suite import Suite, device_here
 
 # The order of what is wanted first: the goals of the whole block depend on the first four.
-GROUPS = ("tests", "row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
-SHARES = {"tests": 4, "linear_topk": 2, "loss_block": 4, "union_kl": 2}
+GROUPS = (
+    "tests",
+    "row_topk",
+    "linear_topk",
+    "loss_block",
+    "union_kl",
+    "embed_merge",
+    "sparse_grad",
+    "log_softmax",
+    "linear_kl",
+    "decode_step",
+    "engine",
+    "step",
+)
+SHARES = {"tests": 4, "linear_topk": 2, "loss_block": 4, "union_kl": 2, "engine": 4}
 """Parts of the time, where a group takes more than one; what a group leaves goes to the later ones."""
 GRACE, LAST = 120.0, 30.0
 """Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
@@ -61,15 +74,16 @@ def timeout(command: list[str], seconds: float, log: Path) -> tuple[int | None, 
 
 def test_files() -> tuple[list[str], list[str]]:
     """Files with tests for a GPU, and those of them that need hypothesis where it is not installed."""
-    folder = ROOT / "tests" / "kernels"
-    files = [path for path in sorted([*folder.glob("test_*.py"), *folder.glob("gpu/test_*.py")]) if path.stem != "test_triton_interpreter"]
+    folder, engine = ROOT / "tests" / "kernels", ROOT / "tests" / "engine"
+    found = sorted([*folder.glob("test_*.py"), *folder.glob("gpu/test_*.py")]) + sorted(engine.glob("test_*_gpu.py"))
+    files = [path for path in found if path.stem != "test_triton_interpreter"]
     bare = importlib.util.find_spec("hypothesis") is None
     left = [str(path.relative_to(ROOT)) for path in files if bare and "hypothesis" in path.read_text(encoding="utf-8")]
     return [name for path in files if (name := str(path.relative_to(ROOT))) not in left], left
 
 
 def run_tests(seconds: float, log: Path, on_gpu: bool) -> Result:
-    """The kernels' GPU tests; on a CPU there is nothing for them to run on."""
+    """The kernels' and the engine's GPU tests; on a CPU there is nothing for them to run on."""
     if not on_gpu:
         return {"state": "not run", "why": "no GPU"}
     files, left = test_files()

@@ -16,8 +16,9 @@ constexpr int kWindow = 400;          // samples under a frame's window: 25 ms
 constexpr int kBins = kWindow / 2 + 1;
 constexpr int kMaxMels = 149;  // from 150 on, a filter would cover no frequency bin
 
-// log10 of the least mel energy told from silence. Raw values may lie a hair below it; scaling clamps them.
-constexpr float kLogFloor = -10.0f;
+// A feature is (log10 e + 4) / 4 of a mel energy e, here before it is clamped to lie no more than 8 decades below the clip's highest.
+// The feature of the least energy told from silence, 1e-10; unclamped ones may lie a hair below it.
+constexpr float kSilent = -1.5f;
 
 // Window and mel filters for one n_mels; immutable.
 struct Tables {
@@ -41,21 +42,24 @@ struct Signal {
 };
 
 struct Summary {
-  float highest;  // of the values written, at least kLogFloor
+  float highest;  // of the features written, at least kSilent
   bool finite;    // false when a sample under one of the frames' windows is NaN or infinite; the values are then meaningless
 };
 
 struct Kernel {
   const char* name;
   std::size_t scratch_bytes;  // 64-byte aligned
+  int tile;                   // frames that are computed together
 
-  // Writes log10 of the mel energies of frames begin .. end-1 to out[mel * stride + frame - begin]; looks at samples up to 160 end + 119
-  // for the summary. A frame's values do not depend on which others are computed with it.
-  Summary (*log10_mel)(const Tables&, const Signal&, std::int64_t begin, std::int64_t end, float* out, std::int64_t stride, void* scratch);
+  // Writes the unclamped features of frames begin .. end-1 to out[mel * stride + frame - begin]; looks at samples up to 160 end + 119 for
+  // the summary. A frame's values do not depend on which others are computed with it. Unless null, lowest[i] is set to no more than the
+  // lowest feature of frames begin + i * tile .. begin + (i + 1) * tile - 1.
+  Summary (*features)(const Tables&, const Signal&, std::int64_t begin, std::int64_t end, float* out, std::int64_t stride, float* lowest,
+                      void* scratch);
 
-  // to[i] = (max(raw[i], floor) + 4) / 4, in float32 and rounded to nearest even bfloat16. The first may work in place.
-  void (*scale)(const float* raw, std::int64_t count, float floor, float* to);
-  void (*scale_bfloat16)(const float* raw, std::int64_t count, float floor, std::uint16_t* to);
+  // to[i] = max(from[i], floor), in float32 and rounded to nearest even bfloat16. The first may work in place.
+  void (*clamp)(const float* from, std::int64_t count, float floor, float* to);
+  void (*clamp_bfloat16)(const float* from, std::int64_t count, float floor, std::uint16_t* to);
 
   // Position of the first NaN or infinity in samples[0..count), or -1.
   std::int64_t (*find_nonfinite)(const float* samples, std::int64_t count);

@@ -24,6 +24,7 @@ struct Isa {
   static inline D fma(D a, D b, D c) { return _mm256_fmadd_pd(a, b, c); }
   static inline D fnma(D a, D b, D c) { return _mm256_fnmadd_pd(a, b, c); }
   static inline F max(F a, F b) { return _mm256_max_ps(a, b); }
+  static inline F min(F a, F b) { return _mm256_min_ps(a, b); }
   static inline F exponent(F x) {
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(_mm256_castps_si256(x), 23), _mm256_set1_epi32(127)));
   }

@@ -24,6 +24,7 @@ struct Isa {
   static inline D fma(D a, D b, D c) { return _mm512_fmadd_pd(a, b, c); }
   static inline D fnma(D a, D b, D c) { return _mm512_fnmadd_pd(a, b, c); }
   static inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+  static inline F min(F a, F b) { return _mm512_min_ps(a, b); }
   static inline F exponent(F x) { return _mm512_getexp_ps(x); }
   static inline F mantissa(F x) { return _mm512_getmant_ps(x, _MM_MANT_NORM_1_2, _MM_MANT_SIGN_src); }
 

@@ -28,6 +28,7 @@ struct Isa {
   static inline D fma(D a, D b, D c) { return a * b + c; }
   static inline D fnma(D a, D b, D c) { return c - a * b; }
   static inline F max(F a, F b) { return _mm_max_ps(a, b); }
+  static inline F min(F a, F b) { return _mm_min_ps(a, b); }
   static inline F exponent(F x) {
     return _mm_cvtepi32_ps(_mm_sub_epi32(_mm_srli_epi32(_mm_castps_si128(x), 23), _mm_set1_epi32(127)));
   }

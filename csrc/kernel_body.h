@@ -1,6 +1,6 @@
 // The log-mel kernel, written once for all instruction sets: lanes are consecutive frames of one clip. Included by each kernel_*.cpp, after
 // it has defined, in the same unnamed namespace, a struct with the vector types and the few operations that differ:
-//   kLanes; F, kLanes floats; D, kLanes / 2 doubles; load, store, widen, put_power, splat, fma, fnma, max, exponent and mantissa (of
+//   kLanes; F, kLanes floats; D, kLanes / 2 doubles; load, store, widen, put_power, splat, fma, fnma, max, min, exponent and mantissa (of
 //   positive normal x = 2^exponent · mantissa, 1 <= mantissa < 2), transpose, store_bfloat16.
 //
 // The row of samples, mirrored and cut from sample -200, is seen as rows of one hop of 160. A tile holds kLanes + 2 such rows transposed,
@@ -48,6 +48,9 @@ struct Scratch {
 };
 
 alignas(64) constexpr float kSilence[kHop] = {};
+
+// Above it the power of a frame may have overflowed float32: FLT_MAX is 10^38.53.
+constexpr float kOverflow = 38.5f / 4 + 1;
 
 // Row f of the signal: samples 160 f - 200 .. 160 f - 41; in place where all of them are in memory, else copied to `copy`.
 ARKFAST_INLINE const float* row_at(const Signal& x, std::int64_t f, float* copy) {
@@ -133,11 +136,11 @@ ARKFAST_INLINE Isa::F log10_of(Isa::F x) {
   return Isa::fma(exponent, Isa::splat(0.301025390625f), Isa::fma(exponent, Isa::splat(4.6050389811952e-6f), p));
 }
 
-// Frames whose power overflows float32 (samples beyond some 1e17), one by one from float64 power. Returns the highest value.
-__attribute__((noinline)) float wide_log10_mel(const Tables& tables, int lane, Scratch& s, float* out, std::int64_t stride) {
+// Frames whose power overflows float32 (samples beyond some 1e17), one by one from float64 power. Returns the highest feature.
+__attribute__((noinline)) float wide_features(const Tables& tables, int lane, Scratch& s, float* out, std::int64_t stride) {
   constexpr int kHalf = Isa::kLanes / 2;
   power_spectrum(tables, lane / kHalf, s, s.wide_power[0]);
-  float highest = kLogFloor;
+  float highest = kSilent;
   double rising = 0.0;
   for (int m = 0; m <= tables.n_mels; ++m) {
     double falling = rising;
@@ -148,20 +151,25 @@ __attribute__((noinline)) float wide_log10_mel(const Tables& tables, int lane, S
       rising += power * static_cast<double>(tables.rising[k]);
     }
     if (m == 0) continue;
-    const float value = falling > 1e-10 ? static_cast<float>(__builtin_log10(falling)) : kLogFloor;
+    const float value = falling > 1e-10 ? static_cast<float>(__builtin_log10(falling)) * 0.25f + 1.0f : kSilent;
     out[(m - 1) * stride] = value;
     if (value > highest) highest = value;
   }
   return highest;
 }
 
-// The mel energies' logarithms of the frames in s.power, `count` of them wanted. Returns the highest of each lane.
+struct Extremes {
+  Isa::F highest, lowest;  // of each lane
+};
+
+// The features of the frames in s.power, `count` of them wanted. The lanes that are not wanted count for the extremes too.
 template <bool kFull>
-ARKFAST_INLINE Isa::F mel_logarithms(const Tables& tables, Scratch& s, int count, float* out, std::int64_t stride) {
+ARKFAST_INLINE Extremes mel_features(const Tables& tables, Scratch& s, int count, float* out, std::int64_t stride) {
   using F = Isa::F;
-  // Below kLogFloor by enough that the error of log10_of cannot lift silence above it.
+  // Below 1e-10 by enough that the error of log10_of cannot lift silence above kSilent.
   const F least = Isa::splat(0.99e-10f);
-  F highest = Isa::splat(kLogFloor);
+  F highest = Isa::splat(kSilent);
+  F lowest = Isa::splat(kOverflow);
   F rising = Isa::splat(0.0f);
   for (int m = 0; m <= tables.n_mels; ++m) {
     F falling = rising;
@@ -172,8 +180,10 @@ ARKFAST_INLINE Isa::F mel_logarithms(const Tables& tables, Scratch& s, int count
       rising = Isa::fma(power, Isa::splat(tables.rising[k]), rising);
     }
     if (m == 0) continue;
-    const F value = log10_of(Isa::max(falling, least));
+    // (x + 4) / 4 = x / 4 + 1: a quarter is exact, so that all of these round once and alike.
+    const F value = Isa::fma(log10_of(Isa::max(falling, least)), Isa::splat(0.25f), Isa::splat(1.0f));
     highest = Isa::max(value, highest);
+    lowest = Isa::min(value, lowest);
     float* to = out + (m - 1) * stride;
     if (kFull) {
       Isa::store(to, value);
@@ -182,14 +192,20 @@ ARKFAST_INLINE Isa::F mel_logarithms(const Tables& tables, Scratch& s, int count
       for (int i = 0; i < count; ++i) to[i] = s.lanes[i];
     }
   }
-  return highest;
+  return {highest, lowest};
 }
 
-Summary log10_mel(const Tables& tables, const Signal& x, std::int64_t begin, std::int64_t end, float* out, std::int64_t stride,
-                  void* scratch) {
-  constexpr float kOverflow = 38.5f;  // FLT_MAX is 10^38.53
+ARKFAST_INLINE float lowest_lane(Isa::F lanes, Scratch& s) {
+  Isa::store(s.lanes, lanes);
+  float lowest = s.lanes[0];
+  for (int i = 1; i < Isa::kLanes; ++i) lowest = s.lanes[i] < lowest ? s.lanes[i] : lowest;
+  return lowest;
+}
+
+Summary features(const Tables& tables, const Signal& x, std::int64_t begin, std::int64_t end, float* out, std::int64_t stride,
+                 float* lowest, void* scratch) {
   Scratch& s = *static_cast<Scratch*>(scratch);
-  float highest = kLogFloor;
+  float highest = kSilent;
   Bits seen = {};
   const std::int64_t last = end + 1;  // frame f reads rows f, f + 1 and half of f + 2
   for (std::int64_t f = begin; f < end; f += Isa::kLanes) {
@@ -199,36 +215,39 @@ Summary log10_mel(const Tables& tables, const Signal& x, std::int64_t begin, std
     const bool full = f + Isa::kLanes <= end;
     const int count = full ? Isa::kLanes : static_cast<int>(end - f);
     float* to = out + (f - begin);
-    Isa::store(s.lanes, full ? mel_logarithms<true>(tables, s, count, to, stride) : mel_logarithms<false>(tables, s, count, to, stride));
+    const Extremes extremes =
+        full ? mel_features<true>(tables, s, count, to, stride) : mel_features<false>(tables, s, count, to, stride);
+    if (lowest != nullptr) lowest[(f - begin) / Isa::kLanes] = lowest_lane(extremes.lowest, s);
+    Isa::store(s.lanes, extremes.highest);
     for (int i = 0; i < count; ++i) {
       float value = s.lanes[i];
-      if (__builtin_expect(value > kOverflow, 0)) value = wide_log10_mel(tables, i, s, to + i, stride);
+      if (__builtin_expect(value > kOverflow, 0)) {
+        value = wide_features(tables, i, s, to + i, stride);
+        if (lowest != nullptr && lowest[(f - begin) / Isa::kLanes] > kSilent) lowest[(f - begin) / Isa::kLanes] = kSilent;
+      }
       if (value > highest) highest = value;
     }
   }
   return {highest, !any_nonfinite(seen)};
 }
 
-ARKFAST_INLINE float scaled(float raw, float floor) { return (raw > floor ? raw : floor) * 0.25f + 1.0f; }
+ARKFAST_INLINE float clamped(float x, float floor) { return x > floor ? x : floor; }
 
-// (x + 4) / 4 = x / 4 + 1: a quarter is exact, so both round once and alike.
-ARKFAST_INLINE Isa::F scaled(Isa::F raw, Isa::F floor) { return Isa::max(raw, floor) * Isa::splat(0.25f) + Isa::splat(1.0f); }
-
-void scale(const float* raw, std::int64_t count, float floor, float* to) {
+void clamp(const float* from, std::int64_t count, float floor, float* to) {
   const Isa::F floors = Isa::splat(floor);
   std::int64_t i = 0;
   // A vector that straddles two cache lines takes twice as long to store.
-  for (; i < count && reinterpret_cast<std::uintptr_t>(to + i) % sizeof(Isa::F) != 0; ++i) to[i] = scaled(raw[i], floor);
-  for (; i + Isa::kLanes <= count; i += Isa::kLanes) Isa::store(to + i, scaled(Isa::load(raw + i), floors));
-  for (; i < count; ++i) to[i] = scaled(raw[i], floor);
+  for (; i < count && reinterpret_cast<std::uintptr_t>(to + i) % sizeof(Isa::F) != 0; ++i) to[i] = clamped(from[i], floor);
+  for (; i + Isa::kLanes <= count; i += Isa::kLanes) Isa::store(to + i, Isa::max(Isa::load(from + i), floors));
+  for (; i < count; ++i) to[i] = clamped(from[i], floor);
 }
 
-void scale_bfloat16(const float* raw, std::int64_t count, float floor, std::uint16_t* to) {
+void clamp_bfloat16(const float* from, std::int64_t count, float floor, std::uint16_t* to) {
   const Isa::F floors = Isa::splat(floor);
   std::int64_t i = 0;
-  for (; i + Isa::kLanes <= count; i += Isa::kLanes) Isa::store_bfloat16(to + i, scaled(Isa::load(raw + i), floors));
+  for (; i + Isa::kLanes <= count; i += Isa::kLanes) Isa::store_bfloat16(to + i, Isa::max(Isa::load(from + i), floors));
   for (; i < count; ++i) {
-    const float value = scaled(raw[i], floor);
+    const float value = clamped(from[i], floor);
     std::uint32_t bits;
     __builtin_memcpy(&bits, &value, sizeof bits);
     to[i] = static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
@@ -250,5 +269,5 @@ std::int64_t find_nonfinite(const float* samples, std::int64_t count) {
 }
 
 constexpr Kernel make_kernel(const char* name) {
-  return Kernel{name, sizeof(Scratch), log10_mel, scale, scale_bfloat16, find_nonfinite};
+  return Kernel{name, sizeof(Scratch), Isa::kLanes, features, clamp, clamp_bfloat16, find_nonfinite};
 }

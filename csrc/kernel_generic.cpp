@@ -32,6 +32,7 @@ struct Isa {
     const I greater = a > b;
     return reinterpret_cast<F>((reinterpret_cast<I>(a) & greater) | (reinterpret_cast<I>(b) & ~greater));
   }
+  static inline F min(F a, F b) { return -max(-a, -b); }
   static inline F exponent(F x) { return __builtin_convertvector((reinterpret_cast<I>(x) >> 23) - 127, F); }
   static inline F mantissa(F x) { return reinterpret_cast<F>((reinterpret_cast<I>(x) & 0x007fffff) | 0x3f800000); }
 

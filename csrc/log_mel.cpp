@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -13,6 +14,7 @@ namespace arkfast {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr float kUnknown = std::numeric_limits<float>::lowest();  // of a tile: there may be something to clamp
 
 int checked_threads(int threads) {
   if (threads < 0 || threads > kMaxThreads) {
@@ -28,7 +30,11 @@ std::uint16_t to_bfloat16(float value) {
   return static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-float beyond(float highest, const float* fill) { return fill != nullptr ? *fill : (clamp_floor(highest) + 4.0f) * 0.25f; }
+template <class Value>
+void fill_beyond(Value value, int n_mels, std::int64_t frames, Value* out, std::int64_t columns) {
+  if (frames == columns) return;
+  for (int m = 0; m < n_mels; ++m) std::fill(out + m * columns + frames, out + (m + 1) * columns, value);
+}
 
 }  // namespace
 
@@ -48,9 +54,11 @@ void* thread_scratch(std::size_t bytes) {
 LogMelPlan::LogMelPlan(int n_mels, int threads, const std::string& instruction_set)
     : tables_(make_tables(n_mels)), kernel_(choose_kernel(instruction_set)), threads_(checked_threads(threads)), pool_(threads_) {}
 
-Summary LogMelPlan::raw_log10_mel(const Clip& clip, float* raw, std::int64_t stride) const {
+// lowest: for each tile of frames, no more than the lowest feature in it.
+Summary LogMelPlan::unclamped(const Clip& clip, float* out, std::int64_t stride, std::vector<float>& lowest) const {
   const Signal signal{clip.samples, 0, clip.count, clip.padded};
   const std::int64_t frames = frame_count(clip.padded);
+  lowest.assign(static_cast<std::size_t>((frames + kernel_.tile - 1) / kernel_.tile), kUnknown);
   // Frames first .. last-1 see nothing but padding: their windows begin past the clip and end before its mirror image begins.
   constexpr std::int64_t kHalf = kWindow / 2;
   const std::int64_t first = std::min(frames, (clip.count + kHalf + kHop - 1) / kHop);
@@ -58,10 +66,11 @@ Summary LogMelPlan::raw_log10_mel(const Clip& clip, float* raw, std::int64_t str
   const std::int64_t room = 2 * (clip.padded - 1) - clip.count - (kHalf - 1);
   const std::int64_t last = std::clamp(room < 0 ? 0 : room / kHop + 1, first, frames);
   void* scratch = thread_scratch(kernel_.scratch_bytes);
-  Summary summary = kernel_.log10_mel(tables_, signal, 0, first, raw, stride, scratch);
-  for (int m = 0; m < n_mels(); ++m) std::fill(raw + m * stride + first, raw + m * stride + last, kLogFloor);
+  Summary summary = kernel_.features(tables_, signal, 0, first, out, stride, lowest.data(), scratch);
+  if (first < frames && first % kernel_.tile != 0) lowest[static_cast<std::size_t>(first / kernel_.tile)] = kUnknown;
+  for (int m = 0; m < n_mels(); ++m) std::fill(out + m * stride + first, out + m * stride + last, kSilent);
   if (last < frames) {
-    const Summary end = kernel_.log10_mel(tables_, signal, last, frames, raw + last, stride, scratch);
+    const Summary end = kernel_.features(tables_, signal, last, frames, out + last, stride, nullptr, scratch);
     summary = {std::max(summary.highest, end.highest), summary.finite && end.finite};
   }
   // The last samples may lie under no window.
@@ -96,8 +105,19 @@ std::optional<BadSample> LogMelPlan::find_nonfinite(const std::vector<Clip>& cli
 
 std::optional<BadSample> LogMelPlan::compute(const std::vector<Clip>& clips, float* out, std::int64_t columns, const float* fill) const {
   return for_each_clip(clips, out, columns, [&](const Clip& clip, float* to) {
-    const Summary summary = raw_log10_mel(clip, to, columns);
-    write(to, columns, frame_count(clip.padded), summary.highest, to, columns, fill);
+    const std::int64_t frames = frame_count(clip.padded);
+    std::vector<float> lowest;
+    const Summary summary = unclamped(clip, to, columns, lowest);
+    const float floor = clamp_floor(summary.highest);
+    // Most tiles of most recordings hold nothing to clamp, and reading them again would take longer than telling.
+    for (std::size_t i = 0; i < lowest.size(); ++i) {
+      const std::size_t begin = i;
+      while (i < lowest.size() && lowest[i] < floor) ++i;
+      const std::int64_t from = static_cast<std::int64_t>(begin) * kernel_.tile;
+      const std::int64_t count = std::min(frames, static_cast<std::int64_t>(i) * kernel_.tile) - from;
+      clamp(to + from, columns, count, floor, to + from, columns);
+    }
+    fill_beyond(fill != nullptr ? *fill : floor, n_mels(), frames, to, columns);
     return summary.finite;
   });
 }
@@ -106,35 +126,25 @@ std::optional<BadSample> LogMelPlan::compute(const std::vector<Clip>& clips, std
                                              const float* fill) const {
   return for_each_clip(clips, out, columns, [&](const Clip& clip, std::uint16_t* to) {
     const std::int64_t frames = frame_count(clip.padded);
-    const std::unique_ptr<float[]> raw(new float[static_cast<std::size_t>(n_mels() * frames)]);  // not zeroed, unlike std::vector
-    const Summary summary = raw_log10_mel(clip, raw.get(), frames);
-    write(raw.get(), frames, frames, summary.highest, to, columns, fill);
+    const std::unique_ptr<float[]> values(new float[static_cast<std::size_t>(n_mels() * frames)]);  // not zeroed, unlike std::vector
+    std::vector<float> lowest;
+    const Summary summary = unclamped(clip, values.get(), frames, lowest);
+    const float floor = clamp_floor(summary.highest);
+    clamp(values.get(), frames, frames, floor, to, columns);
+    fill_beyond(to_bfloat16(fill != nullptr ? *fill : floor), n_mels(), frames, to, columns);
     return summary.finite;
   });
 }
 
-void LogMelPlan::write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, float* out, std::int64_t columns,
-                       const float* fill) const {
-  const float floor = clamp_floor(highest);
-  if (frames == columns && frames == raw_stride) {  // one run has one tail
-    kernel_.scale(raw, n_mels() * frames, floor, out);
-    return;
-  }
-  for (int m = 0; m < n_mels(); ++m) {
-    float* row = out + m * columns;
-    kernel_.scale(raw + m * raw_stride, frames, floor, row);
-    std::fill(row + frames, row + columns, beyond(highest, fill));
-  }
+void LogMelPlan::clamp(const float* unclamped, std::int64_t stride, std::int64_t frames, float floor, float* out,
+                       std::int64_t columns) const {
+  if (frames <= 0) return;
+  for (int m = 0; m < n_mels(); ++m) kernel_.clamp(unclamped + m * stride, frames, floor, out + m * columns);
 }
 
-void LogMelPlan::write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, std::uint16_t* out,
-                       std::int64_t columns, const float* fill) const {
-  const float floor = clamp_floor(highest);
-  for (int m = 0; m < n_mels(); ++m) {
-    std::uint16_t* row = out + m * columns;
-    kernel_.scale_bfloat16(raw + m * raw_stride, frames, floor, row);
-    std::fill(row + frames, row + columns, to_bfloat16(beyond(highest, fill)));
-  }
+void LogMelPlan::clamp(const float* unclamped, std::int64_t stride, std::int64_t frames, float floor, std::uint16_t* out,
+                       std::int64_t columns) const {
+  for (int m = 0; m < n_mels(); ++m) kernel_.clamp_bfloat16(unclamped + m * stride, frames, floor, out + m * columns);
 }
 
 }  // namespace arkfast

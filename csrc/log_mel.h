@@ -27,8 +27,8 @@ struct BadSample {
 
 inline std::int64_t frame_count(std::int64_t padded) { return padded / kHop; }
 
-// The lowest value that scaling keeps, given the highest raw one: 8 decades below it.
-inline float clamp_floor(float highest) { return highest - 8.0f > kLogFloor ? highest - 8.0f : kLogFloor; }
+// The lowest feature that clamping keeps, given the highest one: 8 decades, or two units, below it.
+inline float clamp_floor(float highest) { return highest - 2.0f > kSilent ? highest - 2.0f : kSilent; }
 
 // Memory for a kernel, 64-byte aligned, kept by the calling thread for its next call.
 void* thread_scratch(std::size_t bytes);
@@ -55,14 +55,12 @@ class LogMelPlan {
   // The same answer without computing anything.
   std::optional<BadSample> find_nonfinite(const std::vector<Clip>& clips) const;
 
-  // Scales `frames` raw columns of rows `raw_stride` apart into [n_mels, columns], and fills the rest; see compute.
-  void write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, float* out, std::int64_t columns,
-             const float* fill) const;
-  void write(const float* raw, std::int64_t raw_stride, std::int64_t frames, float highest, std::uint16_t* out, std::int64_t columns,
-             const float* fill) const;
+  // Clamps `frames` unclamped columns of rows `stride` apart to [n_mels, frames] in rows `columns` apart.
+  void clamp(const float* unclamped, std::int64_t stride, std::int64_t frames, float floor, float* out, std::int64_t columns) const;
+  void clamp(const float* unclamped, std::int64_t stride, std::int64_t frames, float floor, std::uint16_t* out, std::int64_t columns) const;
 
  private:
-  Summary raw_log10_mel(const Clip& clip, float* raw, std::int64_t stride) const;
+  Summary unclamped(const Clip& clip, float* out, std::int64_t stride, std::vector<float>& lowest) const;
   template <class Value, class Work>
   std::optional<BadSample> for_each_clip(const std::vector<Clip>& clips, Value* out, std::int64_t columns, const Work& work) const;
 

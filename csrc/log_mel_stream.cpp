@@ -18,9 +18,9 @@ void LogMelStream::reserve(std::int64_t frames) const {
   const std::int64_t capacity = std::max(frames, 2 * capacity_);
   std::vector<float> grown(static_cast<std::size_t>(plan_.n_mels() * capacity));
   for (int m = 0; m < plan_.n_mels(); ++m) {
-    std::copy_n(raw_.data() + m * capacity_, settled_, grown.data() + m * capacity);
+    std::copy_n(unclamped_.data() + m * capacity_, settled_, grown.data() + m * capacity);
   }
-  raw_.swap(grown);
+  unclamped_.swap(grown);
   capacity_ = capacity;
 }
 
@@ -34,7 +34,7 @@ void LogMelStream::push(const float* samples, std::int64_t count) {
   const Signal signal{samples_.data(), first_, count_, padded_length(count_)};
   void* scratch = thread_scratch(plan_.kernel().scratch_bytes);
   const Summary summary =
-      plan_.kernel().log10_mel(plan_.tables(), signal, settled_, settled, raw_.data() + settled_, capacity_, scratch);
+      plan_.kernel().features(plan_.tables(), signal, settled_, settled, unclamped_.data() + settled_, capacity_, nullptr, scratch);
   highest_ = std::max(highest_, summary.highest);
   settled_ = settled;
   const std::int64_t needed = std::max<std::int64_t>(0, settled_ * kHop - kHalf);
@@ -57,10 +57,10 @@ void LogMelStream::write_values(Value* out, std::int64_t columns, bool final) co
     const Signal signal{samples_.data(), first_, count_, padded_length(count_)};
     void* scratch = thread_scratch(plan_.kernel().scratch_bytes);
     const Summary summary =
-        plan_.kernel().log10_mel(plan_.tables(), signal, settled_, frames, raw_.data() + settled_, capacity_, scratch);
+        plan_.kernel().features(plan_.tables(), signal, settled_, frames, unclamped_.data() + settled_, capacity_, nullptr, scratch);
     highest = std::max(highest, summary.highest);
   }
-  plan_.write(raw_.data(), capacity_, frames, highest, out, columns, nullptr);
+  plan_.clamp(unclamped_.data(), capacity_, frames, clamp_floor(highest), out, columns);
 }
 
 void LogMelStream::write(float* out, std::int64_t columns, bool final) const { write_values(out, columns, final); }

@@ -8,7 +8,7 @@
 
 namespace arkfast {
 
-// Keeps the raw log10 mel of every settled frame, 4 n_mels bytes each, and the samples that later frames still need. Frames do not depend
+// Keeps the unclamped features of every settled frame, 4 n_mels bytes each, and the samples that later frames still need. Frames do not depend
 // on each other and the clamp is applied when reading, so the whole equals LogMelPlan's result bit for bit. One thread at a time.
 class LogMelStream {
  public:
@@ -38,10 +38,10 @@ class LogMelStream {
   std::int64_t first_ = 0;
   std::int64_t count_ = 0;
   // [n_mels, capacity_], the first settled_ columns of each row in use; reading may put the unsettled frames behind them.
-  mutable std::vector<float> raw_;
+  mutable std::vector<float> unclamped_;
   mutable std::int64_t capacity_ = 0;
   std::int64_t settled_ = 0;
-  float highest_ = kLogFloor;
+  float highest_ = kSilent;
 };
 
 }  // namespace arkfast

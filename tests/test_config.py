@@ -29,6 +29,10 @@ class Example:
     """Who."""
     sizes: tuple[int, ...] = (1, 2)
     """How large."""
+    loud: bool = False
+    """Whether it is heard."""
+    certain: bool | None = None
+    """Whether, where that is known."""
 
     def __post_init__(self) -> None:
         if self.top_k < 1:
@@ -44,6 +48,29 @@ def test_defaults_types_and_both_spellings():
     assert config == Example(input=Path("a.jsonl"), top_k=8, shuffle=False, rate=2e-5, name="x", sizes=(3, 4, 5))
     assert read("--input", "a", "--top_k", "8").top_k == 8
     assert read("--input", "a", "--name", "none").name is None
+
+
+def test_a_boolean_flag_stands_alone_or_with_a_value():
+    assert read("--input", "a", "--loud").loud is True
+    assert read("--loud", "--input", "a", "--top_k", "4") == Example(input=Path("a"), top_k=4, loud=True)
+    assert read("--input", "a", "--loud", "false", "--shuffle").loud is False
+    assert read("--input", "a", "--loud=yes", "--loud", "no").loud is False  # the last one holds
+    assert [read("--input", "a", *flags).certain for flags in ((), ("--certain",), ("--certain", "none"))] == [None, True, None]
+
+
+def test_no_other_flag_stands_alone(capsys):
+    for flag in ("--top_k", "--name", "--mode", "--sizes"):
+        with pytest.raises(SystemExit) as stopped:
+            read("--input", "a", flag)
+        assert stopped.value.code == 2
+        assert f"argument {flag}: expected one argument" in capsys.readouterr().err
+
+
+def test_a_bare_flag_wins_over_yaml(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("input: a\nloud: false\n")
+    assert read("--config", str(file)).loud is False
+    assert read("--config", str(file), "--loud").loud is True
 
 
 def test_flags_win_over_yaml_over_defaults(tmp_path):
@@ -62,6 +89,7 @@ def test_flags_win_over_yaml_over_defaults(tmp_path):
         (("--input", "a", "--top_k", "many"), "--top_k: expected int, got 'many'"),
         (("--input", "a", "--top_k", "0"), "--top_k: must be at least 1, got 0"),
         (("--input", "a", "--shuffle", "perhaps"), "--shuffle: expected True or False, got 'perhaps'"),
+        (("--input", "a", "--shuffle", "true", "stray"), "unexpected argument 'stray'"),
         (("--input", "a", "--mode", "medium"), "--mode: expected one of fast, slow, got 'medium'"),
         (("--top_k", "3"), "required: --input"),
         (("--config", "absent.yaml"), "--config absent.yaml: cannot be read"),
@@ -134,4 +162,5 @@ def test_every_flag_of_the_product_has_a_sentence_and_is_read():
 def test_to_dict_is_json():
     assert to_dict(Example(input=Path("a"))) == {
         "input": "a", "top_k": 32, "rate": 1e-6, "shuffle": True, "mode": "fast", "name": None, "sizes": [1, 2],
+        "loud": False, "certain": None,
     }  # fmt: skip

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # ``records`` defines, and a command imports the doors, so ``config`` and ``cli`` have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records"}, {"numpy", "torch"}),
-    ({"config"}, {"yaml"}),
+    ({"config", "plots"}, {"yaml"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
     ({"audio"}, {"soundfile", "soxr", "av"}),
     ({"data"}, {"tokenizers"}),

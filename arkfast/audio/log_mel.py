@@ -123,18 +123,22 @@ class LogMel:
         clips = [_clip(f"waveform {i}", item, max_samples, overlong) for i, item in enumerate(waveforms)]
         lengths = [max(len(clip), WINDOW_LENGTH) for clip in clips]
         longest = max(lengths)
-        frames = np.array([length // HOP_LENGTH for length in lengths], dtype=np.int64)
-        padded = np.array([longest] * len(clips) if pad == "hf_batch" else lengths, dtype=np.int64)
+        padded = np.array(lengths, dtype=np.int64)
+        frames = padded // HOP_LENGTH
+        if pad == "hf_batch":
+            padded[:] = longest
         columns = longest // HOP_LENGTH
         if pad_to_multiple_of is not None:
             columns = -(-columns // pad_to_multiple_of) * pad_to_multiple_of
         shape = (len(clips), self.n_mels, columns)
-        features = new_features(shape, dtype) if out is None else out
-        memory = memory_of(features, dtype)
-        if memory.ndim != 3 or memory.shape[:2] != shape[:2] or memory.shape[2] < shape[2]:
-            raise ValueError(f"LogMel: out must have the shape [{shape[0]}, {shape[1]}, {shape[2]} or more], got {list(memory.shape)}")
-        # Computing finds bad samples at no cost, but only after having written.
-        bad = None if out is None else self._plan.find_nonfinite(clips)
+        bad = None
+        if out is None:
+            features, memory = new_features(shape, dtype)
+        else:
+            features, memory = out, memory_of(out, dtype)
+            if memory.ndim != 3 or memory.shape[:2] != shape[:2] or memory.shape[2] < shape[2]:
+                raise ValueError(f"LogMel: out must have the shape [{shape[0]}, {shape[1]}, {shape[2]} or more], got {list(memory.shape)}")
+            bad = self._plan.find_nonfinite(clips)  # computing finds them at no cost, but only after having written
         bad = bad or self._plan.compute(clips, padded, memory, None if fill == "floor" else float(fill))
         if bad is not None:
             item, sample = bad

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arkfast.audio.backend import Plan
-from arkfast.audio.waveform import as_samples, memory_of, new_features, nonfinite, too_long
+from arkfast.audio.waveform import as_samples, new_features, nonfinite, too_long
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class LogMelStream:
         with self._lock:
             if final and not self._stream.samples:
                 raise InputError("LogMel stream: no samples were pushed")
-            features = new_features((self.n_mels, self._stream.frames(final)), self._dtype)
-            self._stream.write(memory_of(features, self._dtype), final)
+            features, memory = new_features((self.n_mels, self._stream.frames(final)), self._dtype)
+            self._stream.write(memory, final)
             return features
 
     def finish(self) -> NDArray[np.float32] | torch.Tensor:

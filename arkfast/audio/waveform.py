@@ -57,13 +57,15 @@ def too_long(label: str, count: int, max_samples: int, advice: str) -> InputErro
     return InputError(f"{label} has {count} samples ({count / SAMPLING_RATE:.2f} s), over the limit of {max_samples}: {advice}")
 
 
-def new_features(shape: tuple[int, ...], dtype: str) -> NDArray[np.float32] | torch.Tensor:
-    """Uninitialised features: a NumPy array, or for "bfloat16", which NumPy lacks, a CPU tensor."""
+def new_features(shape: tuple[int, ...], dtype: str) -> tuple[NDArray[np.float32] | torch.Tensor, NDArray[np.float32] | NDArray[np.uint16]]:
+    """Uninitialised features, a NumPy array or for "bfloat16", which NumPy lacks, a CPU tensor; and their memory, as ``memory_of``."""
     if dtype == "float32":
-        return np.empty(shape, dtype=np.float32)
+        array = np.empty(shape, dtype=np.float32)
+        return array, array
     import torch
 
-    return torch.empty(shape, dtype=torch.bfloat16)
+    tensor = torch.empty(shape, dtype=torch.bfloat16)
+    return tensor, memory_of(tensor, dtype)
 
 
 def memory_of(features: NDArray[np.float32] | torch.Tensor, dtype: str) -> NDArray[np.float32] | NDArray[np.uint16]:

@@ -6,7 +6,7 @@ Knows how the order, the pipeline and the memory of features meet; decoding, wor
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Generic, TypeVar
 
@@ -97,27 +97,46 @@ class Loader(Generic[B]):
             Exception: whatever the pipeline or ``make`` raised, in its turn.
         """
         sizes: deque[int] = deque()
+        with closing(self.planned(self._from(cursor, sizes))) as planned:
+            for batch in planned:
+                cursor += sizes.popleft()
+                if batch is not None:
+                    yield batch, cursor
+
+    def planned(self, plan: Iterable[list[int]]) -> Iterator[B | None]:
+        """A batch for each list of row numbers, in order; None for one without a usable row, which the policy has passed over.
+
+        Args:
+            plan: read as far ahead as the pipeline reaches.
+
+        Raises:
+            InputError: as the policy says, or no row of as many as an epoch has is usable.
+            Exception: whatever the pipeline or ``make`` raised, in its turn.
+        """
+        sizes: deque[int] = deque()
         barren = 0
-        with closing(self._pipeline.features(self._asked(cursor, sizes))) as stream:
+        with closing(self._pipeline.features(self._asked(plan, sizes))) as stream:
             for item in stream:
                 # The batch's size was noted before its first row was asked for.
-                items = [item, *(next(stream) for _ in range(sizes[0] - 1))]
-                cursor += sizes.popleft()
+                items = [item, *(next(stream) for _ in range(sizes.popleft() - 1))]
                 usable = [self._remember(item) for item in items if not isinstance(item.features, InputError)]
-                if usable:
-                    barren = 0
-                    yield self._make(usable), cursor
-                    continue
-                barren += len(items)
+                barren = 0 if usable else barren + len(items)
                 if barren >= len(self._rows):
                     raise InputError(f"none of the {len(self._rows)} rows has usable audio; the last: {items[-1].features}")
+                yield self._make(usable) if usable else None
 
-    def _asked(self, cursor: int, sizes: deque[int]) -> Iterator[Utterance | FeatureItem]:
-        """Rows in order, those whose features are kept as what is known of them; ``sizes`` gets each batch's length."""
+    def _from(self, cursor: int, sizes: deque[int]) -> Iterator[list[int]]:
+        """The order's batches from ``cursor`` on; ``sizes`` gets each one's length."""
         while True:
             picked = self._order.batch(cursor)
             sizes.append(len(picked))
             cursor += len(picked)
+            yield picked
+
+    def _asked(self, plan: Iterable[list[int]], sizes: deque[int]) -> Iterator[Utterance | FeatureItem]:
+        """Rows in order, those whose features are kept as what is known of them; ``sizes`` gets each batch's length."""
+        for picked in plan:
+            sizes.append(len(picked))
             for i in picked:
                 kept = self._kept(self._rows[i])
                 yield self._rows[i] if kept is None else FeatureItem(self._rows[i], kept)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arkfast.audio import LogMel
-from arkfast.data.pool import Job, Pool
+from arkfast.data.pool import Job, Pool, WorkersBroken
 from arkfast.data.worker import Features, Prepare
 from arkfast.records import InputError, Utterance
 
@@ -108,6 +108,7 @@ class FeaturePipeline:
             It must be picklable, and come from a module that a worker can import.
         on_bad_audio: ``fail``, ``skip:<max ratio>``, or a policy that the caller keeps.
         timeout: seconds that a worker may spend on one clip.
+        isolate: whatever an extractor raises is that clip's fault, as bad audio is, save a missing package.
 
     Raises:
         ValueError: a number out of range, a rule that is neither form, or extractors that cannot be pickled.
@@ -123,6 +124,7 @@ class FeaturePipeline:
         prepare: Prepare | None = None,
         on_bad_audio: str | BadAudioPolicy = "fail",
         timeout: float = 120.0,
+        isolate: bool = False,
     ) -> None:
         for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
             if value < least:
@@ -140,7 +142,7 @@ class FeaturePipeline:
                 pickle.dumps(self._features, protocol=5)
             except Exception as error:  # pickle raises whatever an object's own methods raise, and three types of its own
                 raise ValueError(f"FeaturePipeline: prepare cannot be sent to workers ({error}); give a function of a module") from error
-        self._workers, self._timeout = workers, timeout
+        self._workers, self._timeout, self._isolate = workers, timeout, isolate
         self._window = min(workers * prefetch, MAX_WINDOW)
 
     def features(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
@@ -154,7 +156,7 @@ class FeaturePipeline:
 
         Raises:
             InputError: in a bad item's turn, as the policy says.
-            RuntimeError: workers cannot be started.
+            WorkersBroken: workers cannot be started.
             Exception: whatever else an extractor raised, in its item's turn, and whatever ``items`` raised, after the items before.
         """
         with closing(self._ahead(items) if self._workers else self._here(items)) as stream:
@@ -167,12 +169,17 @@ class FeaturePipeline:
             if isinstance(item, FeatureItem):
                 yield item
                 continue
-            try:
-                features, prepared = self._features(item)
-            except InputError as error:
-                yield FeatureItem(item, error)
-            else:
-                yield FeatureItem(item, features, prepared)
+            yield self._item(item, lambda item=item: self._features(item))
+
+    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, Any]]) -> FeatureItem:
+        try:
+            return FeatureItem(utterance, *make())
+        except InputError as error:
+            return FeatureItem(utterance, error)
+        except Exception as error:
+            if not self._isolate or isinstance(error, (ImportError, WorkersBroken)):
+                raise
+            return FeatureItem(utterance, InputError(f"{utterance.name}: {type(error).__name__}: {' '.join(str(error).split())}"))
 
     def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
         window: deque[Job | FeatureItem | Exception] = deque()
@@ -197,4 +204,4 @@ class FeaturePipeline:
                 if isinstance(head, FeatureItem):
                     yield head
                 else:
-                    yield FeatureItem(head.utterance, *pool.take(head))
+                    yield self._item(head.utterance, lambda head=head: pool.take(head))

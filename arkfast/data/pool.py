@@ -47,6 +47,10 @@ _WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRE
 _BOOTSTRAP = "import sys; sys.path[:] = sys.argv[1].splitlines(); from arkfast.data.worker import main; main(*map(int, sys.argv[2:]))"
 
 
+class WorkersBroken(RuntimeError):
+    """Feature workers cannot be started: no clip can be read."""
+
+
 @dataclass(eq=False)
 class Job:
     """One clip in flight."""
@@ -119,7 +123,7 @@ class Pool:
         """A job's features, or why there are none, and its prepared value, waited for; its slot is free afterwards.
 
         Raises:
-            RuntimeError: workers cannot be started.
+            WorkersBroken: workers cannot be started.
             Exception: what an extractor raised, unless it was an ``InputError``.
         """
         while job.reply is None:
@@ -208,7 +212,7 @@ class Pool:
             return False
         if kind == BROKEN:
             reason = inline.decode(errors="replace")
-            raise RuntimeError(f"a feature worker cannot load its extractors; define them in a module that it can import:\n{reason}")
+            raise WorkersBroken(f"a feature worker cannot load its extractors; define them in a module that it can import:\n{reason}")
         process.since = time.monotonic()
         if kind == READY:
             process.ready, self._failed_starts = True, 0
@@ -232,7 +236,7 @@ class Pool:
         if not process.ready:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS:
-                raise RuntimeError(f"feature workers cannot start: {self._failed_starts} in a row {reason}; see standard error")
+                raise WorkersBroken(f"feature workers cannot start: {self._failed_starts} in a row {reason}; see standard error")
         elif jobs:
             jobs[0].deaths.append(reason)
         for job in jobs:

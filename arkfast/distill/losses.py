@@ -25,7 +25,8 @@ class LossSum:
     count: torch.Tensor
     """Scalar float32, how many positions the sum counts."""
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
-    """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up."""
+    """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up; a count of
+    0 leaves the sum."""
 
 
 class CTCHead(torch.nn.Linear):
@@ -117,8 +118,14 @@ def opd_loss(model: Any, batch: Batch, audio: Audio, rollout: Rollout, scores: T
     )
     count = union.valid.sum().float()
     support = torch.where(union.valid, union.support, 0).sum().float()
+    # What the teacher cannot see is in no union; of the rest, ids of both lists are counted twice before and once in it.
+    listed = torch.where(union.valid, torch.isfinite(teacher_scores).sum(1), 0).sum().float()
     return LossSum(
         total=union.loss,
         count=count,
-        metrics={"opd_loss": (union.loss.detach(), count), "opd_valid_topk_mean": (support, count)},
+        metrics={
+            "opd_loss": (union.loss.detach(), count),
+            "opd_valid_topk_mean": (support, count),
+            "opd_overlap_mean": (listed - support, count),
+        },
     )

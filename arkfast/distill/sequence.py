@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from arkfast.engine.masks import decoder_mask
+from arkfast.engine.masks import causal_mask
 from arkfast.records import Batch, Rollout
 
 Out = TypeVar("Out")
@@ -44,5 +44,5 @@ def at_predicting_positions(
 
     row, position = rollout.packed_index()
     select = row * width + prompt_lens[row] + position - 1
-    mask = decoder_mask(model.config, column[None], width, rows.dtype, from_zero=True)
+    mask = causal_mask(model.config, width, rows)
     return model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)

@@ -7,6 +7,8 @@ The student encodes its audio once a step: the rollout reads the embeddings that
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,38 +17,111 @@ import torch
 from arkfast.distill.losses import CTCHead, LossSum, cross_entropy_loss, opd_loss
 from arkfast.distill.teachers import Teacher
 from arkfast.engine import Engine
-from arkfast.records import Batch, Rollout
+from arkfast.records import Batch, Rollout, TeacherScores
+
+Phase = Callable[[str], AbstractContextManager[Any]]
+
+GENERATED = ("generated_tokens_mean", "generated_nonempty", "generated_stopped")
+END_TOKEN = ("opd_nonterminal_rows", "opd_nonterminal_eos_candidate_rows", "opd_terminal_rows", "opd_terminal_eos_candidate_rows")
 
 
-def opd_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, tau: float, **decoding: Any) -> LossSum:
-    """On-policy distillation on one batch; ``tau`` is the loss's temperature, ``decoding`` goes to ``Engine.rollout``."""
-    audio = student.get_audio_features(batch.mel, batch.mel_lens)
-    rollout = engine.rollout(batch, audio=audio, **decoding)
-    scores = teacher.score(batch, rollout)
-    loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
-    return _with_rollout_metrics(loss, rollout)
+def metric_names(stage: str, *, ctc: bool = False) -> tuple[str, ...]:
+    """What a step of ``stage`` measures: the names in its ``LossSum.metrics``. ``ctc`` says that the CTC term is on."""
+    if stage == "opd":
+        return ("opd_loss", "opd_valid_topk_mean", "opd_overlap_mean", *END_TOKEN, *GENERATED)
+    return ("asr_loss", *GENERATED) if stage == "td" else ("asr_loss", *(["ctc_loss"] if ctc else []))
 
 
-def td_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, max_new_tokens: int) -> LossSum:
+def _untimed(_name: str) -> AbstractContextManager[Any]:
+    return nullcontext()
+
+
+def opd_step(
+    student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, tau: float, phase: Phase = _untimed, **decoding: Any
+) -> LossSum:
+    """On-policy distillation on one batch.
+
+    Args:
+        student: the model to train.
+        engine: decodes with it.
+        teacher: scores what it produced.
+        batch: B utterances.
+        tau: the loss's temperature.
+        phase: entered by the name of each part of the step, to time it.
+        **decoding: goes to ``Engine.rollout``.
+    """
+    with phase("encode"):
+        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+        begun = teacher.begin(batch)
+    with phase("rollout"):
+        rollout = engine.rollout(batch, audio=audio, **decoding)
+    with phase("teacher"):
+        scores = teacher.score(batch, rollout, begun)
+    with phase("student_score"):
+        loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
+    ends = _end_token_metrics(rollout, scores, engine.allowed.stop_ids)
+    return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends), rollout)
+
+
+def td_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, max_new_tokens: int, phase: Phase = _untimed) -> LossSum:
     """Teacher data on one batch: the teacher's own greedy transcripts as labels. ``engine`` gives the ids that have no probability."""
-    labels = teacher.transcribe(batch, max_new_tokens=max_new_tokens)
-    audio = student.get_audio_features(batch.mel, batch.mel_lens)
-    return _with_rollout_metrics(cross_entropy_loss(student, batch, audio, labels, engine.blocked), labels)
+    with phase("teacher"):
+        labels = teacher.transcribe(batch, max_new_tokens=max_new_tokens)
+    with phase("encode"):
+        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    with phase("student_score"):
+        loss = cross_entropy_loss(student, batch, audio, labels, engine.blocked)
+    return _with_rollout_metrics(loss, labels)
 
 
-def sft_step(student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0) -> LossSum:
+def sft_step(
+    student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0, phase: Phase = _untimed
+) -> LossSum:
     """Supervised fine-tuning on one batch of references."""
+    with phase("encode"):
+        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    with phase("student_score"):
+        return cross_entropy_loss(student, batch, audio, _references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
+
+
+def idle_step(student: Any, engine: Engine, batch: Batch, *, stage: str, ctc_head: CTCHead | None = None) -> torch.Tensor:
+    """A zero that hangs on every parameter of the student, for a rank that has no batch while the others take a step.
+
+    It does what a step of ``stage`` does with the student, in the same order, so that a sharded student's collectives meet those of the
+    other ranks. ``batch`` is anything with a transcript.
+    """
+    audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    if stage == "opd":
+        engine.rollout(batch, audio=audio, max_new_tokens=1)
+    loss = cross_entropy_loss(
+        student, batch, audio, _references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=float(ctc_head is not None)
+    )
+    return 0.0 * loss.total
+
+
+def _references(batch: Batch) -> Rollout:
+    """A batch's transcripts as if they had been produced."""
     assert batch.target_ids is not None, "a supervised batch carries targets"
     assert batch.target_lens is not None
     device = batch.target_ids.device
-    target = Rollout(
+    return Rollout(
         tokens=batch.target_ids,
         lens=batch.target_lens,
         stopped=torch.ones(batch.size, dtype=torch.bool, device=device),
         owner=torch.arange(batch.size, device=device),
     )
-    audio = student.get_audio_features(batch.mel, batch.mel_lens)
-    return cross_entropy_loss(student, batch, audio, target, engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
+
+
+def _end_token_metrics(rollout: Rollout, scores: TeacherScores, stop_ids: tuple[int, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """How many positions end their row, how many do not, and at how many of each an end token is a candidate; sums, so their count is 0."""
+    assert rollout.topk_ids is not None
+    row, position = rollout.packed_index()
+    ends = rollout.stopped[row] & (position == rollout.lens[row] - 1)
+    stops = torch.tensor(stop_ids, device=row.device)
+    listed = torch.isin(rollout.topk_ids, stops).any(1) | torch.isin(scores.ids, stops).any(1)
+    none = torch.zeros((), device=row.device)
+    found = (~ends, ~ends & listed, ends, ends & listed)
+    return {name: (where.sum().float(), none) for name, where in zip(END_TOKEN, found, strict=True)}
 
 
 def _with_rollout_metrics(loss: LossSum, rollout: Rollout) -> LossSum:

@@ -1,7 +1,7 @@
-"""A key-value cache with one preallocated slot a sequence.
+"""Keys and values of what is being decoded: one preallocated slot a sequence, and the keys that a prefill makes.
 
-Knows where keys stand; knows nothing of tokens. Every row has its own write position, so prompts are padded on the right and no
-position is ever shifted. Transformers' decoder calls only ``update`` when positions and masks are given.
+Knows where keys stand; knows nothing of tokens. Every row has its own write position, so prompts are padded on the right and no position
+is ever shifted.
 """
 
 from __future__ import annotations
@@ -11,50 +11,54 @@ from typing import Any
 import torch
 
 
+class PromptCache:
+    """The keys and values of one prefill, as Transformers' decoder hands them over: it calls ``update`` once a layer."""
+
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keep ``keys`` and ``values`` [rows, kv heads, prompt, head size] and give them back: a prompt attends to itself alone."""
+        assert layer == len(self.keys), "layers come in order"
+        self.keys.append(keys)
+        self.values.append(values)
+        return keys, values
+
+
 class SlotCache:
-    """Keys and values [layers, rows, kv heads, length, head size], written in place.
+    """Keys and values of ``rows`` sequences of up to ``length`` positions, written in place.
+
+    What stands past a row's own length is finite: memory is zeroed once, and ``clear`` wipes a row that may hold NaN.
 
     Args:
         config: the decoder's configuration.
-        rows: sequences held.
-        length: positions of each sequence.
+        rows, length: as above.
         dtype, device: of keys and values.
+
+    Attributes:
+        keys, values: one tensor [rows, kv heads, length, head size] a layer.
     """
 
     def __init__(self, config: Any, rows: int, length: int, *, dtype: torch.dtype, device: torch.device) -> None:
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, length, head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self._rows = torch.arange(rows, device=device)
-        self._positions: torch.Tensor | None = None
-        self.limit = 0
+        head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, length, head_size)
+        self.rows, self.length = rows, length
+        self.keys = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
+        self.values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
 
-    def write_at(self, positions: torch.Tensor | None, limit: int) -> None:
-        """Say where the next forward writes: ``positions`` [rows] for one token a row, None for positions 0 … of a prefill.
+    def admit(self, prompts: PromptCache, source: torch.Tensor, rows: slice) -> None:
+        """Copy the prompts ``source`` [rows] int64 of a prefill into the slots ``rows``."""
+        width = prompts.keys[0].shape[2]
+        for own, new in zip((*self.keys, *self.values), (*prompts.keys, *prompts.values), strict=True):
+            own[rows, :, :width] = new.index_select(0, source)
 
-        Attention then sees the first ``limit`` positions; the mask hides those past each row's own.
-        """
-        self._positions, self.limit = positions, limit
+    def move(self, source: torch.Tensor, target: torch.Tensor, width: int) -> None:
+        """Copy the first ``width`` positions of the slots ``source`` [n] int64 over those of ``target`` [n]; the two are disjoint."""
+        for own in (*self.keys, *self.values):
+            own[target, :, :width] = own[source, :, :width]
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store ``keys`` and ``values`` [rows, kv heads, tokens, head size] and return all that attention may look at."""
-        if self._positions is None:
-            self.keys[layer, :, :, : keys.shape[2]] = keys
-            self.values[layer, :, :, : values.shape[2]] = values
-        else:
-            self.keys[layer, self._rows, :, self._positions] = keys[:, :, 0]
-            self.values[layer, self._rows, :, self._positions] = values[:, :, 0]
-        return self.keys[layer, :, :, : self.limit], self.values[layer, :, :, : self.limit]
-
-    def repeat(self, times: int, length: int) -> SlotCache:
-        """A cache with every row ``times`` times in a row, of ``length`` positions."""
-        if times == 1 and length <= self.keys.shape[3]:
-            return self
-        new = object.__new__(SlotCache)
-        grow = length - self.keys.shape[3]
-        new.keys = torch.nn.functional.pad(self.keys.repeat_interleave(times, dim=1), (0, 0, 0, max(grow, 0)))
-        new.values = torch.nn.functional.pad(self.values.repeat_interleave(times, dim=1), (0, 0, 0, max(grow, 0)))
-        new._rows = torch.arange(new.keys.shape[1], device=self.keys.device)
-        new._positions, new.limit = None, 0
-        return new
+    def clear(self, rows: torch.Tensor) -> None:
+        """Zero the slots ``rows`` [n] int64."""
+        for own in (*self.keys, *self.values):
+            own[rows] = 0

@@ -1,52 +1,195 @@
 """Decoding: prompts in, ids out.
 
-One cache, one token mask, one stop rule for training's rollouts, transcription and the service. Knows the model's decoder and which
-ids are allowed; knows neither text nor files. Prompts are padded on the right and every row keeps its own positions, so a row's tokens
-do not depend on its batch mates.
+One cache, one token mask, one stop rule for training's rollouts, transcription and the service. Requests wait in a queue; they are encoded
+and prefilled in groups of similar length, take a slot each, and leave it when they end, so that short ones do not wait for long ones.
+Knows queues and slots; knows neither text nor files. A row's tokens do not depend on its batch mates, its slot or the order.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from arkfast.engine.cache import SlotCache
-from arkfast.engine.masks import decoder_mask
-from arkfast.engine.sampling import gumbel_noise, restrict
-from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
-from arkfast.records import AllowedTokens, Batch, Rollout
+from arkfast.data import audio_token_count
+from arkfast.engine.collect import RolloutBuffers
+from arkfast.engine.decoder import check_decoder
+from arkfast.engine.guards import LOOP_WINDOW
+from arkfast.engine.prefill import PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, suited
+from arkfast.engine.request import Finished, FinishReason, Request, Sampling
+from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
+from arkfast.engine.slots import Entry, Slots
+from arkfast.records import AllowedTokens, Batch, InputError, Rollout
 
-STOP_CHECK_EVERY = 8  # decode steps between two looks at whether every row has stopped: each look waits for the device
+LOOK_EVERY = {"cuda": 8, "cpu": 2}
+"""Decode steps between two looks at which rows have ended. A look waits for the device; between looks, ended rows are computed in vain."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """A prompt in the queue, and the rows that will go on after it."""
+
+    prompt: torch.Tensor
+    audio: torch.Tensor | None
+    """[N, H] embeddings where they are known."""
+    mel: torch.Tensor | None
+    entries: list[Entry]
 
 
 class Engine:
-    """Decodes batches with one model.
+    """Decodes with one model.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``; its weights are read at each call, so a trained model needs no new engine.
+        model: an ``ArkasrForConditionalGeneration``; its weights are read at each step, so a trained model needs no new engine.
         allowed: which ids may be produced and which end a row.
+        slots: rows decoded at once by ``submit`` and ``step``, and the most at once in ``rollout``, which by default takes all it is given.
+        max_len: prompt and produced ids of a request together; of ``submit`` and ``step`` only.
+        max_new_tokens: the most ids that a request may ask for; of ``submit`` and ``step`` only.
         topk: how many of the model's best ids to keep at each produced position (0: none).
-        logprobs: keep each produced token's log-probability.
+        logprobs: keep each produced id's log-probability.
+        look_every: decode steps between two looks at which rows have ended; None: 8 on a GPU, 2 on a CPU.
+        cut_loops: end a row that repeats one phrase over and over (``guards``); rollouts of training leave loops be, so that the
+            model is judged on what it does.
+        graphs: capture decode steps as CUDA graphs; None: on a GPU, where weights are not sharded.
+
+    Raises:
+        ValueError: a decoder that is not plain Qwen2.
     """
 
-    def __init__(self, model: Any, *, allowed: AllowedTokens, topk: int = 0, logprobs: bool = False) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        allowed: AllowedTokens,
+        slots: int | None = None,
+        max_len: int = 1024,
+        max_new_tokens: int = 448,
+        topk: int = 0,
+        logprobs: bool = False,
+        look_every: int | None = None,
+        cut_loops: bool = False,
+        graphs: bool | None = None,
+    ) -> None:
+        check_decoder(model.model)
+        if slots is not None and slots < 1:
+            raise ValueError(f"Engine: slots must be at least 1, got {slots}")
         self.model, self.allowed, self.topk, self.logprobs = model, allowed, topk, logprobs
-        device = model.lm_head.weight.device
-        self.blocked = allowed.blocked(model.lm_head.weight.shape[0], device)
+        weight = model.lm_head.weight
+        self._device = weight.device
+        self._slots_wanted, self._max_len, self._max_new_tokens = slots, max_len, max_new_tokens
+        self._look_every = look_every or LOOK_EVERY.get(self._device.type, 8)
+        self._cut_loops = cut_loops
+        sharded = hasattr(weight, "device_mesh")  # a DTensor, whose memory moves whenever it is gathered
+        self._graphs = (self._device.type == "cuda" and not sharded) if graphs is None else graphs
+        self.blocked = allowed.blocked(weight.shape[0], self._device)
         """Int32 ids that are never produced, as the kernels take them."""
-        self._stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=device)
+        stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=self._device)
+        self._choosing = Choosing(blocked=self.blocked, stop_ids=stop_ids, topk=topk, logprobs=logprobs)
+        self._slots: Slots | None = None
+        self._weights: tuple[int, ...] = ()
+        self._queue: deque[_Waiting] = deque()
+        self._ready: deque[tuple[Prefilled, int, Entry]] = deque()
+        self._broken: list[Finished] = []
+        self._next_id = 0
+
+    # -- one request at a time -------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> int:
+        """Queue a request.
+
+        Returns:
+            Its id, which ``step`` gives back with its tokens.
+
+        Raises:
+            InputError: features or prompt have the wrong shape, or the request is longer than the engine's slots.
+        """
+        self._check(request)
+        self._next_id += 1
+        entry = Entry(
+            id=self._next_id,
+            prompt=len(request.input_ids),
+            limit=request.max_new_tokens,
+            key=request.key,
+            number=0,
+            sampling=request.sampling,
+        )
+        self._queue.append(_Waiting(prompt=request.input_ids, audio=None, mel=request.mel, entries=[entry]))
+        return self._next_id
+
+    @torch.no_grad()
+    def step(self) -> list[Finished]:
+        """Admit what fits, decode until the next look, and give back what has ended; [] and nothing done when nothing is queued."""
+        slots = self._reserve(rows=self._slots_wanted or 32, length=self._max_len, new=self._max_new_tokens)
+        self._admit(slots)
+        slots.advance(self._look_every)
+        finished, self._broken = self._broken, []
+        ended = self._ended(slots)
+        if ended:
+            index = torch.tensor([place for place, _, _ in ended]).to(self._device, non_blocking=True)
+            tokens = slots.state.tokens[index].tolist()
+            logprob = None if slots.state.logprob is None else slots.state.logprob[index].tolist()
+            for i, (_, entry, state) in enumerate(ended):
+                finished.append(_finished(entry, state, tokens[i], None if logprob is None else logprob[i]))
+            self._release(slots, ended)
+        return finished
+
+    @property
+    def pending(self) -> int:
+        """Requests that have not been given back."""
+        return (
+            len(self._broken)
+            + len(self._ready)
+            + sum(len(w.entries) for w in self._queue)
+            + (len(self._slots.entries) if self._slots else 0)
+        )
+
+    @property
+    def decode_steps(self) -> int:
+        """Decode steps run since the slots were made."""
+        return self._slots.steps if self._slots else 0
+
+    def cancel(self, id: int) -> bool:
+        """Forget a request and free its slot; whether there was one. Nothing of it is given back."""
+        for waiting in self._queue:
+            if any(entry.id == id for entry in waiting.entries):
+                self._queue.remove(waiting)
+                return True
+        for ready in self._ready:
+            if ready[2].id == id:
+                self._ready.remove(ready)
+                return True
+        for i, finished in enumerate(self._broken):
+            if finished.id == id:
+                del self._broken[i]
+                return True
+        places = [place for place, entry in enumerate(self._slots.entries) if entry.id == id] if self._slots else []
+        if places and self._slots:
+            self._slots.release(places, wipe=places)
+        return bool(places)
+
+    def close(self) -> None:
+        """Forget every request and give the slots' memory back; the engine can be used again."""
+        self._slots = None
+        self._queue.clear()
+        self._ready.clear()
+        self._broken.clear()
+
+    # -- a whole batch -----------------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def rollout(
         self,
         batch: Batch,
         *,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         n: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
         audio: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> Rollout:
@@ -54,70 +197,153 @@ class Engine:
 
         Args:
             batch: B utterances on the model's device.
-            max_new_tokens: length limit, the end token included; a row cut here has ``stopped`` False.
-            n: rollouts of each utterance; row ``b * n + i`` is the i-th of utterance b.
-            temperature: 0 takes the best id (the lowest on a tie); otherwise ids are drawn from softmax(scores / temperature).
-            top_p, top_k: restrict the draw; 1.0 and 0 do not.
-            seed: of the noise; with the utterance's id, the rollout's number and the position it fixes every draw.
+            max_new_tokens: length limit, the end token included; a row cut here has ``stopped`` False. One for all, or one an utterance.
+            n: rollouts of each utterance, which share its encoding and its prefill; row ``b * n + i`` is the i-th of utterance b.
+            temperature, top_p, top_k, repetition_penalty, seed: see ``Sampling``.
             audio: what ``model.get_audio_features`` gave for the batch, where it is at hand already.
+
+        Raises:
+            RuntimeError: requests of ``submit`` are still under way.
         """
-        device = batch.input_ids.device
-        prompt_width = batch.input_ids.shape[1]
-        length = prompt_width + max_new_tokens
-        audio = self.model.get_audio_features(batch.mel, batch.mel_lens) if audio is None else audio
-        embeds = self.model.encode_prompt(batch.input_ids, audio_embeds=audio)
-        cache = SlotCache(self.model.config, batch.size, length if n == 1 else prompt_width, dtype=embeds.dtype, device=device)
-        cache.write_at(None, prompt_width)
-        hidden = self._forward(cache, torch.arange(prompt_width, device=device)[None], from_zero=True, inputs_embeds=embeds)
-        hidden = hidden[torch.arange(batch.size, device=device), batch.prompt_lens - 1]
+        if self.pending:
+            raise RuntimeError(f"Engine.rollout: {self.pending} submitted requests are under way; finish or cancel them first")
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed)
+        limits = [max_new_tokens] * batch.size if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        prompts, frames, keys = torch.stack((batch.prompt_lens, batch.mel_lens, batch.keys)).tolist()
+        for b in range(batch.size):
+            entries = [Entry(id=b * n + i, prompt=prompts[b], limit=limits[b], key=keys[b], number=i, sampling=sampling) for i in range(n)]
+            known = None if audio is None else audio[0][b, : audio_token_count(frames[b], self.model.config.merge_factor)]
+            mel = batch.mel[b, :, : frames[b]]
+            self._queue.append(_Waiting(prompt=batch.input_ids[b, : prompts[b]], audio=known, mel=mel, entries=entries))
+        rows, new = batch.size * n, max(limits)
+        slots = self._reserve(rows=min(self._slots_wanted or rows, rows), length=max(prompts) + new, new=new)
+        found = RolloutBuffers(rows, new, self._choosing, self._device)
+        try:
+            while self.pending:
+                self._admit(slots, isolate=False)
+                slots.advance(self._look_every)
+                ended = self._ended(slots)
+                found.take(slots.state, ended)
+                self._release(slots, ended)
+        except BaseException:
+            self.close()
+            raise
+        return found.rollout(torch.arange(batch.size, device=self._device).repeat_interleave(n))
 
-        owner = torch.arange(batch.size, device=device).repeat_interleave(n)
-        number = torch.arange(n, device=device).repeat(batch.size)
-        cache, hidden, position = cache.repeat(n, length), hidden[owner], batch.prompt_lens[owner]
-        keys, done = batch.keys[owner], torch.zeros(len(owner), dtype=torch.bool, device=device)
-        lens = torch.zeros(len(owner), dtype=torch.int64, device=device)
-        failed = torch.zeros_like(done)
-        tokens, topk_ids, logprob = [], [], []
-        check_every = STOP_CHECK_EVERY if device.type == "cuda" else 1
-        for step in range(max_new_tokens):
-            logits = self.model.lm_head(hidden)
-            best = topk_lse(logits, max(self.topk, 1), blocked=self.blocked)
-            token = best.ids[:, 0].long().clamp_min_(0)  # −1 where every score is NaN; such a row has failed anyway
-            failed |= ~done & (best.flags & FLAG_NAN).bool()
-            if temperature > 0:
-                scores = logits.float().index_fill(-1, self.blocked.long(), float("-inf")) / temperature
-                noise = gumbel_noise(keys, number, step, scores.shape[1], seed)
-                token = (restrict(scores, top_k=top_k, top_p=top_p) + noise).argmax(-1)
-            tokens.append(torch.where(done, 0, token))
-            if self.topk:
-                topk_ids.append(best.ids)
-            if self.logprobs:
-                logprob.append(row_log_softmax(logits, token[:, None], blocked=self.blocked)[:, 0])
-            lens += ~done
-            done = done | torch.isin(token, self._stop_ids)
-            if step + 1 == max_new_tokens or ((step + 1) % check_every == 0 and bool(done.all())):
-                break
-            cache.write_at(position, prompt_width + step + 1)
-            hidden = self._forward(cache, position[:, None], from_zero=False, input_ids=token[:, None])[:, 0]
-            position = position + 1
-        rollout = Rollout(tokens=torch.stack(tokens, 1), lens=lens, stopped=done, owner=owner)
-        row, place = rollout.packed_index()
-        return Rollout(
-            tokens=rollout.tokens,
-            lens=lens,
-            stopped=done,
-            owner=owner,
-            failed=failed,
-            topk_ids=torch.stack(topk_ids, 1)[row, place] if self.topk else None,
-            logprob=torch.stack(logprob, 1)[row, place] if self.logprobs else None,
-        )
+    # -- inside ------------------------------------------------------------------------------------------------------------------------
 
-    def _forward(self, cache: SlotCache, positions: torch.Tensor, *, from_zero: bool, **inputs: torch.Tensor) -> torch.Tensor:
-        """Hidden states [R, tokens, H]."""
-        return self.model.model(
-            **inputs,
-            position_ids=positions,
-            attention_mask=decoder_mask(self.model.config, positions, cache.limit, cache.keys.dtype, from_zero=from_zero),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
+    def _check(self, request: Request) -> None:
+        bins = self.model.config.whisper_config.num_mel_bins
+        if request.mel.ndim != 2 or request.mel.shape[0] != bins or not request.mel.shape[1]:
+            raise InputError(f"Engine: a request's features must be [{bins}, frames], got {list(request.mel.shape)}")
+        placeholders = int((request.input_ids == self.model.config.audio_token_id).sum()) if request.input_ids.ndim == 1 else -1
+        wanted = audio_token_count(request.mel.shape[1], self.model.config.merge_factor)
+        if placeholders != wanted:
+            raise InputError(
+                f"Engine: a prompt for {request.mel.shape[1]} frames must be one-dimensional with {wanted} audio placeholders, "
+                f"got shape {list(request.input_ids.shape)} with {max(placeholders, 0)}"
+            )
+        if not 1 <= request.max_new_tokens <= self._max_new_tokens:
+            raise InputError(f"Engine: max_new_tokens must be 1 to {self._max_new_tokens}, got {request.max_new_tokens}")
+        if (total := len(request.input_ids) + request.max_new_tokens) > self._max_len:
+            raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {self._max_len}; shorten the audio")
+
+    def _reserve(self, *, rows: int, length: int, new: int) -> Slots:
+        """Slots that hold so much: those at hand where they do and nothing about the weights has moved."""
+        weights = tuple(p.data_ptr() for p in self.model.parameters()) if self._graphs else ()
+        if self._slots is None or weights != self._weights or not self._slots.fits(rows=rows, length=length, new=new):
+            if self._slots is not None:
+                assert not self._slots.entries, "slots in use do not grow"
+                most, length, new = self._slots.grown(rows=rows, length=length, new=new)
+                self._slots = None  # the old memory goes before the new comes
+            else:
+                most = rows
+            self._slots = Slots(self.model, self._choosing, rows=most, length=length, new=new, graphs=self._graphs)
+            self._weights = weights
+        self._slots.most = rows
+        return self._slots
+
+    def _admit(self, slots: Slots, *, isolate: bool = True) -> None:
+        """Fill free slots from the queue. A few free ones wait for company, since a prefill holds up every row that is decoding."""
+        if not (self._queue or self._ready) or (slots.entries and slots.free < max(1, slots.most // 8)):
+            return
+        while slots.free and (self._ready or self._queue):
+            if not self._ready:
+                self._prefill(slots.free, slots.most, isolate=isolate)
+                continue
+            prompts = self._ready[0][0]
+            taken: list[tuple[Prefilled, int, Entry]] = []
+            while self._ready and self._ready[0][0] is prompts and len(taken) < slots.free:
+                taken.append(self._ready.popleft())
+            slots.admit(prompts, [source for _, source, _ in taken], [entry for _, _, entry in taken])
+
+    def _prefill(self, rows: int, ahead: int, *, isolate: bool) -> None:
+        """Make ready what fills ``rows`` slots, encoding up to ``ahead`` rows of the queue together."""
+        self._encode(ahead, isolate=isolate)
+        taken: list[_Waiting] = []
+        while self._queue and self._queue[0].audio is not None and sum(len(w.entries) for w in taken) < rows:
+            taken.append(self._queue.popleft())
+        for group in groups_of_similar_length([len(w.prompt) for w in taken], suited(PREFILL_TOKENS, self._device)):
+            members = [taken[i] for i in group]
+            for done in self._tried(lambda m: Prefilled(self.model, [w.prompt for w in m], [w.audio for w in m]), members, isolate):
+                prompts, own = done
+                self._ready.extend((prompts, i, entry) for i, w in enumerate(own) for entry in w.entries)
+
+    def _encode(self, ahead: int, *, isolate: bool) -> None:
+        if not self._queue or self._queue[0].audio is not None:
+            return
+        taken: list[_Waiting] = []
+        while self._queue and self._queue[0].audio is None and sum(len(w.entries) for w in taken) < ahead:
+            taken.append(self._queue.popleft())
+        encoded: list[_Waiting] = []
+        for embeddings, own in self._tried(lambda m: encode(self.model, [w.mel for w in m]), taken, isolate):
+            encoded += [
+                _Waiting(prompt=w.prompt, audio=audio, mel=None, entries=w.entries) for w, audio in zip(own, embeddings, strict=True)
+            ]
+        # the longest first: what is admitted together should end together, and the last to be admitted should be short
+        self._queue.extendleft(sorted(encoded, key=lambda w: len(w.prompt)))
+
+    def _tried(self, work: Any, members: list[_Waiting], isolate: bool) -> Iterable[tuple[Any, list[_Waiting]]]:
+        """``work`` of the members, halved wherever it raises; those it cannot be done for alone are given back as errors."""
+        try:
+            result = work(members)
+        except torch.AcceleratorError:
+            raise  # nothing works any more
+        except Exception as error:
+            if not isolate:
+                raise
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            if len(members) == 1:
+                message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                self._broken += [Finished(id=e.id, tokens=[], finish_reason="error", error=message) for e in members[0].entries]
+                return
+        else:
+            yield result, members
+            return
+        half = len(members) // 2
+        yield from self._tried(work, members[:half], isolate)
+        yield from self._tried(work, members[half:], isolate)
+
+    def _ended(self, slots: Slots) -> list[tuple[int, Entry, int]]:
+        """(place, entry, state) of every row that has ended."""
+        loops = min(self._look_every + 1, LOOP_WINDOW) if self._cut_loops else 0
+        return [(place, entry, state) for place, (entry, state) in enumerate(slots.look(loops_since=loops)) if state & DONE]
+
+    @staticmethod
+    def _release(slots: Slots, ended: list[tuple[int, Entry, int]]) -> None:
+        slots.release([place for place, _, _ in ended], wipe=[place for place, _, state in ended if state & FAILED])
+
+
+def _finished(entry: Entry, state: int, tokens: list[int], logprob: list[float] | None) -> Finished:
+    reason: FinishReason = "length"
+    for bit, name in ((LOOPED, "repetition"), (STOPPED, "stop"), (FAILED, "error")):
+        if state & bit:
+            reason = name  # type: ignore[assignment]
+    if reason == "error":
+        message = "the model's scores are not numbers; its weights, its precision or the features are at fault"
+        return Finished(id=entry.id, tokens=[], finish_reason=reason, error=message)
+    count = entry.produced - (reason == "stop")
+    return Finished(
+        id=entry.id, tokens=tokens[:count], finish_reason=reason, logprobs=None if logprob is None else logprob[: entry.produced]
+    )

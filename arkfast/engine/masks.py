@@ -1,4 +1,4 @@
-"""Attention masks for right-padded rows, in the form that each attention of Transformers takes."""
+"""The mask of right-padded rows, in the form that each attention of Transformers takes."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from typing import Any
 import torch
 
 
-def decoder_mask(config: Any, positions: torch.Tensor, keys: int, dtype: torch.dtype, *, from_zero: bool) -> dict[str, torch.Tensor | None]:
-    """Each query sees the keys up to its own position.
+def causal_mask(config: Any, width: int, like: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    """Each position sees those up to itself; padding stands to the right of all that counts.
 
     Args:
-        config: the decoder's; its attention decides the mask's form.
-        positions: [R or 1, T] int64 positions of the queries.
-        keys: how many keys there are, at positions 0 … keys − 1.
-        dtype: of the hidden states (eager attention adds the mask to its scores).
-        from_zero: the queries stand at 0 … T − 1 = keys − 1, so that an attention with a causal path of its own needs no mask.
+        config: the decoder's; its attention decides the mask's form: all but the eager one have a causal path of their own.
+        width: positions.
+        like: of the dtype and on the device of the hidden states (eager attention adds the mask to its scores).
 
     Returns:
         What the decoder takes as ``attention_mask``.
     """
-    eager = config._attn_implementation == "eager"
-    if from_zero and not eager:
+    if config._attn_implementation != "eager":
         return {"full_attention": None}
-    visible = torch.arange(keys, device=positions.device)[None, None, None, :] <= positions[:, None, :, None]
-    if eager:
-        return {"full_attention": torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)}
-    return {"full_attention": visible}
+    hidden = torch.full((width, width), torch.finfo(like.dtype).min, dtype=like.dtype, device=like.device)
+    return {"full_attention": hidden.triu(1)[None, None]}

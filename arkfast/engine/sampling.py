@@ -32,31 +32,45 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def gumbel_noise(keys: torch.Tensor, rollouts: torch.Tensor, position: int, vocab_size: int, seed: int) -> torch.Tensor:
+def gumbel_noise(
+    keys: torch.Tensor, rollouts: torch.Tensor, positions: torch.Tensor | int, vocab_size: int, seeds: torch.Tensor | int
+) -> torch.Tensor:
     """Standard Gumbel noise, float32 [R, vocab_size].
 
     Args:
         keys: [R] int64 ``Utterance.key`` of each row.
         rollouts: [R] int64 which of its utterance's rollouts a row is.
-        position: of the token to be drawn, from 0.
+        positions: [R] int64, or one for all: of the token to be drawn, from 0.
         vocab_size: ids 0 … vocab_size − 1 get one draw each.
-        seed: of the run (and step, where fresh noise is wanted each epoch).
+        seeds: [R] int64, or one for all: of the run (and step, where fresh noise is wanted each epoch).
     """
-    row = _mix(_mix(_mix(keys + _GOLDEN) ^ _wrap(seed * _GOLDEN)) + rollouts * _MIX1 + _wrap(position * _MIX2))
+    seeds = _wrap(seeds * _GOLDEN) if isinstance(seeds, int) else seeds * _GOLDEN
+    positions = _wrap(positions * _MIX2) if isinstance(positions, int) else positions * _MIX2
+    row = _mix(_mix(_mix(keys + _GOLDEN) ^ seeds) + rollouts * _MIX1 + positions)
     ids = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
     bits = _shift_right(_mix(row[:, None] + (ids[None] + 1) * _GOLDEN), 40)
     uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
     return -torch.log(-torch.log(uniform))
 
 
-def restrict(scores: torch.Tensor, *, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
-    """``scores`` [R, V] with ids outside the ``top_k`` best, or outside the smallest set of probability ``top_p``, at −inf."""
-    if 0 < top_k < scores.shape[-1]:
-        limit = scores.topk(top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < limit, float("-inf"))
-    if top_p < 1.0:
-        ordered, index = scores.sort(dim=-1, descending=True, stable=True)
-        probability = ordered.softmax(-1)
-        outside = probability.cumsum(-1) - probability >= top_p  # the first id always stays
-        scores = scores.masked_fill(outside.scatter(-1, index, outside), float("-inf"))
-    return scores
+def restrict(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
+    """``scores`` [R, V] with ids outside the best ones at −inf.
+
+    Args:
+        scores: after the temperature.
+        top_k: [R] int64; ids below the ``top_k``-th best score are left out; 0 leaves none out.
+        top_p: [R] float32; ids outside the smallest set of probability ``top_p`` among the rest are left out; the best always stays.
+    """
+    ordered, index = scores.sort(dim=-1, descending=True, stable=True)
+    last = torch.where(top_k > 0, top_k, scores.shape[-1]).clamp(max=scores.shape[-1]) - 1
+    ordered = ordered.masked_fill(ordered < ordered.gather(-1, last[:, None]), float("-inf"))
+    probability = ordered.softmax(-1)
+    # compared as a sum from the best down, which reaches 1 only roughly: a row that is not restricted must lose nothing to rounding
+    outside = (probability.cumsum(-1) - probability >= top_p[:, None]) & (top_p[:, None] < 1.0)
+    return torch.empty_like(scores).scatter_(-1, index, ordered.masked_fill(outside, float("-inf")))
+
+
+def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """``scores`` [R, V] with those of ``seen`` [R, V] bool ids divided by their row's ``penalty`` [R], negative ones multiplied."""
+    penalty = penalty[:, None]
+    return torch.where(seen, torch.where(scores < 0, scores * penalty, scores / penalty), scores)

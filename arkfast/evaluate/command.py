@@ -1,135 +1,223 @@
-"""``arkfast evaluate``: rows with transcripts, or a manifest and a model, in; scored rows, a summary and a table out.
+"""``arkfast evaluate``: rows with transcripts, or a manifest and a model, in; scored rows, a summary, tables and a verdict out.
 
-Knows flags, files and exit codes; counting is ``scores``', transcription is ``arkfast.infer``'s.
+Knows files and exit codes; counting is ``scoring``'s, transcription is ``arkfast.infer``'s.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from arkfast.config import parse
-from arkfast.evaluate.scores import Scores, score_rows
-from arkfast.infer.command import Summary, TranscribeOptions, transcribe_file
+from arkfast.evaluate.compare import Comparison, compare
+from arkfast.evaluate.files import sha256_of, write_text
+from arkfast.evaluate.gate import Verdict, judge
+from arkfast.evaluate.options import EvaluateConfig
+from arkfast.evaluate.scores import Scores
+from arkfast.evaluate.scoring import score_rows
+from arkfast.evaluate.summary import markdown, read_baseline, summarise
+from arkfast.evaluate.text_table import text_table
+from arkfast.infer.command import Summary, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl, read_rows
-from arkfast.metrics import Unit, get_normalizer
+from arkfast.metrics import Normalizer, get_normalizer
 from arkfast.records import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(TranscribeOptions):
-    """The flags of ``arkfast evaluate``."""
+class Evaluation:
+    """What a run of the command found."""
 
-    input: Path
-    """JSONL file: rows with pred_text and the reference, or, with --model_path, a manifest to transcribe first."""
-    output: Path | None = None
-    """JSONL file for the scored rows, in the input's order; none is written by default."""
-    summary: Path | None = None
-    """JSON file for the scores; none is written by default."""
-    model_path: Path | None = None
-    """Folder of a checkpoint; given, the input's recordings are transcribed and any pred_text there is ignored."""
-    tmp_output: Path | None = None
-    """With --model_path, JSONL file that keeps the transcripts before scoring; OUTPUT with .transcripts.jsonl behind it by default."""
-    normalizer: Literal["basic", "none", "whisper"] = "basic"
-    """What references and transcripts go through before they are compared."""
-    unit: Unit = "word"
-    """What the interval and the counts speak of."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.model_path is not None and self.transcripts is None:
-            raise InputError("--model_path needs --output or --tmp_output: the transcripts have to stand somewhere")
-
-    @property
-    def transcripts(self) -> Path | None:
-        """Where transcripts go before they are scored."""
-        if self.tmp_output is not None or self.output is None:
-            return self.tmp_output
-        return self.output.with_name(self.output.name + ".transcripts.jsonl")
+    scores: Scores
+    """The scores."""
+    transcription: Summary | None
+    """What the transcription did; None without one."""
+    comparison: Comparison | None
+    """With the rows of ``--compare``."""
+    verdict: Verdict | None
+    """Of ``--baseline``."""
 
 
-def run(config: EvaluateConfig) -> tuple[Scores, Summary | None]:
-    """Transcribe if asked to, score, and write what was asked for.
-
-    Returns:
-        The scores, and what the transcription did (None without one).
+def run(config: EvaluateConfig) -> Evaluation:
+    """Transcribe if asked to, score, compare, and write what was asked for.
 
     Raises:
-        InputError: a file cannot be read or written, no row carries a transcript, or a normaliser is missing (told before transcription).
+        InputError: a file cannot be read or written, no row carries a transcript, a normaliser is missing (told before transcription), or
+            what is to be compared does not match.
     """
-    get_normalizer(config.normalizer)
-    source, text_field, transcription = config.input, config.text_field, None
-    if config.output is not None and config.output.resolve() == config.input.resolve():
-        raise InputError(f"{config.output}: is the input too; give another path, so that the input stays as it is")
+    _check_paths(config)
+    normalizer = get_normalizer(
+        config.normalizer_name,
+        python=config.text_normalize_python,
+        workdir=config.text_normalize_workdir,
+        leaderboard_path=config.leaderboard_path,
+    )
+    with closing(normalizer):
+        return _run(config, normalizer)
+
+
+def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
+    # what is compared with is read first: a fault is told before the work, and this run's output may be the baseline's
+    others = None if config.compare is None else list(read_rows(config.compare))
+    baseline = None if config.baseline is None else read_baseline(config.baseline)
+    earlier, pairing = (None, "") if baseline is None else _rows_of(baseline, config, others)
+    source, transcription = config.input, None
     if config.model_path is not None:
         assert config.transcripts is not None, "checked when the configuration was made"
-        source, text_field = config.transcripts, "text"
+        source = config.transcripts
         transcription = transcribe_file(config.input, source, config.model_path, config)
-    rows = list(read_rows(source))
+    fields = config.fields
+    scores, scored = score_rows(_read(source, config), normalizer=normalizer, unit=config.unit, fields=fields)
+
+    def compared(rows: list[dict[str, Any]], path: object) -> Comparison:
+        return compare(scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit)
+
+    comparison = None if others is None else compared(others, config.compare)
+    verdict = None
+    if baseline is not None:
+        pairs = None if earlier is None else comparison if earlier is others else compared(earlier, baseline["output"])
+        verdict = judge(scores, baseline, str(config.baseline), max_regression=config.max_regression, comparison=pairs, pairing=pairing)
+    found = Evaluation(scores=scores, transcription=transcription, comparison=comparison, verdict=verdict)
+    _write(config, found, scored)
+    return found
+
+
+def _check_paths(config: EvaluateConfig) -> None:
+    read = {path.resolve() for path in (config.input, config.compare, config.baseline) if path is not None}
+    outputs = [path for path in (config.output, config.summary, config.markdown, config.html) if path is not None]
+    for path in outputs:
+        if path.resolve() == config.input.resolve():
+            raise InputError(f"{path}: is the input too; give another path, so that the input stays as it is")
+        if path.resolve() in read:
+            raise InputError(f"{path}: is what is compared with too; give another path, so that it stays as it is")
+    if len({path.resolve() for path in outputs}) < len(outputs):
+        raise InputError("two of --output, --summary, --markdown and --html are one file; give each its own path")
+
+
+def _read(source: Path, config: EvaluateConfig) -> list[dict[str, Any]]:
+    rows, fields = list(read_rows(source)), config.fields
     if not rows:
         raise InputError(f"{source}: holds no rows; expected one JSON object a line")
-    if not any("pred_text" in row for row in rows):
-        raise InputError(f"{source}: no row has pred_text; give --model_path to transcribe the recordings first")
-    if not any(row.get(text_field) is not None for row in rows):
-        raise InputError(f"{source}: no row has a reference in field '{text_field}'; name the reference's field with --text_field")
-    scores, scored = score_rows(rows, normalizer=config.normalizer, unit=config.unit, text_field=text_field)
+    if not any(fields.prediction in row for row in rows):
+        raise InputError(
+            f"{source}: no row has {fields.prediction}; name the transcript's field with --pred_field, or give --model_path to transcribe "
+            "the recordings first"
+        )
+    if all(row.get(fields.text, row.get("ref_text")) is None for row in rows):
+        raise InputError(f"{source}: no row has a reference in field '{fields.text}'; name the reference's field with --text_field")
+    return rows
+
+
+def _rows_of(
+    baseline: dict[str, Any], config: EvaluateConfig, others: list[dict[str, Any]] | None
+) -> tuple[list[dict[str, Any]] | None, str]:
+    """The baseline's rows where they are at hand and still what they were, and the sentence that says why they are or are not."""
+    digest = baseline["output_sha256"]
+    if others is not None and config.compare is not None and digest == sha256_of(config.compare):
+        return others, f"its rows are those of {config.compare}"
+    if digest is None or baseline["output"] is None:
+        return None, "its rows were not kept"
+    path = Path(baseline["output"])
+    if not path.is_file():
+        return None, f"its rows are not at {path} any more"
+    if sha256_of(path) != digest:
+        return None, f"{path} has been changed since"
+    return list(read_rows(path)), f"its rows are in {path}"
+
+
+def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any]]) -> None:
+    digest = None
     if config.output is not None:
         with AtomicJsonl(config.output) as writer:
-            for row in scored:
+            for row in _sorted(scored, config.sort):
                 writer.write(row)
+        digest = sha256_of(config.output)
+    summary = summarise(
+        found.scores,
+        input=str(config.input),
+        output=None if config.output is None else str(config.output),
+        output_sha256=digest,
+        model_path=None if config.model_path is None else str(config.model_path),
+        group_by=config.group_by,
+        comparison=None if found.comparison is None else found.comparison.to_dict(),
+        gate=None if found.verdict is None else found.verdict.to_dict(),
+        **speed(found.transcription),
+    )
     if config.summary is not None:
-        _write_json(config.summary, scores.to_dict() | _speed(transcription))
-    return scores, transcription
+        write_text(config.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    if config.markdown is not None:
+        write_text(config.markdown, markdown([summary]))
+    if config.html is not None:
+        write_text(config.html, _page(summary, scored))
+
+
+def _sorted(rows: list[dict[str, Any]], order: str) -> Iterable[dict[str, Any]]:
+    """Rows that are not scored come last, as in open-audio-opd; equal rows keep their order."""
+    if order == "input":
+        return rows
+    return sorted(rows, key=lambda row: -1 if row["cer_errors"] is None else row["cer_errors"], reverse=True)
+
+
+def _page(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    from arkfast.evaluate.page import page
+
+    return page(summary, rows)
+
+
+def speed(transcription: Summary | None) -> dict[str, Any]:
+    """The run's own fields of ``summary.json``: RTFx by processing time, and end to end."""
+    if transcription is None:
+        return {}
+    return {
+        "audio_seconds": transcription.audio_seconds,
+        "processing_seconds": transcription.processing_seconds,
+        "wall_seconds": transcription.wall_seconds,
+        "rtfx": transcription.rtfx,
+        "rtfx_end_to_end": transcription.rtfx_end_to_end,
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``arkfast evaluate``.
 
     Returns:
-        0; 1 when rows failed or have no reference and ``--allow_failures`` is not set; 2 when nothing could be scored (flags, input, output
-        or checkpoint are wrong); 130 when interrupted.
+        0; 1 when rows failed or have no reference and ``--allow_failures`` is not set, or a rate regressed; 2 when nothing could be scored
+        (flags, input, output or checkpoint are wrong); 130 when interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(EvaluateConfig, arguments, prog="arkfast evaluate", description="Score transcripts against their references.")
+    for note in config.notes() if config.model_path is not None else ():
+        print(f"arkfast evaluate: {note}", file=sys.stderr)
     try:
-        scores, transcription = run(config)
+        found = run(config)
     except InputError as error:
         print(f"arkfast evaluate: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("arkfast evaluate: interrupted", file=sys.stderr)
         return 130
-    print(scores.table())
-    if transcription is not None:
-        print(transcription.line())
+    print(text_table(found.scores))
+    for part in (found.transcription, found.comparison):
+        if part is not None:
+            print(part.line())
+    return _verdict(config, found)
+
+
+def _verdict(config: EvaluateConfig, found: Evaluation) -> int:
+    code, scores = 0, found.scores
+    if found.verdict is not None:
+        print(found.verdict.table())
+        if found.verdict.regressed:
+            print(
+                f"arkfast evaluate: worse than {config.baseline} by more than {config.max_regression:g} percentage points", file=sys.stderr
+            )
+            code = 1
     if scores.scored < scores.utterances and not config.allow_failures:
         missing = f"{scores.utterances - scores.scored} of {scores.utterances} rows were not scored"
-        print(f"arkfast evaluate: {missing}; --allow_failures true accepts that", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _speed(transcription: Summary | None) -> dict[str, Any]:
-    if transcription is None:
-        return {}
-    return {
-        "audio_seconds": transcription.audio_seconds,
-        "wall_seconds": transcription.wall_seconds,
-        "rtfx": transcription.rtfx,
-    }
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write through a file beside ``path``, so that a summary is whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give a path in a folder that you may write to") from error
+        print(f"arkfast evaluate: {missing}; --allow_failures accepts that", file=sys.stderr)
+        code = 1
+    return code

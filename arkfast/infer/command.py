@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,40 +16,10 @@ from arkfast.config import parse
 from arkfast.data import Fields, count_rows, iter_manifest
 from arkfast.data.sources import expand
 from arkfast.infer.jsonl import AtomicJsonl
-from arkfast.infer.result import Result, bad_line
-from arkfast.infer.transcriber import Attention, DType, Transcriber, check_limits
+from arkfast.infer.options import TranscribeOptions
+from arkfast.infer.result import CUT_SHORT, Result, bad_line
+from arkfast.infer.transcriber import Transcriber
 from arkfast.records import InputError, Utterance
-
-
-@dataclass(frozen=True, kw_only=True)
-class TranscribeOptions:
-    """How to transcribe, wherever the rows come from and go to."""
-
-    batch_size: int = 16
-    """Most clips decoded together."""
-    max_new_tokens: int = 256
-    """Token limit of a transcript; one that reaches it has finish_reason "length"."""
-    max_audio_seconds: float = 30.0
-    """A longer clip is a failed row, never a shortened one."""
-    dtype: DType = "auto"
-    """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
-    device: str | None = None
-    """Device as torch spells it, such as cpu or cuda:1; the GPU where there is one."""
-    attn_impl: Attention = "auto"
-    """Attention of the decoder; auto is sdpa."""
-    audio_field: str = "audio"
-    """Input field with the recording's path."""
-    text_field: str = "text"
-    """Input field with the reference transcript."""
-    begin_field: str = "begin_time"
-    """Input field with the segment's start in seconds."""
-    end_field: str = "end_time"
-    """Input field with the segment's end in seconds."""
-    allow_failures: bool = False
-    """Exit with 0 although rows failed."""
-
-    def __post_init__(self) -> None:
-        check_limits(batch_size=self.batch_size, max_new_tokens=self.max_new_tokens, max_audio_seconds=self.max_audio_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +43,22 @@ class Summary:
     failed: int
     """Rows without a transcript."""
     truncated: int
-    """Transcripts cut at the token limit."""
+    """Transcripts cut at their token limit or in a loop."""
     audio_seconds: float
     """Seconds of audio transcribed."""
     wall_seconds: float
     """From the first row read to the last one written, without the loading of the model."""
+    processing_seconds: float | None = None
+    """``Transcriber.processing_seconds``; None where it was not measured."""
 
     @property
-    def rtfx(self) -> float:
-        """Seconds of audio transcribed in one second."""
+    def rtfx(self) -> float | None:
+        """Seconds of audio over ``processing_seconds``; None where that was not measured."""
+        return self.audio_seconds / self.processing_seconds if self.processing_seconds else None
+
+    @property
+    def rtfx_end_to_end(self) -> float:
+        """Seconds of audio over ``wall_seconds``."""
         return self.audio_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
 
     def line(self) -> str:
@@ -90,9 +67,10 @@ class Summary:
         if self.failed:
             parts.append(f"{self.failed} failed")
         if self.truncated:
-            parts.append(f"{self.truncated} cut at the token limit")
+            parts.append(f"{self.truncated} cut short")
         parts.append(f"{self.audio_seconds:.1f} s of audio in {self.wall_seconds:.1f} s")
-        parts.append(f"RTFx {self.rtfx:.1f}")
+        processed = "" if self.rtfx is None else f", {self.rtfx:.1f} by processing time"
+        parts.append(f"RTFx {self.rtfx_end_to_end:.1f} end to end{processed}")
         return ", ".join(parts)
 
 
@@ -114,11 +92,18 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                 device=options.device,
                 dtype=options.dtype,
                 attn_implementation=options.attn_impl,
+                processor_path=options.processor_path,
                 batch_size=options.batch_size,
                 max_new_tokens=options.max_new_tokens,
                 max_audio_seconds=options.max_audio_seconds,
+                max_tokens_per_second=options.max_tokens_per_second,
+                cut_loops=options.cut_loops,
+                sampling=options.sampling(),
+                audio_gain=options.audio_gain,
+                num_workers=options.num_workers,
             )
-            return _write(transcriber.results(_items(input, options)), writer, total)
+            summary = _write(transcriber.results(_items(input, options)), writer, total)
+            return replace(summary, processing_seconds=transcriber.processing_seconds)
         except BaseException:
             if writer.rows:
                 print(f"stopped after {writer.rows} of {total} rows; they are in {writer.partial}", file=sys.stderr)
@@ -149,7 +134,7 @@ def _write(results: Iterator[Result], writer: AtomicJsonl, total: int) -> Summar
         for result in results:
             writer.write(result.row())
             failed += result.failed
-            truncated += result.finish_reason == "length"
+            truncated += result.finish_reason in CUT_SHORT
             seconds += result.seconds
             elapsed = time.perf_counter() - start
             postfix: dict[str, Any] = {"audio": f"{seconds:.0f}s", "RTFx": f"{seconds / elapsed:.1f}"}
@@ -169,6 +154,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(TranscribeConfig, arguments, prog="arkfast transcribe", description="Transcribe the recordings of a JSONL manifest.")
+    for note in config.notes():
+        print(f"arkfast transcribe: {note}", file=sys.stderr)
     try:
         summary = transcribe_file(config.input, config.output, config.model_path, config)
     except InputError as error:
@@ -181,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if summary.failed and not config.allow_failures:
         print(
             f'arkfast transcribe: failed rows: {summary.failed}, each with "status": "error" and its reason in {config.output}; '
-            "--allow_failures true accepts them",
+            "--allow_failures accepts them",
             file=sys.stderr,
         )
         return 1

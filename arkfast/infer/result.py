@@ -15,7 +15,10 @@ from arkfast.data import Fields
 from arkfast.data.transcript import clean_transcript
 from arkfast.records import InputError, Utterance
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "repetition"]
+
+CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
+"""Reasons of a transcript that the model did not end itself."""
 
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
@@ -34,7 +37,8 @@ class Result:
     text_raw: str | None = None
     """What the model wrote, special tokens removed; None when the row failed."""
     finish_reason: FinishReason | None = None
-    """``stop`` when the model ended the transcript, ``length`` when it was cut at the token limit; None when the row failed."""
+    """``stop`` when the model ended the transcript, ``length`` when it was cut at its token limit, ``repetition`` when it was cut because
+    it repeated itself; None when the row failed."""
     error: str | None = None
     """Why there is no transcript; None when there is one."""
     seconds: float = 0.0

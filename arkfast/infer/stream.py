@@ -1,104 +1,131 @@
-"""A stream of utterances to a stream of results in the same order: windows, length buckets, and faults kept to their clip.
+"""A stream of utterances to a stream of results in the same order, with faults kept to their clip.
 
-Knows when to make features and what to decode together; knows neither audio nor a model: both come in as functions. A result does not
-depend on the window or the batch, as long as ``decode`` keeps a clip's transcript independent of its batch mates.
+Knows what is under way and in which order it goes out; knows neither audio nor a model: both come in. A result does not depend on what
+else is under way, as long as the decoder keeps a clip's transcript independent of the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import islice
-from typing import TYPE_CHECKING
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from arkfast.data.pipeline import FeatureItem
 from arkfast.infer.result import FinishReason, Result
 from arkfast.records import InputError, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
 
-Features = Callable[[Utterance], "np.ndarray"]
-"""An utterance's features, [n_mels, T] float32; raises when the clip is bad."""
-Decode = Callable[[Sequence[Utterance], Sequence["np.ndarray"]], Sequence[tuple[str, FinishReason]]]
-"""(raw transcript, finish reason) of each clip of a batch; raises when the batch cannot be decoded."""
-
 
 class DeviceLost(RuntimeError):
-    """The device can run nothing more in this process, so a smaller batch cannot help: the run ends here."""
+    """The device can run nothing more in this process, so going on with the other clips cannot help: the run ends here."""
+
+
+class Outcome(NamedTuple):
+    """What became of a clip that was submitted."""
+
+    ticket: int
+    """What ``submit`` returned."""
+    text: str | None
+    """The raw transcript; None when decoding failed."""
+    finish_reason: FinishReason | None
+    error: str | None
+    """Why there is no transcript."""
+
+
+class Decoder(Protocol):
+    """What turns features into transcripts, several at a time."""
+
+    def submit(self, utterance: Utterance, features: np.ndarray) -> int:
+        """Take a clip, [n_mels, T] float32; its ticket. An exception is that clip's fault."""
+
+    def step(self) -> list[Outcome]:
+        """Go on for a while; what has ended, in any order. An exception ends the run."""
+
+
+@dataclass
+class _Place:
+    """A row's place in the order."""
+
+    utterance: Utterance
+    result: Result | None = None
+    seconds: float = 0.0
+
+
+Features = Callable[[Iterable["Utterance | FeatureItem"]], Iterator[FeatureItem]]
+"""Each utterance with its features, in order; what is known already passes through."""
 
 
 def transcribe_stream(
-    items: Iterable[Utterance | Result],
-    *,
-    features: Features,
-    decode: Decode,
-    batch_size: int,
-    window: int,
-    frames_per_second: float,
+    items: Iterable[Utterance | Result], *, features: Features, decoder: Decoder, window: int, frames_per_second: float
 ) -> Iterator[Result]:
     """One result for each item, in the items' order.
 
-    ``window`` items are taken at a time; their clips are decoded longest first, ``batch_size`` clips of similar length together, so that
-    little is padding and a batch that is too large fails early. Memory is bounded by one window's features.
+    Up to ``window`` items are under way at once, so that the decoder can choose clips of similar length and short ones need not wait for
+    long ones; results wait for those before them. Memory is bounded by one window's features.
 
     Args:
         items: utterances, and results that are already known (rows that failed before), which pass through in their places.
-        features: makes a clip's features; any exception but an ImportError fails that clip alone.
-        decode: transcribes a batch; when it raises, the batch is halved until the bad clip stands alone.
-        batch_size: most clips in a batch.
-        window: items sorted together.
+        features: makes features; a clip whose features are an ``InputError`` fails alone.
+        decoder: transcribes.
+        window: items under way.
         frames_per_second: of the features, for ``Result.seconds``.
 
     Raises:
-        DeviceLost: from ``decode``; results of the windows before have been yielded.
+        DeviceLost: from ``decoder``; results of the clips before have been yielded.
         ImportError: from ``features``: no clip can be read without the package.
     """
-    stream = iter(items)
-    while taken := list(islice(stream, window)):
-        results: list[Result | None] = [item if isinstance(item, Result) else None for item in taken]
-        clips: list[tuple[int, Utterance, np.ndarray]] = []
-        for i, item in enumerate(taken):
-            if isinstance(item, Result):
+    places: deque[_Place] = deque()
+    waiting: dict[int, _Place] = {}
+    with closing(features(_as_features(items))) as stream:
+        more = True
+        while True:
+            while more and len(places) < window:
+                item = next(stream, None)
+                more = item is not None
+                if item is not None:
+                    places.append(_begun(item, decoder, waiting, frames_per_second))
+            while places and places[0].result is not None:
+                yield places.popleft().result  # type: ignore[misc]
+            if not places and not more:
+                return
+            if not places or places[0].result is not None or (more and len(places) < window):
                 continue
-            try:
-                clips.append((i, item, features(item)))
-            except ImportError:  # a missing package is nobody's clip
-                raise
-            except Exception as error:  # one clip's fault, whatever it is, must not cost the others
-                results[i] = Result(utterance=item, error=_message(item, error))
-        clips.sort(key=lambda clip: -clip[2].shape[1])
-        for start in range(0, len(clips), batch_size):
-            batch = clips[start : start + batch_size]
-            utterances = [utterance for _, utterance, _ in batch]
-            outcomes = _isolate(utterances, [feature for _, _, feature in batch], decode)
-            for (i, utterance, feature), outcome in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Exception):
-                    results[i] = Result(utterance=utterance, error=_message(utterance, outcome))
-                else:
-                    text, reason = outcome
-                    seconds = feature.shape[1] / frames_per_second
-                    results[i] = Result(utterance=utterance, text_raw=text, finish_reason=reason, seconds=seconds)
-        for result in results:
-            assert result is not None, "every item of a window has a result"
-            yield result
+            for outcome in decoder.step():
+                place = waiting.pop(outcome.ticket)
+                place.result = _result(place, outcome)
 
 
-def _isolate(utterances: Sequence[Utterance], features: Sequence[np.ndarray], decode: Decode) -> list[tuple[str, FinishReason] | Exception]:
-    """Each clip's outcome, the batch halved wherever decoding raises."""
+def _as_features(items: Iterable[Utterance | Result]) -> Iterator[Utterance | FeatureItem]:
+    """Known results in a form that passes through the making of features."""
+    for item in items:
+        yield FeatureItem(item.utterance, InputError(item.error or "known"), item) if isinstance(item, Result) else item
+
+
+def _begun(item: FeatureItem, decoder: Decoder, waiting: dict[int, _Place], frames_per_second: float) -> _Place:
+    utterance, features, known = item
+    if isinstance(known, Result):
+        return _Place(utterance, known)
+    if isinstance(features, InputError):
+        return _Place(utterance, Result(utterance=utterance, error=str(features)))
+    place = _Place(utterance, seconds=features.shape[1] / frames_per_second)
     try:
-        outcomes = list(decode(utterances, features))
-        assert len(outcomes) == len(utterances), f"decode returned {len(outcomes)} transcripts for {len(utterances)} clips"
-        return [*outcomes]
-    except DeviceLost:
-        raise
-    except Exception as error:
-        if len(utterances) == 1:
-            return [error]
-    half = len(utterances) // 2
-    return _isolate(utterances[:half], features[:half], decode) + _isolate(utterances[half:], features[half:], decode)
+        waiting[decoder.submit(utterance, features)] = place
+    except Exception as error:  # one clip's fault, whatever it is, must not cost the others
+        place.result = Result(utterance=utterance, error=_message(utterance, error))
+    return place
+
+
+def _result(place: _Place, outcome: Outcome) -> Result:
+    if outcome.text is None:
+        return Result(utterance=place.utterance, error=f"{place.utterance.name}: {outcome.error}")
+    return Result(utterance=place.utterance, text_raw=outcome.text, finish_reason=outcome.finish_reason, seconds=place.seconds)
 
 
 def _message(utterance: Utterance, error: Exception) -> str:
-    """One line for the row; an ``InputError`` names its input already."""
-    if isinstance(error, InputError):
-        return str(error)
-    return f"{utterance.name}: {type(error).__name__}: {' '.join(str(error).split())}"
+    """One line for the row."""
+    text = " ".join(str(error).split())
+    return f"{utterance.name}: {text}" if isinstance(error, InputError) else f"{utterance.name}: {type(error).__name__}: {text}"

@@ -5,40 +5,63 @@ Knows how audio, prompt, model and engine are joined; does not know manifests, o
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from arkfast.infer.result import FinishReason, Result
-from arkfast.infer.stream import DeviceLost, transcribe_stream
+from arkfast.infer.gain import Gain, with_gain
+from arkfast.infer.result import Result
+from arkfast.infer.stream import DeviceLost, Outcome, transcribe_stream
 from arkfast.records import AllowedTokens, InputError, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-DType = Literal["auto", "float16", "bfloat16", "float32"]
-Attention = Literal["auto", "eager", "sdpa"]
+    from arkfast.data import Prompt
+    from arkfast.engine import Sampling
 
-WINDOW_BATCHES = 8  # batches sorted by length together; at 16 clips of 30 s a window's features take 128 · 1.5 MB
+DType = Literal["auto", "float16", "bfloat16", "float32"]
+Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
+
+WINDOW_BATCHES = 8  # batches under way at once; at 40 clips of 30 s their features take 320 · 1.5 MB
+MOST_WORKERS = 8
+FRAMES_PER_SECOND = 100  # of the features
 
 
 class Transcriber:
-    """A loaded checkpoint that turns utterances into transcripts, greedily.
+    """A loaded checkpoint that turns utterances into transcripts.
 
-    A transcript depends on its clip alone, not on the other clips, the batch size or the order.
+    A transcript depends on its clip alone, and where tokens are drawn on the utterance's id and the seed; not on the other clips, the batch
+    size or the order.
 
     Args:
         model_path: folder of a Transformers checkpoint with its tokenizer.
         device: as torch spells it; None takes the GPU where there is one.
         dtype: of the weights; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
-        attn_implementation: of the decoder's attention; ``auto`` is sdpa.
+        attn_implementation: of the prompt's attention; ``auto`` is sdpa, which ``flash_attention_2`` is taken for: its flash kernels are
+            PyTorch's own.
+        processor_path: folder of the tokenizer; None: the checkpoint's own.
         batch_size: most clips decoded together.
         max_new_tokens: where a transcript is cut (``finish_reason`` says so).
         max_audio_seconds: a longer clip is a failed row, never a shortened one.
+        max_tokens_per_second: a transcript is also cut at so many tokens for each second of its audio, plus 32; 0: it is not.
+        cut_loops: cut a transcript that repeats one phrase over and over (``finish_reason`` says so).
+        sampling: how tokens are chosen; None takes the best one.
+        audio_gain: samples are multiplied by it before features are made.
+        num_workers: processes that read audio and make features; 0 does that in this one, None takes half the cores, at most 8, for a GPU
+            and none for a CPU, which is busy decoding.
 
     Raises:
-        InputError: an argument out of range, no whole checkpoint at ``model_path``, or a device that is not there.
+        InputError: an argument out of range, no whole checkpoint at ``model_path``, a tokenizer that is not the model's, or a device that
+            is not there.
+
+    Attributes:
+        processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
+            decoding and resampling of audio are left out, and so are features that workers made meanwhile.
     """
 
     def __init__(
@@ -48,16 +71,27 @@ class Transcriber:
         device: str | torch.device | None = None,
         dtype: DType = "auto",
         attn_implementation: Attention = "auto",
-        batch_size: int = 16,
+        processor_path: str | Path | None = None,
+        batch_size: int = 40,
         max_new_tokens: int = 256,
         max_audio_seconds: float = 30.0,
+        max_tokens_per_second: float = 20.0,
+        cut_loops: bool = True,
+        sampling: Sampling | None = None,
+        audio_gain: float = 1.0,
+        num_workers: int | None = None,
     ) -> None:
-        check_limits(batch_size=batch_size, max_new_tokens=max_new_tokens, max_audio_seconds=max_audio_seconds)
+        check_limits(
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+            max_audio_seconds=max_audio_seconds,
+            max_tokens_per_second=max_tokens_per_second,
+            num_workers=num_workers,
+            audio_gain=audio_gain,
+        )
         import torch
 
-        from arkfast.audio import LogMel
-        from arkfast.data import Prompt
-        from arkfast.engine import Engine
+        from arkfast.engine import Engine, Sampling
         from arkfast.models import load_model
 
         self.device = _device(device)
@@ -66,14 +100,26 @@ class Transcriber:
         self._model: Any = load_model(
             model_path,
             dtype=getattr(torch, dtype),
-            attn_implementation="sdpa" if attn_implementation == "auto" else attn_implementation,
+            attn_implementation="eager" if attn_implementation == "eager" else "sdpa",
             device=self.device,
         )
-        self._tokenizer: Any = _load_tokenizer(model_path)
-        self._prompt = Prompt.asr(self._tokenizer, merge_factor=self._model.config.merge_factor)
-        self._log_mel = LogMel(self._model.config.whisper_config.num_mel_bins)
-        self._engine = Engine(self._model, allowed=AllowedTokens.asr(self._tokenizer, self._model.config))
+        self._tokenizer, self._prompt = _load_tokenizer(model_path if processor_path is None else processor_path, self._model.config)
+        self._sampling = sampling or Sampling()
+        self._gain = audio_gain
+        self._log_mel = _timed_log_mel(self._model.config.whisper_config.num_mel_bins, self._spend)
+        self._engine = Engine(
+            self._model,
+            allowed=AllowedTokens.asr(self._tokenizer, self._model.config),
+            slots=batch_size,
+            max_len=len(self._prompt.ids(round(max_audio_seconds * FRAMES_PER_SECOND))) + max_new_tokens,
+            max_new_tokens=max_new_tokens,
+            cut_loops=cut_loops,
+        )
         self._batch_size, self._max_new_tokens, self._max_audio_seconds = batch_size, max_new_tokens, max_audio_seconds
+        self._tokens_per_second = max_tokens_per_second or None
+        half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
+        self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0
+        self.processing_seconds = 0.0
 
     def __call__(self, utterances: Iterable[Utterance]) -> Iterator[dict[str, Any]]:
         """One row (``Result.row``) for each utterance, in order.
@@ -88,56 +134,124 @@ class Transcriber:
 
     def results(self, items: Iterable[Utterance | Result]) -> Iterator[Result]:
         """``__call__`` with results instead of rows; a ``Result`` among the items passes through in its place."""
-        from arkfast.audio import HOP_LENGTH, SAMPLING_RATE
-        from arkfast.data import extract
+        from arkfast.data.pipeline import FeaturePipeline
 
+        pipeline = FeaturePipeline(
+            self._log_mel,
+            workers=self._workers,
+            max_seconds=self._max_audio_seconds,
+            prepare=None if self._gain == 1 else Gain(self._log_mel, self._gain),
+            on_bad_audio="skip:1",
+            isolate=True,
+        )
+        self._engine.close()  # what an abandoned iterator may have left
         return transcribe_stream(
             items,
-            features=lambda utterance: extract(utterance, self._log_mel, max_seconds=self._max_audio_seconds),
-            decode=self._decode,
-            batch_size=self._batch_size,
+            features=pipeline.features if self._gain == 1 else lambda items: with_gain(pipeline.features(items)),
+            decoder=self,
             window=self._batch_size * WINDOW_BATCHES,
-            frames_per_second=SAMPLING_RATE / HOP_LENGTH,
+            frames_per_second=FRAMES_PER_SECOND,
         )
 
-    def _decode(self, utterances: Sequence[Utterance], features: Sequence[np.ndarray]) -> list[tuple[str, FinishReason]]:
+    def _spend(self, seconds: float) -> None:
+        self.processing_seconds += seconds
+
+    def submit(self, utterance: Utterance, features: np.ndarray) -> int:
+        """See ``stream.Decoder.submit``."""
         import torch
 
-        from arkfast.data import collate
+        from arkfast.engine import Request, token_limit
 
+        frames = features.shape[1]
+        request = Request(
+            mel=torch.from_numpy(features),
+            input_ids=torch.tensor(self._prompt.ids(frames)),
+            max_new_tokens=token_limit(frames / FRAMES_PER_SECOND, self._max_new_tokens, self._tokens_per_second),
+            key=utterance.key,
+            sampling=self._sampling,
+        )
+        return self._engine.submit(request)
+
+    def step(self) -> list[Outcome]:
+        """See ``stream.Decoder.step``."""
+        import torch
+
+        started = time.perf_counter()
         try:
-            batch = collate(utterances, features, self._prompt).to(self.device)
-            rollout = self._engine.rollout(batch, max_new_tokens=self._max_new_tokens).to("cpu", non_blocking=False)
+            finished = self._engine.step()
         except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
             raise DeviceLost(f"the device {self.device} failed and cannot go on in this process: {error}") from error
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()  # the halves that are tried next shall find the memory in one piece
-            raise
-        if bool(rollout.failed.any()):
-            raise FloatingPointError("the model's scores are not numbers; its weights or its precision (--dtype) are at fault")
-        outcomes: list[tuple[str, FinishReason]] = []
-        for tokens, length, stopped in zip(rollout.tokens, rollout.lens.tolist(), rollout.stopped.tolist(), strict=True):
-            ids = tokens[: length - 1 if stopped else length]  # the end token is not text
-            outcomes.append((self._tokenizer.decode(ids, skip_special_tokens=True), "stop" if stopped else "length"))
+        except torch.OutOfMemoryError as error:
+            message = f"the device {self.device} has no memory for {self._batch_size} clips at once; give a smaller batch_size ({error})"
+            raise InputError(message) from error
+        outcomes = []
+        for done in finished:
+            if done.finish_reason == "error":
+                outcomes.append(Outcome(done.id, None, None, done.error))
+            else:
+                text = self._tokenizer.decode(done.tokens, skip_special_tokens=True)
+                outcomes.append(Outcome(done.id, text, done.finish_reason, None))
+        self._spend(time.perf_counter() - started)
         return outcomes
 
 
-def check_limits(*, batch_size: int, max_new_tokens: int, max_audio_seconds: float) -> None:
+def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> Any:
+    """A ``LogMel`` that tells how long its calls take; workers get a plain one, since what they do takes none of this process's time."""
+    from arkfast.audio import LogMel
+
+    class Timed(LogMel):
+        def __call__(self, *args: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return super().__call__(*args, **options)
+            finally:
+                spend(time.perf_counter() - started)
+
+    return Timed(n_mels)
+
+
+def check_limits(
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    max_audio_seconds: float,
+    max_tokens_per_second: float = 0.0,
+    num_workers: int | None = None,
+    audio_gain: float = 1.0,
+) -> None:
     """Raise ``InputError`` for a limit under which nothing could be transcribed."""
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not max_audio_seconds > 0:
         raise InputError(f"max_audio_seconds must be above 0, got {max_audio_seconds}")
+    if not max_tokens_per_second >= 0:
+        raise InputError(f"max_tokens_per_second must be at least 0, got {max_tokens_per_second}")
+    if num_workers is not None and num_workers < 0:
+        raise InputError(f"num_workers must be at least 0, got {num_workers}")
+    if not 0 < audio_gain < math.inf:
+        raise InputError(f"audio_gain must be above 0 and finite, got {audio_gain}")
 
 
-def _load_tokenizer(path: str | Path) -> Any:
+def _load_tokenizer(path: str | Path, config: Any) -> tuple[Any, Prompt]:
+    """The tokenizer of a folder, and the prompt in its ids, which have to be the model's."""
     from transformers import AutoTokenizer
 
+    from arkfast.data import Prompt
+
+    if not Path(path).is_dir():
+        raise InputError(f"{path}: no such folder; give the one that holds the tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
+        prompt = Prompt.asr(tokenizer, merge_factor=config.merge_factor)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a complete checkpoint") from error
+    if prompt.audio_id != config.audio_token_id or max(*prompt.prefix, *prompt.suffix) >= config.vocab_size:
+        raise InputError(
+            f"{path}: its tokenizer is another model's: the audio token is {prompt.audio_id} there, and {config.audio_token_id} of "
+            f"{config.vocab_size} in the model; give the tokenizer that the model was trained with"
+        )
+    return tokenizer, prompt
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -1,4 +1,4 @@
-"""``arkfast manifest check`` and ``arkfast manifest scan``.
+"""``arkfast manifest check`` and ``arkfast manifest scan``; the actions that read a corpus' own folders are ``corpora.command``'s.
 
 Knows flags, the progress bar and exit codes; the work is ``scan``'s.
 """
@@ -15,6 +15,7 @@ from arkfast.config import parse
 from arkfast.data.rows import Fields
 from arkfast.data.sources import Format, expand
 from arkfast.manifest.check import CheckOptions, Finding
+from arkfast.manifest.corpora import command as corpora
 from arkfast.manifest.scan import check_manifest, scan_manifest
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError
@@ -62,7 +63,7 @@ class ScanConfig(CheckConfig):
 _ACTIONS = {
     "check": "read a manifest and its recordings, report every bad row, write nothing",
     "scan": "write the good rows with their durations, and the bad ones with their reasons",
-}
+} | {action: f"DIR: write manifests from a folder of the corpus {name}" for action, name in corpora.ACTIONS.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,10 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     action, flags = words[0], words[1:]
     if action not in _ACTIONS:
         what = f"unknown flag {action}; an action comes first" if action.startswith("-") else f"unknown action '{action}'"
-        print(f"arkfast manifest: error: {what}: {' or '.join(_ACTIONS)}", file=sys.stderr)
+        print(f"arkfast manifest: error: {what}: one of {', '.join(_ACTIONS)}", file=sys.stderr)
         return 2
     prog = f"arkfast manifest {action}"
     try:
+        if action in corpora.ACTIONS:
+            return corpora.run(action, flags, prog)
         return (_check if action == "check" else _scan)(flags, prog)
     except (InputError, OSError) as error:  # OSError: a full disk, a file system that goes away
         print(f"{prog}: error: {error}", file=sys.stderr)
@@ -94,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _usage() -> str:
     lines = ["usage: arkfast manifest ACTION --input PATH [--flag value ...]", ""]
-    lines += [f"  {name:<6} {what}" for name, what in _ACTIONS.items()]
+    lines += [f"  {name:<16} {what}" for name, what in _ACTIONS.items()]
     return "\n".join([*lines, "", "arkfast manifest ACTION --help lists an action's flags."])
 
 

@@ -1,17 +1,43 @@
 """Text normalisation and error counting; knows no models, rows or files."""
 
-from arkfast.metrics.errors import UNITS, ErrorCounts, Unit, bootstrap_difference, char_errors, count_errors, word_errors
-from arkfast.metrics.normalize import NORMALIZERS, get_normalizer, normalize
+from arkfast.metrics.errors import ErrorCounts, char_errors, count_errors, resampled_rates, word_errors
+from arkfast.metrics.languages import (
+    ARK_LANGUAGES,
+    UNITS,
+    Unit,
+    canonical,
+    tokenize,
+    unit_of,
+    unit_of_script,
+    without_word_spaces,
+)
+from arkfast.metrics.normalizers import NORMALIZERS, Normalizer, NormalizerName, get_normalizer, normalize
+from arkfast.metrics.paired import Difference, bootstrap_difference, paired_test, unpaired_difference
+from arkfast.metrics.resampling import CONFIDENCE, RESAMPLES
 
 __all__ = [
+    "ARK_LANGUAGES",
+    "CONFIDENCE",
     "NORMALIZERS",
+    "RESAMPLES",
     "UNITS",
+    "Difference",
     "ErrorCounts",
+    "Normalizer",
+    "NormalizerName",
     "Unit",
     "bootstrap_difference",
+    "canonical",
     "char_errors",
     "count_errors",
     "get_normalizer",
     "normalize",
+    "paired_test",
+    "resampled_rates",
+    "tokenize",
+    "unit_of",
+    "unit_of_script",
+    "unpaired_difference",
+    "without_word_spaces",
     "word_errors",
 ]

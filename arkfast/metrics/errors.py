@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
+from arkfast.metrics.languages import UNITS, Unit, tokenize
+from arkfast.metrics.resampling import CONFIDENCE, RESAMPLES, distinct, percentiles, resampled_totals
 from arkfast.records import InputError
 
-Unit = Literal["word", "char"]
-UNITS: tuple[Unit, ...] = ("word", "char")
-
-_RESAMPLE_CELLS = 1 << 20  # resamples are drawn this many counts (8 MiB) at a time
+_PAIRS = 8192  # texts that jiwer aligns in one call: it holds an object for every run of equal or unequal units
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,24 +43,49 @@ class ErrorCounts:
         """[U] units of the reference: hits + substitutions + deletions."""
         return self.hits + self.substitutions + self.deletions
 
+    @property
+    def hypothesis(self) -> np.ndarray:
+        """[U] units of the hypothesis: hits + substitutions + insertions."""
+        return self.hits + self.substitutions + self.insertions
+
     def __len__(self) -> int:
         return len(self.hits)
 
     def __getitem__(self, index: slice | np.ndarray) -> ErrorCounts:
         """The counts of some of the utterances, chosen by a slice, a boolean mask or an index array."""
-        return ErrorCounts(**{f.name: getattr(self, f.name)[index] for f in dataclasses.fields(self)})
+        return self._each(lambda values: values[index])
+
+    def where(self, mask: np.ndarray, other: ErrorCounts) -> ErrorCounts:
+        """These counts where the boolean ``mask`` [U] is true, those of ``other`` elsewhere."""
+        return ErrorCounts(**{name: np.where(mask, getattr(self, name), getattr(other, name)) for name in _FIELDS})
+
+    def by(self, keys: Sequence[Hashable]) -> ErrorCounts:
+        """Sums over the utterances with equal keys (a session, a speaker), in the order in which the keys first appear.
+
+        Raises:
+            ValueError: not as many keys as utterances.
+        """
+        if len(keys) != len(self):
+            raise ValueError(f"expected one key an utterance, got {len(keys)} for {len(self)}")
+        places: dict[Hashable, int] = {}
+        owner = np.fromiter((places.setdefault(key, len(places)) for key in keys), dtype=np.int64, count=len(self))
+        # float64 sums of counts are exact below 2^53
+        return self._each(lambda values: np.bincount(owner, weights=values, minlength=len(places)).astype(np.int64))
+
+    def _each(self, function: Callable[[np.ndarray], np.ndarray]) -> ErrorCounts:
+        return ErrorCounts(**{name: function(getattr(self, name)) for name in _FIELDS})
 
     def rate(self) -> float:
         """Σ errors / Σ reference units as a fraction (0.05 is 5 %; above 1 is possible); NaN where there are no reference units."""
         reference = int(self.reference.sum())
         return int(self.errors.sum()) / reference if reference else math.nan
 
-    def bootstrap(self, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-        """Percentile bootstrap interval of ``rate()``: utterances are drawn with replacement, U at a time.
+    def grouped(self) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct (errors, reference units), int64 [D, 2] ascending, and how many utterances have each, [D]."""
+        return distinct(np.stack([self.errors, self.reference], axis=1))
 
-        Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004. Utterances with
-        equal (errors, reference) are interchangeable, so the multinomial runs over distinct pairs with probability (how many) / U: the same
-        law, in memory and time that do not grow with U, and independent of the utterances' order.
+    def bootstrap(self, confidence: float = CONFIDENCE, resamples: int = RESAMPLES, seed: int = 0) -> tuple[float, float]:
+        """Percentile bootstrap interval of ``rate()``: utterances are drawn with replacement, U at a time (``resampling``).
 
         Args:
             confidence: mass inside the interval, in (0, 1).
@@ -75,75 +98,33 @@ class ErrorCounts:
         Raises:
             ValueError: ``confidence`` or ``resamples`` out of range.
         """
-        if not 0 < confidence < 1:
-            raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
-        if resamples < 1:
-            raise ValueError(f"resamples must be at least 1, got {resamples}")
-        if not self.reference.any():
-            return math.nan, math.nan
-        pairs, multiplicity = np.unique(np.stack([self.errors, self.reference], axis=1), axis=0, return_counts=True)
-        rng = np.random.default_rng(seed)
-        step = max(1, _RESAMPLE_CELLS // len(pairs))
-        totals = np.concatenate(
-            [
-                rng.multinomial(len(self), multiplicity / len(self), size=min(step, resamples - start)) @ pairs
-                for start in range(0, resamples, step)
-            ]
-        )
-        drawn = totals[totals[:, 1] > 0]  # a corpus drawn from empty references alone has no rate
-        if not len(drawn):
-            return math.nan, math.nan
-        tail = (1 - confidence) / 2
-        low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [tail, 1 - tail])
-        return float(low), float(high)
+        rates = resampled_rates(*self.grouped(), resamples=resamples, seed=seed)
+        return percentiles(rates if len(rates) else np.array([math.nan]), confidence)
 
 
-def bootstrap_difference(
-    first: ErrorCounts, second: ErrorCounts, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
-) -> tuple[float, float, float]:
-    """``first.rate() − second.rate()`` on the same utterances, with the interval of a paired bootstrap.
+_FIELDS = tuple(f.name for f in dataclasses.fields(ErrorCounts))
 
-    Both systems are resampled together, so what makes an utterance hard for both cancels (Bisani and Ney 2004, section 4).
 
-    Args:
-        first, second: counts of the same U references in the same order.
-        confidence: mass inside the interval, in (0, 1).
-        resamples: how many corpora to draw.
-        seed: the same seed and counts give the same interval.
-
-    Returns:
-        (difference, low, high) as fractions; negative where ``first`` makes fewer errors.
+def resampled_rates(pairs: np.ndarray, often: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Rates of resampled corpora, float64, from ``ErrorCounts.grouped``; corpora drawn from empty references alone have none.
 
     Raises:
-        ValueError: the references differ, or have no units.
+        ValueError: ``resamples`` out of range.
     """
-    if not np.array_equal(first.reference, second.reference):
-        raise ValueError("bootstrap_difference: the two counts are not of the same references in the same order")
-    if not first.reference.any():
-        raise ValueError("bootstrap_difference: the references have no units")
-    triples = np.stack([first.errors, second.errors, first.reference], axis=1)
-    triples, multiplicity = np.unique(triples, axis=0, return_counts=True)
-    rng = np.random.default_rng(seed)
-    step = max(1, _RESAMPLE_CELLS // len(triples))
-    totals = np.concatenate(
-        [
-            rng.multinomial(len(first), multiplicity / len(first), size=min(step, resamples - start)) @ triples
-            for start in range(0, resamples, step)
-        ]
-    )
-    totals = totals[totals[:, 2] > 0]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile((totals[:, 0] - totals[:, 1]) / totals[:, 2], [tail, 1 - tail])
-    return first.rate() - second.rate(), float(low), float(high)
+    if not len(pairs):
+        pairs, often = np.zeros((1, 2), dtype=np.int64), np.ones(1, dtype=np.int64)
+    totals = resampled_totals(pairs, often, resamples=resamples, seed=seed)
+    totals = totals[totals[:, 1] > 0]
+    return totals[:, 0] / totals[:, 1]
 
 
 def count_errors(references: Sequence[str], hypotheses: Sequence[str], *, unit: Unit = "word") -> ErrorCounts:
-    """Counts of each hypothesis against its reference, by one jiwer call.
+    """Counts of each hypothesis against its reference, aligned by jiwer.
 
     Args:
         references: U texts, already normalised; an empty one counts the hypothesis as insertions.
         hypotheses: U texts in the same order.
-        unit: ``word`` (separated by whitespace) or ``char`` (whitespace removed).
+        unit: ``word`` (separated by whitespace), ``char`` (whitespace removed) or ``mixed`` (``languages.UNITS``).
 
     Raises:
         InputError: an unknown unit.
@@ -154,20 +135,37 @@ def count_errors(references: Sequence[str], hypotheses: Sequence[str], *, unit: 
     if len(references) != len(hypotheses):
         raise ValueError(f"expected as many hypotheses as references, got {len(hypotheses)} for {len(references)}")
     counts = np.zeros((4, len(references)), dtype=np.int64)
-    if len(references):
-        import jiwer
-
-        # jiwer splits at single spaces, so other whitespace is turned into one, or removed, first
-        joiner, process = (" ", jiwer.process_words) if unit == "word" else ("", jiwer.process_characters)
-        output = process([joiner.join(text.split()) for text in references], [joiner.join(text.split()) for text in hypotheses])
-        row = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
-        for i, chunks in enumerate(output.alignments):
-            for chunk in chunks:
-                of_hypothesis = chunk.type == "insert"
-                length = chunk.hyp_end_idx - chunk.hyp_start_idx if of_hypothesis else chunk.ref_end_idx - chunk.ref_start_idx
-                counts[row[chunk.type], i] += length
+    for start in range(0, len(references), _PAIRS):
+        stop = start + _PAIRS
+        _align(references[start:stop], hypotheses[start:stop], unit, counts[:, start:stop])
     substitutions, deletions, insertions, hits = counts
     return ErrorCounts(substitutions=substitutions, deletions=deletions, insertions=insertions, hits=hits)
+
+
+def _align(references: Sequence[str], hypotheses: Sequence[str], unit: Unit, counts: np.ndarray) -> None:
+    """Add up what one jiwer call finds, into ``counts`` [4, U]: substitutions, deletions, insertions, hits."""
+    import jiwer
+
+    # jiwer splits at single spaces and counts them as characters, so whitespace becomes one space, or goes, first
+    joiner, process = ("", jiwer.process_characters) if unit == "char" else (" ", jiwer.process_words)
+    unequal, left, right = [], [], []
+    for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
+        units = tokenize(reference, unit)
+        if reference == hypothesis:  # most rows of a good system: nothing to align
+            counts[3, i] = len(units)
+            continue
+        unequal.append(i)
+        left.append(joiner.join(units))
+        right.append(joiner.join(tokenize(hypothesis, unit)))
+    if not unequal:
+        return
+    output = process(left, right)
+    row = {"substitute": 0, "delete": 1, "insert": 2, "equal": 3}
+    for i, chunks in zip(unequal, output.alignments, strict=True):
+        for chunk in chunks:
+            of_hypothesis = chunk.type == "insert"
+            length = chunk.hyp_end_idx - chunk.hyp_start_idx if of_hypothesis else chunk.ref_end_idx - chunk.ref_start_idx
+            counts[row[chunk.type], i] += length
 
 
 def word_errors(references: Sequence[str], hypotheses: Sequence[str]) -> ErrorCounts:

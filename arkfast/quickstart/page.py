@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any, Literal
 
-from arkfast.quickstart.results import ARM_LABELS, TABLE_HEADER, ArmRow, Report, Transcription, align, table_cells
+from arkfast.evaluate.alignment import align
+from arkfast.quickstart.results import ARM_LABELS, TABLE_HEADER, ArmRow, Report, Transcription, table_cells
 
 _SETS: dict[Literal["dev", "test"], str] = {"dev": "dev set", "test": "held-out test set"}
 
@@ -159,7 +160,7 @@ def _clip(clip: Transcription) -> str:
 def _marked(reference: str, hypothesis: str) -> str:
     """The hypothesis with its wrong words marked and the left-out ones struck in their places."""
     words = []
-    for word in align(reference, hypothesis):
+    for word in align(reference.split(), hypothesis.split()):
         if word.hypothesis is None:
             words.append(f'<del class="wrong">{escape(word.reference or "")}</del>')
         else:

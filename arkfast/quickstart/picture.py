@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arkfast.quickstart.results import Report, Transcription, align
+from arkfast.evaluate.alignment import align
+from arkfast.quickstart.results import Report, Transcription
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _draw_transcripts(figure: Figure, axes: Axes, clip: Transcription | None) ->
         return
     y = 0.95
     for label, hypothesis in (("said", clip.reference), ("base student", clip.before), ("after OPD", clip.after)):
-        words = align(clip.reference, hypothesis)
+        words = align(clip.reference.split(), hypothesis.split())
         wrong = sum(not word.right for word in words)
         axes.text(0, y, label, color=_INK, fontsize=10.5, fontweight="bold", va="center")
         if label != "said":

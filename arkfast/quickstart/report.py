@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arkfast.quickstart.page import findings, headline_of, render_page, verdict
 from arkfast.quickstart.picture import draw_picture
-from arkfast.quickstart.results import ARM_LABELS, ArmRow, Difference, Rate, Report, Transcription, align, render_table
+from arkfast.quickstart.results import ARM_LABELS, ArmRow, Difference, Rate, Report, Transcription, render_table
 
 __all__ = [
     "ARM_LABELS",
@@ -21,7 +21,6 @@ __all__ = [
     "Rate",
     "Report",
     "Transcription",
-    "align",
     "draw_picture",
     "findings",
     "headline_of",

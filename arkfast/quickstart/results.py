@@ -1,4 +1,4 @@
-"""What the quickstart's arms came to: records, word alignment, the table in text.
+"""What the quickstart's arms came to: records and the table in text.
 
 Knows rates, intervals and transcripts as plain data; knows no model, no picture and no page.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -131,45 +131,6 @@ class Report:
     def row(self, arm: str) -> ArmRow | None:
         """The row of an arm, None where there is none."""
         return next((row for row in self.rows if row.arm == arm), None)
-
-
-class Word(NamedTuple):
-    """One place of an alignment; at least one side is there."""
-
-    reference: str | None
-    """The word that was said; None where one was inserted."""
-    hypothesis: str | None
-    """The word that was heard; None where one was left out."""
-
-    @property
-    def right(self) -> bool:
-        """Whether both sides agree."""
-        return self.reference == self.hypothesis
-
-
-def align(reference: str, hypothesis: str) -> list[Word]:
-    """Word alignment with the fewest substitutions, insertions and deletions (Levenshtein); among equals, pairs before gaps."""
-    said, heard = reference.split(), hypothesis.split()
-    # cost[i][j]: errors between said[i:] and heard[j:]
-    cost = [[0] * (len(heard) + 1) for _ in range(len(said) + 1)]
-    for i in range(len(said), -1, -1):
-        for j in range(len(heard), -1, -1):
-            if i == len(said) or j == len(heard):
-                cost[i][j] = len(said) - i + len(heard) - j
-            else:
-                cost[i][j] = min(cost[i + 1][j + 1] + (said[i] != heard[j]), cost[i + 1][j] + 1, cost[i][j + 1] + 1)
-    words, i, j = [], 0, 0
-    while i < len(said) or j < len(heard):
-        if i < len(said) and j < len(heard) and cost[i][j] == cost[i + 1][j + 1] + (said[i] != heard[j]):
-            words.append(Word(said[i], heard[j]))
-            i, j = i + 1, j + 1
-        elif i < len(said) and cost[i][j] == cost[i + 1][j] + 1:
-            words.append(Word(said[i], None))
-            i += 1
-        else:
-            words.append(Word(None, heard[j]))
-            j += 1
-    return words
 
 
 TABLE_HEADER = ("arm", "WER dev % [95 % CI]", "WER test % [95 % CI]", "support", "steps", "seconds")

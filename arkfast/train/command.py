@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from arkfast.config import parse
 from arkfast.train.config import TrainConfig
+from arkfast.train.originals import without_original_flags
 
 DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft)."
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    config = parse(TrainConfig, argv, prog="arkfast train", description=DESCRIPTION)
+    flags, notes = without_original_flags(argv)
+    config = parse(TrainConfig, flags, prog="arkfast train", description=DESCRIPTION)
+    if os.environ.get("RANK", "0") == "0":
+        for note in notes:
+            print(f"arkfast train: {note}", file=sys.stderr)
     from transformers.utils import logging
 
-    from arkfast.train.trainer import Trainer, TrainingStopped
+    from arkfast.train.stop import EXIT_CODE
+    from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
 
     logging.disable_progress_bar()  # the run has a bar of its own
     try:
@@ -24,4 +31,7 @@ def main(argv: Sequence[str]) -> int:
     except TrainingStopped as error:
         print(f"arkfast train: error: {error}", file=sys.stderr)
         return 1
+    except Interrupted as reason:
+        print(f"arkfast train: {reason}", file=sys.stderr)
+        return EXIT_CODE
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 Attention = Literal["sdpa", "eager"]
+Part = Literal["audio_encoder", "adapter", "decoder", "embeddings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,26 @@ class TrainConfig:
     batch_seconds: float = 0.0
     """Largest micro-batch in audio seconds, padding included: rows of similar length share one while they fit; 0 sets no limit."""
     gradient_accumulation_steps: int = 1
-    """Micro-batches in a step; every token of the window weighs the same."""
+    """Micro-batches of each process in a step; every token of the window weighs the same, whichever process saw it."""
+    micro_batches_per_step: int = 0
+    """Micro-batches of all processes in a step, which keeps the step when their number changes; 0 is processes times
+    gradient_accumulation_steps."""
+    sharding: Literal["auto", "none", "optimizer", "full"] = "auto"
+    """none: one process holds all; optimizer: weights, optimizer state and gradients are sharded, and the weights are gathered once a step;
+    full: they are freed after each use besides, for least memory; auto is none for one process and optimizer for several."""
+    shard_group_size: int = 0
+    """Processes that share one copy of the weights, each such group holding a whole copy (hybrid sharding); 0 is all of them."""
+    freeze: tuple[Part, ...] = ()
+    """Parts that are not trained, such as audio_encoder,adapter: audio_encoder, adapter, decoder, embeddings."""
+    lora_rank: int = 0
+    """Train adapters of this rank beside the decoder's projections instead of the weights; models are written with them merged in; 0 trains
+    the weights."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    activation_checkpointing: bool = False
+    """Recompute each layer in the backward pass instead of keeping its activations: less memory, a third more computation."""
+    distributed_timeout: float = 1800.0
+    """Seconds that processes wait for one another before the run fails."""
     per_device_eval_batch_size: int = 40
     """Utterances decoded together when WER is measured."""
     dataloader_num_workers: int = 2
@@ -48,18 +68,25 @@ class TrainConfig:
     stops the run when more than that share is bad."""
     feature_cache_mb: int = 0
     """Memory in MiB for features of clips seen before, half for training and half for evaluation; for sets passed over many times."""
+    calibrate_only: bool = False
+    """End after the preflight, with a summary on standard output."""
+    calibration_batches: int = 1
+    """Micro-batches that the preflight looks at before the first step, without learning from them: no number or no position that counts
+    stops the run; 0 skips it."""
     max_steps: int = 0
     """Optimizer steps; 0 derives them from total_epochs."""
     total_epochs: int = 1
     """Passes over the training rows, when max_steps is 0."""
     learning_rate: float = 1e-6
     """Peak learning rate of AdamW."""
-    lr_scheduler_type: Literal["constant", "cosine"] = "constant"
-    """Shape of the learning rate after warm-up."""
+    lr_scheduler_type: Literal["constant", "cosine", "wsd"] = "constant"
+    """Shape of the learning rate after warm-up; wsd stays at the peak and falls linearly at the end."""
+    wsd_decay_share: float = 0.2
+    """Share of all steps over which wsd falls."""
     warmup_steps: int = 0
     """Steps over which the learning rate rises linearly from 0."""
     min_lr_ratio: float = 0.1
-    """Where the cosine ends, as a share of learning_rate."""
+    """Where cosine and wsd end, as a share of learning_rate."""
     weight_decay: float = 0.005
     """Decoupled weight decay of matrices; norms and biases have none."""
     adam_beta1: float = 0.9
@@ -68,6 +95,8 @@ class TrainConfig:
     """Decay of the second moment."""
     grad_clip: float = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
+    ema_decay: float = 0.0
+    """Keep a running average of the weights with this decay a step and export it as the model ema too; 0 keeps none."""
     max_skipped_steps: int = 10
     """Stop the run after this many steps in a row whose loss or gradient was not finite (each is skipped and counted)."""
     seed: int = 1
@@ -97,11 +126,18 @@ class TrainConfig:
     save_freq: int = -1
     """Write a checkpoint that can be resumed every so many steps; -1 writes one at the end only."""
     max_ckpt_to_keep: int = 3
-    """Older checkpoints are removed after a new one is complete; the best and the last model are kept apart."""
+    """Older checkpoints are removed after a new one is complete, all but that of the lowest WER; the best and the last model are kept
+    apart."""
+    async_save: bool = False
+    """Write checkpoints in the background, from a copy in main memory, while training goes on."""
     resume_from_checkpoint: str = ""
     """A checkpoint folder to go on from, or latest or auto (the newest in output_dir; auto starts anew where there is none)."""
     log_freq: int = 1
-    """Print the step's JSON line every so many steps; the log file has them all."""
+    """Print the step's JSON line every so many steps; the log file has them all. Several processes measure only those steps in full."""
+    tensorboard: bool = False
+    """Write the numbers of the log into output_dir/tensorboard too."""
+    profile_steps: str = ""
+    """Steps to profile, first:last such as 5:7: each process writes a trace into output_dir/profile, to be opened with Perfetto."""
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of forward and backward; master weights and optimizer state are float32 always; auto is bfloat16 on a GPU."""
     student_attn_implementation: Attention = "sdpa"
@@ -123,11 +159,12 @@ class TrainConfig:
                      "max_skipped_steps", "dataloader_prefetch_factor"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "opd_temperature", "max_audio_seconds"):
+        for name in ("learning_rate", "opd_temperature", "max_audio_seconds", "distributed_timeout"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
-                     "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads"):  # fmt: skip
+                     "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads", "micro_batches_per_step",
+                     "shard_group_size", "calibration_batches", "lora_rank"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
@@ -135,9 +172,34 @@ class TrainConfig:
         from arkfast.data.pipeline import BadAudioPolicy
 
         BadAudioPolicy(self.on_bad_audio)
+        profiled_steps(self.profile_steps)
+        if self.lora_rank and self.freeze:
+            raise ValueError(
+                f"--freeze {','.join(self.freeze)}: with --lora_rank nothing but the adapters is trained; leave one of them out"
+            )
+        if self.calibrate_only and not self.calibration_batches:
+            raise ValueError("--calibrate_only: there is nothing to look at with --calibration_batches 0; give at least 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"--ema_decay: must lie in [0, 1), got {self.ema_decay}")
+        if not 0 < self.wsd_decay_share <= 1:
+            raise ValueError(f"--wsd_decay_share: must lie in (0, 1], got {self.wsd_decay_share}")
         if not 0 < self.rollout_top_p <= 1:
             raise ValueError(f"--rollout_top_p: must lie in (0, 1], got {self.rollout_top_p}")
         if self.rollouts_per_prompt > 1 and self.rollout_temperature == 0:
             raise ValueError("--rollouts_per_prompt: greedy rollouts are all alike; give --rollout_temperature above 0 or leave it at 1")
         if self.eval_freq and self.eval_data is None:
             raise ValueError("--eval_freq: there is nothing to measure on; give --eval_data")
+
+
+def profiled_steps(text: str) -> tuple[int, int] | None:
+    """First and last step of ``--profile_steps``; None where it is empty.
+
+    Raises:
+        ValueError: it is not two ascending steps from 1.
+    """
+    if not text:
+        return None
+    first, _, last = text.partition(":")
+    if first.isdecimal() and last.isdecimal() and 1 <= int(first) <= int(last):
+        return int(first), int(last)
+    raise ValueError(f"--profile_steps: expected first:last, two ascending steps such as 5:7, got '{text}'")

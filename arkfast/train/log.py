@@ -1,4 +1,7 @@
-"""The run's log: one JSON object a step in ``metrics.jsonl`` and on standard output; a bar with the time left on standard error."""
+"""The run's log: one JSON object a step in ``metrics.jsonl`` and on standard output; a bar with the time left on standard error.
+
+Knows records and where they are shown; TensorBoard gets the numbers of the same records, where it is asked for.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,38 @@ from typing import Any
 
 from tqdm import tqdm
 
+from arkfast.records import InputError
 from arkfast.train.checkpoint import write_atomically
+
+SHARES = {
+    "data_wait_max": "data",
+    "encode_time_max": "encode",
+    "rollout_time_max": "rollout",
+    "teacher_time_max": "teacher",
+    "student_score_time_max": "loss",
+    "backward_max": "backward",
+    "optimizer_max": "optimizer",
+}
+"""Phases whose shares of the step the bar shows."""
+
+
+def progress(record: dict[str, Any]) -> str:
+    """What the bar says of a step: loss, tokens and audio seconds a second, share of the device's peak, where the time went."""
+    parts = [f"loss {record['loss']:.4f}"]
+    if "tokens_per_second" in record:
+        parts += [f"{record['tokens_per_second']:.0f} tok/s", f"{record['audio_seconds_per_second']:.1f} audio-s/s"]
+    if "mfu" in record:
+        parts.append(f"MFU {100 * record['mfu']:.0f}%")
+    shares = {name: record.get(key, 0.0) / record["time_per_step"] for key, name in SHARES.items()} if record["time_per_step"] else {}
+    return " ".join([*parts, *(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share >= 0.01)])
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(f"--tensorboard: {error}; install arkfast[train], or leave it out") from error
+    return SummaryWriter(str(folder))
 
 
 class RunLog:
@@ -21,9 +55,27 @@ class RunLog:
         start_step: steps done before.
         total_steps: for the bar.
         print_every: print every so many steps.
+        silent: write and print nothing, on all ranks but the first.
+        tensorboard: folder of an event file, or None.
+
+    Raises:
+        InputError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, path: Path, *, start_step: int, total_steps: int, print_every: int) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        start_step: int,
+        total_steps: int,
+        print_every: int,
+        silent: bool = False,
+        tensorboard: Path | None = None,
+    ) -> None:
+        self._silent = silent
+        if silent:
+            return
+        self._events = None if tensorboard is None else _tensorboard(tensorboard)
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             complete = (line for line in lines if line.endswith("\n"))
@@ -35,22 +87,31 @@ class RunLog:
 
     def step(self, record: dict[str, Any]) -> None:
         """Log one optimizer step."""
+        if self._silent:
+            return
         self._write(record, shown=record["step"] % self._print_every == 0)
-        self._bar.set_postfix({"loss": f"{record['loss']:.4f}"}, refresh=False)
+        self._bar.set_postfix_str(progress(record), refresh=False)
         self._bar.update(1)
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Log one evaluation."""
+        if self._silent:
+            return
         self._write(record, shown=True)
 
     def note(self, text: str) -> None:
         """Say something once, without breaking the bar."""
-        tqdm.write(text, file=sys.stderr)
+        if not self._silent:
+            tqdm.write(text, file=sys.stderr)
 
     def _write(self, record: dict[str, Any], *, shown: bool) -> None:
         line = json.dumps(record, ensure_ascii=False)
         self._file.write(line + "\n")
         self._file.flush()
+        if self._events is not None:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self._events.add_scalar(name, float(value), record["step"])
         if shown:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
@@ -59,5 +120,8 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.close()
-        self._file.close()
+        if not self._silent:
+            self._bar.close()
+            self._file.close()
+            if self._events is not None:
+                self._events.close()

@@ -8,36 +8,74 @@ precision, refreshed once a step. Where the model already computes in float32, i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from arkfast.train.config import TrainConfig
 
 
 def learning_rate(config: TrainConfig, step: int, total_steps: int) -> float:
-    """The rate of step ``step`` (from 0): linear warm-up, then constant or a cosine down to ``min_lr_ratio`` at ``total_steps``."""
+    """The rate of step ``step`` (from 0): linear warm-up, then the schedule, which ends at ``total_steps``.
+
+    ``constant`` stays; ``cosine`` falls to ``min_lr_ratio`` of the peak; ``wsd`` stays and falls linearly to ``min_lr_ratio`` over the
+    last ``wsd_decay_share`` of all steps.
+    """
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
     if config.lr_scheduler_type == "constant":
         return config.learning_rate
+    if config.lr_scheduler_type == "wsd":
+        decay = max(1, round(config.wsd_decay_share * total_steps))
+        left = min(1.0, max(0.0, (total_steps - step) / decay))
+        return config.learning_rate * (config.min_lr_ratio + (1 - config.min_lr_ratio) * left)
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     share = config.min_lr_ratio + (1 - config.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
     return config.learning_rate * share
 
 
+class StepResult(NamedTuple):
+    """What became of a step."""
+
+    loss: float
+    """Mean over the counting positions of all ranks."""
+    norm: float
+    """Of the whole gradient, before clipping."""
+    count: float
+    """Counting positions of all ranks."""
+    taken: bool
+    """False where a number was not finite, or no position counted: nothing was changed."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether loss and gradient are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
 class MasterAdamW:
     """AdamW (Loshchilov & Hutter 2019) over named parameters, in float32 whatever the model computes in.
 
+    Of a sharded parameter it holds and updates the shard of this rank; FSDP2 keeps that in float32 and leaves the summed gradient there.
+
     Args:
-        parameters: (name, float32 parameter) pairs; names key the state. With another ``compute_dtype`` the parameters become a copy
+        parameters: (name, float32 parameter) pairs; names key the state. With another ``compute_dtype`` whole parameters become a copy
             in it. Buffers, such as rotary tables, keep their precision.
-        config: betas, weight decay and clipping.
+        config: betas, weight decay, clipping and the decay of the running average.
         compute_dtype: what the model runs in.
+        total: adds a float64 tensor up over all ranks; given for sharded parameters, None for whole ones of a single process.
     """
 
-    def __init__(self, parameters: Iterable[tuple[str, torch.nn.Parameter]], config: TrainConfig, compute_dtype: torch.dtype) -> None:
-        self._clip = config.grad_clip
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        config: TrainConfig,
+        compute_dtype: torch.dtype,
+        *,
+        total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> None:
+        self._clip, self._ema_decay, self._total = config.grad_clip, config.ema_decay, total
         self._model: dict[str, torch.nn.Parameter] = {}
         self._master: dict[str, torch.nn.Parameter] = {}
         for name, parameter in parameters:
@@ -45,21 +83,33 @@ class MasterAdamW:
                 continue
             assert parameter.dtype == torch.float32, f"{name}: master weights start from float32, got {parameter.dtype}"
             self._model[name] = self._master[name] = parameter
-            if compute_dtype != torch.float32:
+            if isinstance(parameter, DTensor):
+                self._master[name] = torch.nn.Parameter(parameter.detach().to_local())  # the same memory
+            elif compute_dtype != torch.float32:
                 self._master[name] = torch.nn.Parameter(parameter.detach().clone())
                 parameter.data = parameter.data.to(compute_dtype)
-        self._copied = [name for name, p in self._model.items() if p is not self._master[name]]
-        decayed = [p for p in self._master.values() if p.ndim >= 2]
-        plain = [p for p in self._master.values() if p.ndim < 2]  # norms and biases
+        self._sharded = {name: p for name, p in self._model.items() if isinstance(p, DTensor)}
+        self._copied = [name for name, p in self._model.items() if p is not self._master[name] and name not in self._sharded]
+        assert bool(self._sharded) == (total is not None), "sharded gradients need a sum over ranks, whole ones have none"
+        assert not self._sharded or len(self._sharded) == len(self._model), "a model is sharded or it is not"
+        self._copies = next((_copies(p) for p in self._sharded.values()), 1)
+        decayed = [p for name, p in self._master.items() if self._model[name].ndim >= 2]
+        plain = [p for name, p in self._master.items() if self._model[name].ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
         self._adamw = torch.optim.AdamW(
             [group for group in groups if group["params"]], lr=0.0, betas=(config.adam_beta1, config.adam_beta2), fused=True
         )
+        self._ema = {name: p.detach().clone() for name, p in self._master.items()} if self._ema_decay else {}
 
     @property
     def masters(self) -> dict[str, torch.Tensor]:
-        """The float32 weights by name."""
-        return {name: p.detach() for name, p in self._master.items()}
+        """The float32 weights by name; DTensors where the parameters are sharded."""
+        return {name: self._placed(name, p.detach()) for name, p in self._master.items()}
+
+    @property
+    def average(self) -> dict[str, torch.Tensor]:
+        """The running average of the weights by name; empty where none is kept."""
+        return {name: self._placed(name, value) for name, value in self._ema.items()}
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -71,61 +121,121 @@ class MasterAdamW:
                 model.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float, count: torch.Tensor, loss_sum: torch.Tensor) -> tuple[float, float, bool]:
-        """Divide the window's summed gradient by ``count``, clip, update; skip the update when loss or gradient is not finite.
+    def step(self, lr: float, count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
+        """Divide the window's summed gradient by its count, clip, update; skip the update when loss or gradient is not finite.
+
+        Every rank comes to the same result, from one all-reduce of three numbers.
 
         Args:
             lr: this step's learning rate.
-            count: scalar, counting positions of the window.
-            loss_sum: scalar, the window's summed loss.
+            count: scalar, counting positions of this rank's part of the window.
+            loss_sum: scalar, that part's summed loss.
 
         Returns:
-            (mean loss, gradient norm before clipping, whether the step was taken). The one wait for the device in a step.
+            What became of the step. The one wait for the device in a step.
         """
-        masters = [p for p in self._master.values() if p.grad is not None]
-        gradients = [p.grad for p in masters]
-        scale = 1.0 / count.clamp_min(1.0)
-        torch._foreach_mul_(gradients, scale)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        loss, norm_value = torch.stack([loss_sum.detach() * scale, norm]).tolist()
-        finite = math.isfinite(loss) and math.isfinite(norm_value)
-        if finite:
-            if self._clip and norm_value > self._clip:
-                torch._foreach_mul_(gradients, self._clip / norm_value)
+        for name, parameter in self._sharded.items():
+            self._master[name].grad = None if parameter.grad is None else parameter.grad.to_local()
+            parameter.grad = None
+        gradients = [p.grad for p in self._master.values() if p.grad is not None]
+        result = self._divide_alone(gradients, count, loss_sum) if self._total is None else self._divide(gradients, count, loss_sum)
+        if result.taken:
+            if self._clip and result.norm > self._clip:
+                torch._foreach_mul_(gradients, self._clip / result.norm)
             for group in self._adamw.param_groups:
                 group["lr"] = lr
             self._adamw.step()
             for name in self._copied:
                 self._model[name].copy_(self._master[name])
+            if self._ema:
+                torch._foreach_lerp_(list(self._ema.values()), [p.detach() for p in self._master.values()], 1.0 - self._ema_decay)
         self._adamw.zero_grad(set_to_none=True)
-        return loss, norm_value, finite
+        return result
+
+    def _divide_alone(self, gradients: list[torch.Tensor], count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
+        if not gradients:
+            return StepResult(0.0, 0.0, 0.0, taken=False)
+        scale = 1.0 / count.clamp_min(1.0)
+        torch._foreach_mul_(gradients, scale)
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        loss, norm_value, positions = torch.stack([loss_sum.detach() * scale, norm, count]).tolist()
+        return _judged(loss, norm_value, positions)
+
+    def _divide(self, gradients: list[torch.Tensor], count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
+        assert self._total is not None
+        # Copies of a shard on several ranks count once. float64: the gradient is not divided yet, and its square is large.
+        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum() / self._copies
+        total = self._total(torch.stack([loss_sum.detach().double(), count.double(), squares]))
+        scale = 1.0 / total[1].clamp_min(1.0)
+        torch._foreach_mul_(gradients, scale.float())
+        loss, norm, positions = torch.stack([total[0] * scale, total[2].sqrt() * scale, total[1]]).tolist()
+        return _judged(loss, norm, positions)
+
+    def _placed(self, name: str, local: torch.Tensor) -> torch.Tensor:
+        """A rank's part of a parameter's tensor as what it is part of; a whole tensor as it is."""
+        sharded = self._sharded.get(name)
+        if sharded is None:
+            return local
+        return DTensor.from_local(
+            local, sharded.device_mesh, sharded.placements, run_check=False, shape=sharded.shape, stride=sharded.stride()
+        )
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Master weights, moments and step counts, as ``<kind>/<parameter>`` tensors."""
+        """Master weights, moments, step counts and running average, as ``<kind>/<parameter>`` tensors; DTensors where sharded."""
         tensors = {f"master/{name}": weight for name, weight in self.masters.items()}
+        tensors |= {f"ema/{name}": weight for name, weight in self.average.items()}
         for name, master in self._master.items():
             for kind, value in self._adamw.state.get(master, {}).items():
-                tensors[f"{kind}/{name}"] = value
+                tensors[f"{kind}/{name}"] = value if kind == "step" else self._placed(name, value)
+        return tensors
+
+    def blank(self) -> dict[str, torch.Tensor]:
+        """Tensors of the names, shapes and shards that ``state`` can have, to be filled from a file."""
+        tensors = {}
+        for name, master in self._master.items():
+            for kind in ("master", "exp_avg", "exp_avg_sq", *(["ema"] if self._ema else [])):
+                tensors[f"{kind}/{name}"] = self._placed(name, torch.zeros_like(master.detach()))
+            tensors[f"step/{name}"] = torch.zeros((), device=master.device)
         return tensors
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Undo ``state``.
+        """Undo ``state``. A running average that is not there starts from the weights.
 
         Raises:
             ValueError: a parameter has no master weight of its shape there.
         """
         for name, master in self._master.items():
             saved = tensors.get(f"master/{name}")
-            if saved is None or saved.shape != master.shape:
+            if saved is None or saved.shape != self._model[name].shape:
                 there = "nothing" if saved is None else tuple(saved.shape)
                 raise ValueError(
-                    f"optimizer state: parameter {name} {tuple(master.shape)} has {there} saved; the checkpoint is another model's"
+                    f"optimizer state: parameter {name} {tuple(self._model[name].shape)} has {there} saved; the checkpoint is another "
+                    "model's"
                 )
-            master.copy_(saved)
-            self._model[name].copy_(master)
+            master.copy_(_local(saved))
+            if name in self._copied:
+                self._model[name].copy_(master)
         for name, master in self._master.items():
-            held = {key.partition("/")[0]: value for key, value in tensors.items() if key.partition("/")[2] == name}
+            held = {key.partition("/")[0]: _local(value) for key, value in tensors.items() if key.partition("/")[2] == name}
             held.pop("master")
+            average = held.pop("ema", master)
+            if self._ema:
+                self._ema[name].copy_(average)
             if held:
                 self._adamw.state[master] = {kind: value.to(master.device, copy=True) for kind, value in held.items()}
+
+
+def _judged(loss: float, norm: float, count: float) -> StepResult:
+    finite = math.isfinite(loss) and math.isfinite(norm)
+    return StepResult(loss, norm, count, taken=finite and count > 0)
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copies(parameter: DTensor) -> int:
+    """On how many ranks the same shard lies."""
+    sizes = zip(parameter.placements, parameter.device_mesh.shape, strict=True)
+    return math.prod(size for placement, size in sizes if placement.is_replicate())

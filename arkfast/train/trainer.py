@@ -1,17 +1,18 @@
 """The training loop: micro-batches to a step, steps to a run.
 
-Knows when things happen; what a step computes is ``distill.step``'s, what a checkpoint holds is ``checkpoint``'s. One process in this
-version. A run's losses depend on its seed, its data and its weights alone, so a killed run that is resumed repeats what an
-uninterrupted one does.
+Knows when things happen; what a step computes is ``distill.step``'s, what a checkpoint holds ``checkpoint``'s, which process does what
+``parallel``'s. A run's losses depend on its seed, its data, its weights and the micro-batches of a step alone: no generator carries a state
+from one step to the next, so a killed run that is resumed repeats what an uninterrupted one does, on any number of processes.
 """
 
 from __future__ import annotations
 
-import copy
-import os
+import itertools
+import json
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +20,38 @@ import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import DataOrder, FeatureCache, Loader, Prompt, collate, extract, read_manifest
-from arkfast.data.loader import planned_seconds
-from arkfast.data.pipeline import BadAudioPolicy, FeatureItem, FeaturePipeline
-from arkfast.distill import CTCHead, LossSum, opd_step, sft_step, td_step
+from arkfast.data import FeatureCache, FeatureItem, collate, extract
+from arkfast.data.order import Window
+from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
-from arkfast.distill.teachers.arkasr import check_same_vocabulary
-from arkfast.engine import Engine
 from arkfast.kernels import fallbacks, reset_usage, usage
-from arkfast.models import ArkasrProcessor, load_model
-from arkfast.records import AllowedTokens, Batch, InputError, Utterance
-from arkfast.train.checkpoint import RunFolder, TrainerState, load_resume
-from arkfast.train.config import TrainConfig
+from arkfast.records import Batch, InputError, Utterance
+from arkfast.train.checkpoint import RunFolder, TrainerState, load_state
+from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
+from arkfast.train.export import write_model
+from arkfast.train.feed import Feed, read_rows
 from arkfast.train.log import RunLog
-from arkfast.train.optim import MasterAdamW, learning_rate
+from arkfast.train.models import Learner, is_sharded, load_teacher, make_optimizer
+from arkfast.train.optim import learning_rate
+from arkfast.train.parallel import Parallel
+from arkfast.train.phases import Phases
+from arkfast.train.preflight import summary, verdict
+from arkfast.train.profile import StepProfiler
+from arkfast.train.record import Recorder
+from arkfast.train.saving import Saver
+from arkfast.train.state import read_state
+from arkfast.train.stop import StopRequest
+
+Windows = Iterator[tuple[Window, Iterator[Batch | None]]]
 
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says why and what to look at."""
+
+
+class Interrupted(RuntimeError):
+    """The system told the run to stop; it did, with everything saved."""
 
 
 class Trainer:
@@ -47,113 +61,97 @@ class Trainer:
         config: what to train.
 
     Raises:
-        InputError: with the flag or the file and line that is wrong.
+        InputError: with the flag or the file and line that is wrong; on rank 0, the other ranks exit with it.
     """
 
     def __init__(self, config: TrainConfig) -> None:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise InputError(
-                "WORLD_SIZE is above 1: this version trains in one process; use torchrun --nproc_per_node 1 or plain arkfast train"
-            )
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.config = config
-        self.device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device)
-        compute = {"auto": torch.bfloat16 if self.device.type == "cuda" else torch.float32, "bfloat16": torch.bfloat16,
-                   "float32": torch.float32}[config.model_dtype]  # fmt: skip
-        limit = config.train_max_samples if config.train_max_samples > 0 else None
-        self._rows = read_manifest(config.train_data, limit=limit)
-        dev_rows = read_manifest(config.eval_data) if config.eval_data else None
-
-        self.processor = ArkasrProcessor.from_pretrained(_checkpoint_folder(config.student_model, "--student_model"))
-        self._tokenizer = self.processor.tokenizer
-        source = load_model(config.student_model, dtype="auto", attn_implementation=config.student_attn_implementation)
-        self._export_dtype = source.dtype
-        self.model = source.float().to(self.device).eval()  # the family has no dropout: training and evaluation mode compute the same
-        self._prompt = Prompt.asr(self._tokenizer, merge_factor=self.model.config.merge_factor)
+        self.parallel = parallel = Parallel(config.device, timeout=config.distributed_timeout)
+        is_sharded(config, parallel)
+        self._rows = read_rows(config, parallel)
+        teacher: ArkasrTeacher | None = None
+        with parallel.agreeing():
+            learner = Learner(config, parallel)
+            teacher = load_teacher(config, parallel, learner) if config.stage != "sft" else None
+        learner.place(config, parallel)
+        self.learner, self._teacher, self.model = learner, teacher, learner.model
+        self._stop = StopRequest(parallel)
+        self.optimizer = make_optimizer(learner, config, parallel, self._stop.total)
+        self.engine = learner.engine
         self._log_mel = LogMel(self.model.config.whisper_config.num_mel_bins)
-        allowed = AllowedTokens.asr(self._tokenizer, self.model.config)
-        self._top_k = min(config.opd_top_k, allowed.count)
-        self._teacher = self._load_teacher(allowed, compute) if config.stage != "sft" else None
-
-        self._ctc_head: CTCHead | None = None
-        if config.ctc_weight:
-            text = self.model.config
-            head = CTCHead(text.hidden_size, text.vocab_size, int(self._tokenizer.pad_token_id), seed=config.seed)
-            self._ctc_head = head.to(self.device)
-        extra = [(f"ctc_head.{name}", p) for name, p in self._ctc_head.named_parameters()] if self._ctc_head else []
-        self.optimizer = MasterAdamW([*self.model.named_parameters(), *extra], config, compute)
-        self.engine = Engine(self.model, allowed=allowed, topk=self._top_k if config.stage == "opd" else 0)
-
-        self._dev = None
-        if dev_rows:
-            # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
-            features = FeatureCache(self._features, config.feature_cache_mb // 2)
-            self._dev = DevSet(dev_rows, lambda rows: collate(rows, [features(row) for row in rows], self._prompt), self._tokenizer, config)
-        self._bad_audio: list[str] = []
-        policy = BadAudioPolicy(config.on_bad_audio, rows=len(self._rows), on_skip=self._pass_over)
-        order = DataOrder(
-            planned_seconds(self._rows, unreadable=config.max_audio_seconds if policy.skips else None),
-            batch_size=config.per_device_train_batch_size,
-            seed=config.seed,
-            shuffle=config.shuffle_train,
-            batch_seconds=config.batch_seconds or None,
+        self._dev = self._dev_set() if self._rows.dev else None
+        self._feed = Feed(self._rows, config, parallel, self._log_mel, self._make_batch, self._pass_over)
+        self.total_steps = self._feed.total_steps
+        self._phases = Phases(parallel.device)
+        self._recorder = Recorder(
+            config,
+            parallel,
+            rows=len(self._rows.train),
+            student=self.model,
+            teacher=teacher.model if teacher is not None else None,
+            phases=self._phases,
         )
-        pipeline = FeaturePipeline(
-            self._log_mel,
-            workers=config.dataloader_num_workers,
-            prefetch=config.dataloader_prefetch_factor * order.typical_rows,
-            max_seconds=config.max_audio_seconds,
-            on_bad_audio=policy,
-        )
-        self._loader = Loader(order, self._rows, pipeline, self._make_batch, cache_mb=config.feature_cache_mb // 2)
-        self.total_steps = config.max_steps or -(-order.batch_count(config.total_epochs) // config.gradient_accumulation_steps)
+        self._open_folder()
 
-        self._folder = RunFolder(config)
+    def _dev_set(self) -> DevSet:
+        # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
+        features = FeatureCache(self._features, self.config.feature_cache_mb // 2)
+        prompt, tokenizer = self.learner.prompt, self.learner.tokenizer
+        return DevSet(
+            self._rows.dev,
+            lambda rows: collate(rows, [features(row) for row in rows], prompt),
+            tokenizer,
+            self.config,
+            self.parallel,
+        )
+
+    def _open_folder(self) -> None:
+        """Claim the run's folder and go to where its last checkpoint stands."""
+        config, parallel = self.config, self.parallel
+        wanted = config.resume_from_checkpoint or ("auto" if parallel.restarts else "")
+        folder: RunFolder | None = None
+        resume: Path | None = None
+        self._notes: list[str] = []
+        with parallel.agreeing():
+            if parallel.is_first:
+                folder = RunFolder(config, micro_batches=self._feed.micro_batches, resume=wanted)
+                resume = folder.find_resume(wanted, note=self._notes.append)
+        self._saver = Saver(folder, parallel, sharded=self.learner.sharded, background=config.async_save)
         self._state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
-        if resume := self._folder.find_resume(config.resume_from_checkpoint):
-            self._state, tensors = load_resume(resume)
-            self.optimizer.load_state(tensors)
-
-    def _load_teacher(self, allowed: AllowedTokens, compute: torch.dtype) -> ArkasrTeacher:
-        folder = self.config.teacher_model
-        assert folder is not None
-        tokenizer = ArkasrProcessor.from_pretrained(_checkpoint_folder(folder, "--teacher_model")).tokenizer
-        check_same_vocabulary(self._tokenizer, tokenizer, allowed)
-        model = load_model(folder, dtype=compute, attn_implementation=self.config.teacher_attn_implementation, device=self.device)
-        if model.config.whisper_config.num_mel_bins != self._log_mel.n_mels:
-            raise InputError(
-                f"--teacher_model {folder}: takes {model.config.whisper_config.num_mel_bins} mel bins, the student {self._log_mel.n_mels}; "
-                "the arkasr teacher shares the student's features"
-            )
-        return ArkasrTeacher(model, allowed=allowed, top_k=self._top_k)
+        resume = parallel.broadcast(resume)
+        if resume is not None:
+            self._state = load_state(resume)
+            self.optimizer.load_state(read_state(resume, self.optimizer.blank(), parallel.checkpoint_group))
 
     def _features(self, row: Utterance) -> np.ndarray:
         return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
 
     def _pass_over(self, _row: Utterance, error: InputError) -> None:
         """Say at once which row a batch goes without; the step's record lists it too."""
-        self._bad_audio.append(str(error))
+        self._recorder.passed_over(str(error))
         self._log.note(f"--on_bad_audio {self.config.on_bad_audio}: passed over {error}")
 
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
         features = [item.features for item in items if isinstance(item.features, np.ndarray)]
-        tokenizer = self._tokenizer if self.config.stage == "sft" else None
-        return collate([item.utterance for item in items], features, self._prompt, tokenizer)
+        tokenizer = self.learner.tokenizer if self.config.stage == "sft" else None
+        return collate([item.utterance for item in items], features, self.learner.prompt, tokenizer)
 
     def _loss(self, batch: Batch) -> LossSum:
-        config = self.config
+        config, learner, phase = self.config, self.learner, self._phases
         if config.stage == "sft":
-            return sft_step(self.model, self.engine, batch, ctc_head=self._ctc_head, ctc_weight=config.ctc_weight)
+            return sft_step(self.model, self.engine, batch, ctc_head=learner.ctc_head, ctc_weight=config.ctc_weight, phase=phase)
         assert self._teacher is not None
         if config.stage == "td":
-            return td_step(self.model, self.engine, self._teacher, batch, max_new_tokens=config.asr_opd_max_new_tokens)
+            return td_step(self.model, self.engine, self._teacher, batch, max_new_tokens=config.asr_opd_max_new_tokens, phase=phase)
         return opd_step(
             self.model,
             self.engine,
             self._teacher,
             batch,
             tau=config.opd_temperature,
+            phase=phase,
             max_new_tokens=config.asr_opd_max_new_tokens,
             n=config.rollouts_per_prompt,
             temperature=config.rollout_temperature,
@@ -163,102 +161,185 @@ class Trainer:
         )
 
     def run(self) -> TrainerState:
-        """Train to the end; returns where the run stands. Progress goes to standard error, one JSON object a step to standard output."""
-        config = self.config
-        reset_usage()
-        with (
-            RunLog(
-                self._folder.root / "metrics.jsonl",
-                start_step=self._state.step,
-                total_steps=self.total_steps,
-                print_every=config.log_freq,
-            ) as log,
-            closing(self._loader.batches(self._state.cursor)) as batches,
-        ):
-            self._log = log
-            if self._top_k < config.opd_top_k and config.stage == "opd":
-                log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {self._top_k} ids; using {self._top_k}")
-            if config.eval_at_start and self._dev and self._state.step == 0:
-                self._evaluate(log)
+        """Train to the end; returns where the run stands. Progress goes to standard error, one JSON object a step to standard output.
+
+        Raises:
+            TrainingStopped: too many steps in a row met numbers that are not finite.
+            Interrupted: the system sent SIGTERM; the step was finished and a checkpoint written.
+        """
+        with ExitStack() as stack:
+            self._log = stack.enter_context(self._run_log())
+            stack.enter_context(self._stop)
+            stack.callback(self._saver.close)
+            windows: Windows = stack.enter_context(closing(self._feed.windows(self._state.cursor)))
+            self._announce()
+            if self.config.calibration_batches and self._state.step == 0:
+                windows = self._preflight(windows)
+            if self.config.calibrate_only:
+                self.parallel.close()
+                return self._state
+            reset_usage()
+            if self.config.eval_at_start and self._dev and self._state.step == 0:
+                self._evaluate(self._log)
+            trace = self.config.output_dir / "profile" / f"rank{self.parallel.rank}.json"
+            profiler = stack.enter_context(StepProfiler(profiled_steps(self.config.profile_steps), trace))
             while self._state.step < self.total_steps:
-                self._step(batches, log)
-                step, last = self._state.step, self._state.step == self.total_steps
-                if self._dev and (last or (config.eval_freq and step % config.eval_freq == 0)):
-                    self._evaluate(log)
-                if last or (config.save_freq > 0 and step % config.save_freq == 0):
-                    self._folder.save(self._state, self._export, self.optimizer.state())
-            self._folder.export("last", self._export)
-            log.note(_kernel_summary())
+                profiler.before(self._state.step + 1)
+                self._step(windows, self._log)
+                profiler.after(self._state.step)
+                self._after_step()
+            self._saver.wait()
+            self._saver.export("last", self._exporter(self.optimizer.masters))
+            if self.config.ema_decay:
+                self._saver.export("ema", self._exporter(self.optimizer.average))
+            self._log.note(_kernel_summary())
+        self.parallel.close()
         return self._state
 
-    def _step(self, batches: Any, log: RunLog) -> None:
-        config, started = self.config, time.perf_counter()
-        sums: list[LossSum] = []
-        seconds = waited = 0.0
-        cursor = self._state.cursor
-        for _ in range(config.gradient_accumulation_steps):
-            asked = time.perf_counter()
-            batch, cursor = next(batches)
-            waited += time.perf_counter() - asked
-            loss = self._loss(batch.to(self.device))
-            loss.total.backward()
-            self.optimizer.collect()
-            sums.append(LossSum(total=loss.total.detach(), count=loss.count, metrics=loss.metrics))
-            seconds += batch.seconds
+    def _run_log(self) -> RunLog:
+        return RunLog(
+            self.config.output_dir / "metrics.jsonl",
+            start_step=self._state.step,
+            total_steps=self.total_steps,
+            print_every=self.config.log_freq,
+            silent=not self.parallel.is_first,
+            tensorboard=self.config.output_dir / "tensorboard" if self.config.tensorboard else None,
+        )
+
+    def _announce(self) -> None:
+        config, top_k = self.config, self.learner.top_k
+        for text in self._notes:
+            self._log.note(text)
+        if top_k < config.opd_top_k and config.stage == "opd":
+            self._log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
+
+    def _after_step(self) -> None:
+        """What is due after a step: stopping, measuring, saving."""
+        config, step = self.config, self._state.step
+        last = step == self.total_steps
+        if self._stop.agreed and not last:
+            self._save()
+            self._saver.wait()
+            self.parallel.close()
+            raise Interrupted(f"told to stop: step {step} of {self.total_steps} is saved; --resume_from_checkpoint auto goes on from it")
+        if self._dev and (last or (config.eval_freq and step % config.eval_freq == 0)):
+            self._evaluate(self._log)
+        if last or (config.save_freq > 0 and step % config.save_freq == 0):
+            self._save()
+
+    def _save(self) -> None:
+        self._saver.save(self._state, self._exporter(self.optimizer.masters), self.optimizer.state())
+
+    def _step(self, windows: Windows, log: RunLog) -> None:
+        self._recorder.begin()
+        window, batches = next(windows)
+        sums = self._accumulate(window, batches)
         state = self._state
-        lr = learning_rate(config, state.step, self.total_steps)
-        count = torch.stack([loss.count for loss in sums]).sum()
-        loss_value, norm, finite = self.optimizer.step(lr, count, torch.stack([loss.total for loss in sums]).sum())
-        skipped = 0 if finite else state.skipped + 1
-        self._state = TrainerState(step=state.step + 1, cursor=cursor, best_wer=state.best_wer, best_step=state.best_step, skipped=skipped)
-        record = {"step": self._state.step, "epoch": self._state.cursor / len(self._rows), "stage": config.stage, "loss": loss_value}
-        record |= _means(sums) | {"positions": int(count), "grad_norm": norm, "lr": lr, "skipped": not finite}
-        if config.stage != "sft":
-            record["teacher_backend"] = config.teacher_backend
-        record |= {
-            "audio_seconds": round(seconds, 2),
-            "data_wait": round(waited, 4),
-            "time_per_step": round(time.perf_counter() - started, 4),
-        }
-        if self._bad_audio:
-            record["bad_audio"], self._bad_audio = self._bad_audio, []
-        log.step(record)
-        if skipped >= config.max_skipped_steps:
+        lr = learning_rate(self.config, state.step, self.total_steps)
+        count, loss_sum = self._added(sums)
+        with self._phases("optimizer"):
+            result = self.optimizer.step(lr, count, loss_sum)
+        self._stop.agree()
+        skipped = 0 if result.finite else state.skipped + 1
+        self._state = replace(state, step=state.step + 1, cursor=window.cursor, skipped=skipped)
+        log.step(self._recorder.record(self._state, sums, count, result, lr))
+        if skipped >= self.config.max_skipped_steps:
             raise TrainingStopped(
                 f"step {self._state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
                 "lower --learning_rate or look at the data of the last steps in metrics.jsonl"
             )
 
+    def _accumulate(self, window: Window, batches: Iterator[Batch | None], *, learn: bool = True) -> list[LossSum]:
+        """Forward and backward of this rank's micro-batches; their sums, without graphs. Without ``learn`` there is no backward."""
+        sums: list[LossSum] = []
+        student = self.learner.student
+        for place in range(window.rounds):
+            asked = time.perf_counter()
+            batch = next(batches)
+            self._phases.add("data_wait", time.perf_counter() - asked)
+            last = place + 1 == window.rounds
+            if batch is None:
+                if self.learner.sharded:
+                    zero = student.inside(self._idle, last=last)
+                    if learn:
+                        zero.backward()
+                continue
+            self._recorder.saw(batch)
+            with self._phases("move_batch"):
+                moved = batch.to(self.parallel.device)
+            total, loss = student.inside(lambda moved=moved: _with_total(self._loss(moved)), last=last)
+            if learn:
+                with self._phases("backward"):
+                    total.backward()
+                    self.optimizer.collect()
+            sums.append(LossSum(total=total.detach(), count=loss.count, metrics=loss.metrics))
+        return sums
+
+    def _added(self, sums: Sequence[LossSum]) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's counting positions and summed loss."""
+        none = torch.zeros((), device=self.parallel.device)
+        return torch.stack([loss.count for loss in sums] or [none]).sum(), torch.stack([loss.total for loss in sums] or [none]).sum()
+
+    def _idle(self) -> torch.Tensor:
+        """What a rank without a batch does in a round, so that its collectives are those of the others."""
+        learner = self.learner
+        batch = learner.idle_batch().to(self.parallel.device)
+        return idle_step(self.model, self.engine, batch, stage=self.config.stage, ctc_head=learner.ctc_head)
+
+    @torch.no_grad()
+    def _preflight(self, windows: Windows) -> Windows:
+        """Look at the first windows without learning from them, and stop a run that cannot succeed; the windows, the first one again."""
+        seen: list[tuple[Window, list[Batch | None]]] = []
+        sums: list[LossSum] = []
+        self._recorder.begin()
+        rounds = -(-self.config.calibration_batches // self.parallel.world)
+        while rounds > 0 and (taken := next(windows, None)) is not None:
+            window, batches = taken[0], list(taken[1])
+            seen.append((window, batches))
+            sums += self._accumulate(window._replace(rounds=min(rounds, window.rounds)), iter(batches), learn=False)
+            rounds -= window.rounds
+        count, loss_sum = self._added(sums)
+        positions, loss = self.parallel.total(torch.stack([count, loss_sum]).double()).tolist()
+        measured = self._recorder.totals(sums, count)
+        found = summary(measured, positions=positions)
+        if self.parallel.is_first and self.config.calibrate_only:
+            print(f"[calibration summary] {json.dumps(found)}", flush=True)
+        if reason := verdict(loss / max(positions, 1.0), positions):
+            raise TrainingStopped(f"preflight: {reason}")
+        return itertools.chain(((window, iter(batches)) for window, batches in seen), windows)
+
     def _evaluate(self, log: RunLog) -> None:
-        assert self._dev is not None
-        record = self._dev.measure(self.model, self.engine.allowed, self.device)
+        dev = self._dev
+        assert dev is not None
+        student = self.learner.student
+
+        def measure() -> Mapping[str, Any]:
+            with student.whole():
+                return dev.measure(self.model, self.engine.allowed)
+
+        with torch.no_grad():
+            record = student.inside(measure)
         state = self._state
         better = state.best_wer is None or record["eval_wer"] < state.best_wer
         if better:
-            self._state = TrainerState(
-                step=state.step, cursor=state.cursor, best_wer=record["eval_wer"], best_step=state.step, skipped=state.skipped
-            )
+            self._state = replace(state, best_wer=record["eval_wer"], best_step=state.step)
         log.evaluation({"step": state.step, **record, "best": better})
         if better:
-            self._folder.export("best", self._export)
+            self._saver.export("best", self._exporter(self.optimizer.masters))
 
-    def _export(self, folder: Path) -> None:
+    def _exporter(self, weights: dict[str, torch.Tensor]) -> Any:
+        """Gathers the model's weights now, on every rank; what it returns writes them into a folder, on rank 0."""
+        whole = self.learner.whole_weights(weights, keep=self.parallel.is_first)
+        return lambda folder: self._export(folder, whole)
+
+    def _export(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A Transformers checkpoint of the master weights, in the precision of the checkpoint that training began from."""
-        model = copy.deepcopy(self.model).to(self._export_dtype)
-        with torch.no_grad():
-            masters = self.optimizer.masters
-            for name, parameter in model.named_parameters():
-                if name in masters:
-                    parameter.copy_(masters[name])
-        model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        write_model(folder, self.model, weights, self.learner.processor)
 
 
-def _means(sums: list[LossSum]) -> dict[str, float]:
-    """Each metric over the window, with one transfer from the device."""
-    names = list(sums[0].metrics)
-    pairs = torch.stack([torch.stack([torch.stack([*loss.metrics[name]]).float() for name in names]) for loss in sums]).sum(0)
-    return {name: total / max(count, 1.0) for name, (total, count) in zip(names, pairs.tolist(), strict=True)}
+def _with_total(loss: LossSum) -> tuple[torch.Tensor, LossSum]:
+    """The loss with its total in the open: FSDP2 looks for the tensors of a forward's result."""
+    return loss.total, loss
 
 
 def _kernel_summary() -> str:
@@ -266,9 +347,3 @@ def _kernel_summary() -> str:
     calls = [f"{op} {count} x {backend}" for op, backends in usage().items() for backend, count in backends.items()]
     reasons = [f"{op} ran in torch: {reason}" for op, why in fallbacks().items() for reason in why]
     return "; ".join(["kernels: " + ", ".join(calls), *reasons])
-
-
-def _checkpoint_folder(path: Path, flag: str) -> Path:
-    if not (path / "config.json").is_file():
-        raise InputError(f"{flag} {path}: no config.json there; give the folder of a checkpoint")
-    return path

@@ -69,6 +69,8 @@ class Suite:
     """Of "copy", "mm" (the product that cannot be avoided) and "dense" (the dense student's three)."""
     baseline: str = ""
     """The provider whose time ``ratio`` divides; the first that is not ours by default."""
+    columns: Callable[[Shape, Row], Row] | None = None
+    """(shape, a provider's row with its times) → more columns that follow from them."""
 
 
 @dataclass
@@ -201,6 +203,8 @@ def _fill(suite: Suite, shape: Shape, rows: list[Row], samples: dict[str, list[f
             row["tflop_s"] = work.flop / taken["p50"] / 1e12
         for name in ceiling:
             row[f"percent_of_{name}"] = 100 * ceiling[name] / taken["p50"]
+        if suite.columns is not None:
+            row.update(suite.columns(shape, row))
     timed = [row for row in rows if "seconds" in row]
     baseline = suite.baseline or next((row["provider"] for row in rows if not row["ours"]), "")
     reference = next((row for row in timed if row["provider"] == baseline), None)

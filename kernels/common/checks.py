@@ -50,6 +50,24 @@ def check_floating(op: str, **tensors: torch.Tensor | None) -> None:
             raise ValueError(f"{op}: {name} must be bfloat16, float16, float32 or float64, got {tensor.dtype}")
 
 
+def check_same_dtype(op: str, **tensors: torch.Tensor | None) -> None:
+    """Raises ValueError for a tensor whose dtype is not the first one's; None is skipped."""
+    given = [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
+    first, lead = given[0]
+    for name, tensor in given[1:]:
+        if tensor.dtype != lead.dtype:
+            raise ValueError(f"{op}: {name} must be {lead.dtype} as {first} is, got {tensor.dtype}; convert one of them")
+
+
+def check_no_gradient(op: str, **tensors: torch.Tensor | None) -> None:
+    """Raises ValueError where autograd would record the call: an op for inference alone would leave its inputs without a gradient."""
+    if not torch.is_grad_enabled():
+        return
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            raise ValueError(f"{op}: {name} requires a gradient, which this op does not give; call it under torch.no_grad()")
+
+
 def check_ids(op: str, **tensors: torch.Tensor | None) -> None:
     """Raises ValueError for a tensor of ids that is neither int32 nor int64; None is skipped."""
     for name, tensor in tensors.items():

@@ -166,7 +166,8 @@ def union_kl_sparse(
     on = live * valid > 0
     tl.store(support + t, count)
 
-    base = tl.where(on, found, 0).to(tl.int64) * weight_stride
+    # A product and not tl.where, which Triton 3.6 cannot lay out here; it is 0 where an id is not on.
+    base = (found * live * valid).to(tl.int64) * weight_stride
     student = tl.zeros((UB,), tl.float32)
     for j in range(NH):
         c = j * BH + tl.arange(0, BH)

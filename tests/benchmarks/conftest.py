@@ -9,7 +9,10 @@ import torch
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
-GROUPS = ("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
+GROUPS = (
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
+    *("engine", "step"),
+)
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from providers.suite import Suite, complaint, measure_shape
 
 from arkfast.kernels import opd_union_kl, topk_lse
 
-GROUPS = ("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
+GROUPS = (
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
+    *("engine", "step"),
+)
 
 
 def suite_of(group) -> Suite:

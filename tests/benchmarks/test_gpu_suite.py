@@ -100,11 +100,13 @@ def test_gpu_tests_without_hypothesis_leave_out_what_needs_it(monkeypatch):
     files, left = gpu_suite.test_files()
     assert left == []
     assert "tests/kernels/test_row_topk.py" in files
+    assert "tests/engine/test_engine_gpu.py" in files
     assert not any("interpret" in name or "aot" in name for name in files)
     monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: None)
     bare, left = gpu_suite.test_files()
     assert left
     assert sorted([*bare, *left]) == sorted(files)
+    assert "tests/engine/test_engine_gpu.py" in bare
     assert set(bare).isdisjoint(left)
 
 

@@ -1,21 +1,23 @@
-"""What the GPU suite imports must be there on a machine with torch, Triton and pytest alone."""
+"""What the GPU suite imports must be there on a machine with torch, Triton, Transformers and pytest alone."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-BLOCKED = ("soundfile", "soxr", "jiwer", "fastapi", "tqdm", "rich", "hypothesis")
+BLOCKED = ("soundfile", "soxr", "jiwer", "fastapi", "rich", "hypothesis")
 CODE = """
 import importlib, importlib.util, sys
+from importlib.machinery import PathFinder
 from pathlib import Path
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        # Not an error: other packages ask whether these are there, and make do without.
+        return None if name.partition(".")[0] in BLOCKED else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 root = Path(ROOT)
 sys.path[:0] = [str(root / "benchmarks"), str(root)]
 names = ["gpu_suite", "shapes", "arkfast.kernels"]
@@ -26,6 +28,7 @@ names += [f"arkfast.kernels.{path.parent.name}" for path in sorted((root / "kern
 for name in names:
     importlib.import_module(name)
 files = [root / "tests" / "kernels" / "conftest.py", *sorted((root / "tests" / "kernels" / "gpu").glob("*.py"))]
+files += [root / "tests" / "engine" / "conftest.py", *sorted((root / "tests" / "engine").glob("test_*_gpu.py"))]
 for path in [*files, root / "benchmarks" / "conftest.py"]:
     spec = importlib.util.spec_from_file_location(f"loaded_{path.parent.name}_{path.stem}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))
@@ -48,4 +51,4 @@ def test_nothing_that_the_gpu_suite_needs_asks_for_audio_or_service_packages():
 def test_the_block_blocks():
     done = run("torch")
     assert done.returncode != 0
-    assert "blocked" in done.stderr
+    assert "No module named 'torch'" in done.stderr

@@ -11,7 +11,10 @@ from providers import ceilings, clock, goals, results
 from providers.suite import entries
 from shapes import Shape
 
-GROUPS = ("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl")
+GROUPS = (
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
+    *("engine", "step"),
+)
 
 
 def row(group="row_topk", provider="ours/triton", check="passed", shape=None, **more):

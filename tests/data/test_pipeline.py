@@ -362,3 +362,11 @@ def test_helpers_are_used_through_partial(helpers):
     """A configured extractor, which is what a teacher's is, travels too."""
     (item,) = pipeline(1, prepare=functools.partial(helpers.statistics)).features(clips(1))
     assert item.prepared["n"] == 500
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_isolated_fault_is_a_bad_clip_and_a_missing_package_is_not(workers, helpers):
+    found = list(pipeline(workers, prepare=helpers.wrong, on_bad_audio="skip:1", isolate=True).features(clips(3)))
+    assert ["TypeError: cannot use" in str(item.features) for item in found] == [True] * 3
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_nobody_has"):
+        list(pipeline(workers, prepare=helpers.missing, on_bad_audio="skip:1", isolate=True).features(clips(3)))

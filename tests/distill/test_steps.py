@@ -1,9 +1,11 @@
 """A step of each stage against dense autograd, and the properties of the loss through the whole model."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from arkfast.distill import CTCHead, opd_step, sft_step, td_step
+from arkfast.distill import CTCHead, idle_step, metric_names, opd_step, sft_step, td_step
 from arkfast.distill.losses import opd_loss
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.distill.teachers.arkasr import check_same_vocabulary
@@ -122,6 +124,71 @@ def test_a_student_that_is_its_teacher_has_no_loss_and_no_gradient():
     # logits of size 10 in fp32 carry 1e-6, and the KL is quadratic in a logit's error
     assert abs(float(loss.total.detach())) < 1e-5 * float(loss.count)
     assert max(float(g.abs().max()) for g in gradients(model).values()) < 1e-3
+
+
+def test_a_teacher_that_begins_early_scores_the_same():
+    student, batch = tiny_model(seed=1), make_batch()
+    engine, teacher = Engine(student, allowed=ALLOWED, topk=8), ArkasrTeacher(tiny_model(seed=2), allowed=ALLOWED, top_k=8)
+    rollout = engine.rollout(batch, max_new_tokens=6)
+    early, late = teacher.score(batch, rollout, teacher.begin(batch)), teacher.score(batch, rollout)
+    for name in ("ids", "scores", "student_scores", "valid"):
+        assert torch.equal(getattr(early, name), getattr(late, name))
+
+
+@pytest.mark.parametrize("stage", ["opd", "td", "sft"])
+def test_a_stage_measures_what_it_says_and_times_its_parts(stage):
+    student, batch, entered = tiny_model(seed=1), make_batch(), []
+    engine, teacher = Engine(student, allowed=ALLOWED, topk=8), ArkasrTeacher(tiny_model(seed=2), allowed=ALLOWED, top_k=8)
+
+    def phase(name):
+        entered.append(name)
+        return nullcontext()
+
+    if stage == "opd":
+        loss = opd_step(student, engine, teacher, batch, tau=1.0, max_new_tokens=6, phase=phase)
+        assert entered == ["encode", "rollout", "teacher", "student_score"]
+    elif stage == "td":
+        loss = td_step(student, engine, teacher, batch, max_new_tokens=6, phase=phase)
+        assert entered == ["teacher", "encode", "student_score"]
+    else:
+        loss = sft_step(student, engine, batch, phase=phase)
+        assert entered == ["encode", "student_score"]
+    assert set(loss.metrics) == set(metric_names(stage))
+
+
+def test_overlap_and_end_tokens_are_counted_as_they_are():
+    student, batch = tiny_model(seed=1), make_batch()
+    engine, teacher = Engine(student, allowed=ALLOWED, topk=8), ArkasrTeacher(tiny_model(seed=2), allowed=ALLOWED, top_k=8)
+    rollout = engine.rollout(batch, max_new_tokens=40)
+    scores = teacher.score(batch, rollout)
+    metrics = opd_step(student, engine, teacher, batch, tau=1.0, max_new_tokens=40).metrics
+    both = [len(set(a) & set(b)) for a, b in zip(rollout.topk_ids.tolist(), scores.ids.tolist(), strict=True)]
+    assert int(metrics["opd_overlap_mean"][0]) == sum(both) > 0
+    row, place = rollout.packed_index()
+    tokens = rollout.tokens[row, place].tolist()
+    listed = [95 in a or 95 in b for a, b in zip(rollout.topk_ids.tolist(), scores.ids.tolist(), strict=True)]
+    ends = [token == 95 for token in tokens]
+    found = {name: int(metrics[name][0]) for name in metrics if "terminal" in name}
+    assert found == {
+        "opd_terminal_rows": sum(ends),
+        "opd_terminal_eos_candidate_rows": sum(end and here for end, here in zip(ends, listed, strict=True)),
+        "opd_nonterminal_rows": len(ends) - sum(ends),
+        "opd_nonterminal_eos_candidate_rows": sum(here and not end for end, here in zip(ends, listed, strict=True)),
+    }
+    assert sum(ends) > 0
+    assert 0 < sum(listed) < len(listed)
+    assert all(metrics[name][1] == 0 for name in found), "sums, not means"
+
+
+@pytest.mark.parametrize("stage", ["opd", "td", "sft"])
+def test_an_idle_step_is_zero_and_reaches_every_parameter(stage):
+    student, batch = tiny_model(seed=1), make_batch()
+    engine = Engine(student, allowed=ALLOWED, topk=8)
+    zero = idle_step(student, engine, select(batch, [1]), stage=stage)
+    assert zero == 0
+    zero.backward()
+    assert gradients(student).keys() == {name for name, _ in student.named_parameters()}
+    assert all(not gradient.any() for gradient in gradients(student).values())
 
 
 def test_micro_batches_equal_one_batch():

@@ -1,12 +1,18 @@
 """``arkfast evaluate``: files, exit codes, and transcription first when a model is given."""
 
+import hashlib
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from arkfast.evaluate.command import main
+from arkfast.evaluate.command import main, speed
+from arkfast.infer.command import Summary
+from arkfast.metrics import get_normalizer
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
 
@@ -30,8 +36,15 @@ def test_rows_summary_and_table(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert code == 0
     assert [row["id"] for row in rows_of(output)] == ["0", "1", "long", "last"]
     assert [row["wer_errors"] for row in rows_of(output)] == [0, 0, 3, 1]
-    assert json.loads(summary.read_text())["wer"] == 4 / 9
-    assert "WER" in capsys.readouterr().out
+    found = json.loads(summary.read_text())
+    assert found["wer"] == 4 / 9
+    assert (found["input"], found["output"]) == (str(tmp_path / "in.jsonl"), str(output))
+    assert found["output_sha256"] == hashlib.sha256(output.read_bytes()).hexdigest()
+    assert found["normalizer"] == get_normalizer("basic").identity()
+    assert [(g["preset"], g["language"], g["metric"]) for g in found["groups"]] == [("in", None, "wer")]
+    out = capsys.readouterr().out
+    assert "WER" in out
+    assert "no language given: script of the references" in out
 
 
 def test_one_bad_file_of_many_is_reported_and_costs_no_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,8 +56,8 @@ def test_one_bad_file_of_many_is_reported_and_costs_no_errors(tmp_path: Path, ca
     assert "39 of 40" in captured.out
     scores = json.loads(summary.read_text())
     assert (scores["wer"], scores["failed"], scores["coverage"]) == (0.0, 1, 39 / 40)
-    assert scores["wer_counting_failures_as_deletions"] == 2 / 80
-    assert main(["--input", source, "--allow_failures", "true"]) == 0
+    assert scores["rate_with_failures"] == 2 / 80
+    assert main(["--input", source, "--allow_failures"]) == main(["--input", source, "--allow-failures", "true"]) == 0
 
 
 def test_a_model_transcribes_first_and_its_transcripts_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,13 +74,17 @@ def test_a_model_transcribes_first_and_its_transcripts_are_scored(tmp_path: Path
     assert all(row["pred_text"] != "a b" for row in scored)
     assert scored[1]["wer_errors"] is None
     assert (scores["scored"], scores["failed"], scores["audio_seconds"]) == (2, 1, 2.0)
-    assert scores["rtfx"] > 0
+    assert 0 < scores["processing_seconds"] < scores["wall_seconds"]
+    assert scores["rtfx"] == 2.0 / scores["processing_seconds"] > scores["rtfx_end_to_end"] == 2.0 / scores["wall_seconds"]
+    assert scores["model_path"] == str(model)
     assert sum(row["wer_errors"] or 0 for row in scored) == scores["substitutions"] + scores["deletions"] + scores["insertions"] > 0
-    assert len(rows_of(tmp_path / "scored.jsonl.transcripts.jsonl")) == 3
+    assert len(rows_of(tmp_path / "scored.jsonl.tmp_unsorted.jsonl")) == 3
     # the transcripts can be scored again without the model
-    assert main(["--input", str(tmp_path / "scored.jsonl.transcripts.jsonl"), "--summary", str(summary)]) == 1
-    assert json.loads(summary.read_text())["wer"] == scores["wer"]
-    assert "RTFx" in capsys.readouterr().out
+    assert main(["--input", str(tmp_path / "scored.jsonl.tmp_unsorted.jsonl"), "--summary", str(summary)]) == 1
+    again = json.loads(summary.read_text())
+    assert (again["wer"], again["rtfx"], again["rtfx_end_to_end"]) == (scores["wer"], None, None)
+    said = f"RTFx {scores['rtfx_end_to_end']:.1f} end to end, {scores['rtfx']:.1f} by processing time"
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -75,6 +92,7 @@ def test_a_model_transcribes_first_and_its_transcripts_are_scored(tmp_path: Path
     [
         ([{"text": "a"}], [], "no row has pred_text"),
         ([{"pred_text": "a", "ref": "a"}], [], "--text_field"),
+        ([{"hyp": "a", "text": "a"}], [], "--pred_field"),
         ([], [], "holds no rows"),
         ([{"text": "a", "pred_text": "a"}], ["--output", "SELF"], "is the input too"),
     ],
@@ -99,3 +117,123 @@ def test_a_model_without_a_place_for_transcripts_is_refused(tmp_path: Path, caps
         main(["--input", str(tmp_path / "in.jsonl"), "--model_path", str(tmp_path)])
     assert caught.value.code == 2
     assert "--tmp_output" in capsys.readouterr().err
+
+
+def test_one_failed_row_in_four_hundred_of_a_perfect_system(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [*perfect(399), {"id": "bad", "text": "two words", "pred_text": None, "status": "error", "error": "gone"}]
+    assert main(["--input", write(tmp_path / "in.jsonl", rows)]) == 1
+    out = capsys.readouterr().out
+    assert re.search(r"^WER +0\.00 %", out, re.MULTILINE)
+    assert "399 of 400 rows" in out
+    assert "WER counting them as deletions 0.25 %" in out
+
+
+def test_other_peoples_fields(tmp_path: Path) -> None:
+    rows = [{"reference": "a b", "hyp": "a"}, {"reference": "c", "hyp": "c"}]
+    summary = tmp_path / "s.json"
+    flags = ["--text_field", "reference", "--pred_field", "hyp", "--summary", str(summary), "--language", "en", "--preset", "mine"]
+    assert main(["--input", write(tmp_path / "in.jsonl", rows), *flags]) == 0
+    found = json.loads(summary.read_text())
+    assert found["wer"] == 1 / 3
+    assert [(g["preset"], g["language"], g["unit_rule"]) for g in found["groups"]] == [("mine", "en", "language en")]
+
+
+def test_rows_in_the_originals_order(tmp_path: Path) -> None:
+    rows = [*perfect(2), {"id": "bad", "text": "x", "pred_text": None}, {"id": "far", "text": "abcd", "pred_text": "x"}, *perfect(1)]
+    rows[-1]["id"] = "last"
+    rows.insert(0, {"id": "near", "text": "abc", "pred_text": "abd"})
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    assert main(["--input", source, "--output", str(output), "--sort", "cer_errors", "--allow_failures"]) == 0
+    scored = rows_of(output)
+    assert [row["id"] for row in scored] == ["far", "near", "0", "1", "last", "bad"]
+    names = ["ref_text", "ref_text_clean", "pred_text_clean", "cer_errors", "wer_errors", "ref_words", "ref_chars"]
+    assert all(name in row for name in names for row in scored)
+
+
+def test_the_script_at_the_originals_path_takes_its_flags_and_order(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[2] / "scripts" / "eval" / "eval_jwer_ark_asr_transformers.py"
+    rows = [{"id": "near", "text": "abc", "pred_text": "abd"}, {"id": "far", "text": "abcd", "pred_text": "x"}]
+    source, output = write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl"
+    flags = ["--input", source, "--output", str(output), "--disable_text_normalize", "--max-audio-seconds", "30"]
+    done = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [row["id"] for row in rows_of(output)] == ["far", "near"]
+
+
+def test_an_external_normaliser_reaches_texts_and_summary(tmp_path: Path) -> None:
+    (tmp_path / "text_process.py").write_text("__version__ = '7'\ndef text_normalize(text):\n    return text.replace('3', 'three')\n")
+    rows = [{"text": "3 words", "pred_text": "three words"}]
+    flags = ["--text_normalize_python", sys.executable, "--text_normalize_workdir", str(tmp_path), "--summary", str(tmp_path / "s.json")]
+    assert main(["--input", write(tmp_path / "in.jsonl", rows), *flags]) == 0
+    found = json.loads((tmp_path / "s.json").read_text())
+    assert (found["wer"], found["normalizer"]["name"], found["normalizer"]["version"]) == (0.0, "external", "7")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--normalizer", "whisper", "--text_normalize_python", "python3"], "--normalizer for whisper; give one of them"),
+        (["--disable_text_normalize", "--text_normalize_python", "python3"], "ask for different normalisers"),
+        (["--text_normalize_workdir", "."], "of use with --text_normalize_python only"),
+        (["--max_regression", "-1"], "max_regression must be percentage points"),
+        (["--language", "und"], "names no language"),
+        (["--unit", "phone"], "expected one of auto, word, char, mixed"),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--input", "in.jsonl", *flags])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_missing_normaliser_is_told_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--input", str(tmp_path / "none.jsonl"), "--normalizer", "external"]) == 2
+    assert "needs --text_normalize_python" in capsys.readouterr().err
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source, path = write(tmp_path / "in.jsonl", perfect(1)), str(tmp_path / "out")
+    assert main(["--input", source, "--output", path, "--summary", path]) == 2
+    assert "are one file" in capsys.readouterr().err
+    assert not Path(path).exists()
+
+
+def test_markdown_has_a_line_for_each_preset_and_language(tmp_path: Path) -> None:
+    rows = [
+        {"text": "a b", "pred_text": "a", "language": "en", "preset": "clean"},
+        {"text": "你好", "pred_text": "你号", "language": "zh", "preset": "net|1"},
+        {"text": "", "pred_text": "uh", "language": "en", "preset": "clean"},
+    ]
+    path = tmp_path / "table.md"
+    assert main(["--input", write(tmp_path / "in.jsonl", rows), "--markdown", str(path)]) == 0
+    head, rule, first, second, *_ = path.read_text(encoding="utf-8").splitlines()
+    columns = [cell.strip() for cell in head.strip("|").split("|")]
+    assert rule.count("|") == len(columns) + 1
+    clean = dict(zip(columns, (cell.strip() for cell in first.strip("|").split("|")), strict=True))
+    assert (clean["preset"], clean["language"], clean["rate"], clean["units"]) == ("clean", "en", "WER 100.00", "2")
+    assert (clean["del"], clean["ins"], clean["on empty references"], clean["RTFx"]) == ("1", "1", "1 in 1 of 1", "–")
+    assert second.startswith("| net\\|1 | zh | CER 50.00 |")
+    assert f"`basic` {get_normalizer('basic').version}" in path.read_text(encoding="utf-8")
+
+
+def test_the_page_has_the_scores_and_the_rows(tmp_path: Path) -> None:
+    rows = [{"id": "clip-seven", "text": "a b c <i>", "pred_text": "a b x", "language": "en"}]
+    path = tmp_path / "new" / "page.html"
+    assert main(["--input", write(tmp_path / "in.jsonl", rows), "--html", str(path)]) == 0
+    text = path.read_text(encoding="utf-8")
+    assert text.lower().startswith("<!doctype html>")
+    assert "clip-seven" in text
+    assert "50.00" in text  # x for c, and i missing, of four words
+    assert "<i>" not in text
+
+
+def test_both_real_time_factors() -> None:
+    run = Summary(rows=1, failed=0, truncated=0, audio_seconds=60.0, wall_seconds=6.0, processing_seconds=2.0)
+    assert (speed(run)["rtfx"], speed(run)["rtfx_end_to_end"]) == (30.0, 10.0)
+    assert run.line().endswith("60.0 s of audio in 6.0 s, RTFx 10.0 end to end, 30.0 by processing time")
+    unmeasured = Summary(rows=1, failed=0, truncated=0, audio_seconds=60.0, wall_seconds=6.0)
+    found = speed(unmeasured)
+    assert (found["rtfx"], found["processing_seconds"], found["rtfx_end_to_end"]) == (None, None, 10.0)
+    assert unmeasured.line().endswith("60.0 s of audio in 6.0 s, RTFx 10.0 end to end")
+    assert speed(None) == {}

@@ -1,13 +1,14 @@
-"""Windows, buckets and isolation, with functions in the place of audio and model."""
+"""Order, windows and isolation, with a decoder that makes things up."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pytest
 
+from arkfast.data.pipeline import FeatureItem
 from arkfast.infer.result import Result
-from arkfast.infer.stream import DeviceLost, FinishReason, transcribe_stream
+from arkfast.infer.stream import DeviceLost, Outcome, transcribe_stream
 from arkfast.records import InputError, Utterance
 
 
@@ -16,71 +17,74 @@ def clip(name: str, frames: int = 10) -> Utterance:
 
 
 class Fake:
-    """Features of the length that an utterance asks for, a transcript that is its id, and a memory of the batches."""
+    """Features of the length that an utterance asks for, and a transcript that is its id, after as many steps as it has frames."""
 
-    def __init__(self, bad_audio: Sequence[str] = (), bad_batch: Sequence[str] = (), memory: float = float("inf")) -> None:
-        self.bad_audio, self.bad_batch, self.memory = bad_audio, bad_batch, memory
-        self.batches: list[list[int]] = []
-        self.loaded = 0
+    def __init__(self, bad_audio: Sequence[str] = (), bad_clip: Sequence[str] = (), refused: Sequence[str] = (), slots: int = 4) -> None:
+        self.bad_audio, self.bad_clip, self.refused, self.slots = bad_audio, bad_clip, refused, slots
+        self.queue: list[list] = []
+        self.loaded = self.most = self.tickets = 0
 
-    def features(self, utterance: Utterance) -> np.ndarray:
-        self.loaded += 1
-        if utterance.id in self.bad_audio:
-            raise InputError(f"{utterance.name}: no such file")
-        return np.zeros((2, len(utterance.audio)), dtype=np.float32)
+    def features(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+        for item in items:
+            if isinstance(item, FeatureItem):
+                yield item
+                continue
+            self.loaded += 1
+            bad = item.id in self.bad_audio
+            features = InputError(f"{item.name}: no such file") if bad else np.zeros((2, len(item.audio)), dtype=np.float32)
+            yield FeatureItem(item, features)
 
-    def decode(self, utterances: Sequence[Utterance], features: Sequence[np.ndarray]) -> list[tuple[str, FinishReason]]:
-        if len(features) * max(f.shape[1] for f in features) > self.memory:
-            raise MemoryError("too much")
-        for utterance in utterances:
-            if utterance.id in self.bad_batch:
-                raise RuntimeError("non-finite\nscores")
-        self.batches.append([f.shape[1] for f in features])
-        return [(u.id, "length" if u.id == "long" else "stop") for u in utterances]
+    def submit(self, utterance: Utterance, features: np.ndarray) -> int:
+        if utterance.id in self.refused:
+            raise InputError("too long for a slot")
+        self.tickets += 1
+        self.queue.append([self.tickets, utterance.id, features.shape[1]])
+        self.most = max(self.most, len(self.queue))
+        return self.tickets
 
-    def run(self, items: Sequence[Utterance | Result] | Iterator[Utterance], batch_size: int = 4, window: int = 8) -> Iterator[Result]:
-        return transcribe_stream(
-            items, features=self.features, decode=self.decode, batch_size=batch_size, window=window, frames_per_second=100
-        )
+    def step(self) -> list[Outcome]:
+        for entry in self.queue[: self.slots]:
+            entry[2] -= 3
+        done = [entry for entry in self.queue if entry[2] <= 0]
+        self.queue = [entry for entry in self.queue if entry[2] > 0]
+        return [self.outcome(ticket, name) for ticket, name, _ in reversed(done)]
+
+    def outcome(self, ticket: int, name: str) -> Outcome:
+        if name in self.bad_clip:
+            return Outcome(ticket, None, None, "RuntimeError: non-finite scores")
+        return Outcome(ticket, name, "length" if name == "long" else "stop", None)
+
+    def run(self, items: Iterable[Utterance | Result], window: int = 8) -> Iterator[Result]:
+        return transcribe_stream(items, features=self.features, decoder=self, window=window, frames_per_second=100)
 
 
-@pytest.mark.parametrize(("batch_size", "window"), [(1, 1), (4, 8), (3, 7), (64, 1000), (5, 2)])
-def test_order_and_results_do_not_depend_on_batches(batch_size: int, window: int) -> None:
+@pytest.mark.parametrize(("slots", "window"), [(1, 1), (4, 8), (3, 7), (64, 1000), (5, 2)])
+def test_order_and_results_do_not_depend_on_slots(slots: int, window: int) -> None:
     rng = np.random.default_rng(0)
     items = [clip(str(i), int(rng.integers(1, 100))) for i in range(23)]
-    results = list(Fake().run(items, batch_size, window))
+    results = list(Fake(slots=slots).run(items, window))
     assert [r.text_raw for r in results] == [str(i) for i in range(23)]
     assert [r.seconds for r in results] == [len(i.audio) / 100 for i in items]
-
-
-def test_clips_of_similar_length_are_decoded_together() -> None:
-    fake = Fake()
-    list(fake.run([clip(str(i), frames) for i, frames in enumerate([9, 1, 8, 2, 7, 3, 6, 4])]))
-    assert fake.batches == [[9, 8, 7, 6], [4, 3, 2, 1]]
 
 
 def test_memory_is_bounded_by_the_window() -> None:
     fake = Fake()
     endless = (clip(str(i)) for i in itertools.count())
-    first = list(itertools.islice(fake.run(endless), 3))
-    assert [r.text_raw for r in first] == ["0", "1", "2"]
-    assert fake.loaded == 8
+    first = list(itertools.islice(fake.run(endless), 20))
+    assert [r.text_raw for r in first] == [str(i) for i in range(20)]
+    assert fake.loaded <= 20 + 8
+    assert fake.most == 8, "the decoder has a whole window to choose from"
 
 
 def test_bad_clips_are_errors_in_their_places() -> None:
-    fake = Fake(bad_audio=["2"], bad_batch=["5", "6"])
+    fake = Fake(bad_audio=["2"], bad_clip=["5", "6"], refused=["7"])
     results = list(fake.run([clip(str(i)) for i in range(9)]))
     assert [r.utterance.id for r in results] == [str(i) for i in range(9)]
-    assert [i for i, r in enumerate(results) if r.failed] == [2, 5, 6]
+    assert [i for i, r in enumerate(results) if r.failed] == [2, 5, 6, 7]
     assert results[2].error == "m.jsonl:2: no such file"
     assert results[5].error == "m.jsonl:5: RuntimeError: non-finite scores"
+    assert results[7].error == "m.jsonl:7: too long for a slot"
     assert all(r.text_raw is None and r.seconds == 0 for r in results if r.failed)
-
-
-def test_a_batch_too_large_for_memory_is_halved() -> None:
-    fake = Fake(memory=25)
-    assert not any(r.failed for r in fake.run([clip(str(i)) for i in range(8)]))
-    assert {len(batch) for batch in fake.batches} == {2}
 
 
 def test_known_results_pass_through() -> None:
@@ -92,23 +96,22 @@ def test_known_results_pass_through() -> None:
 
 
 def test_a_lost_device_ends_the_run_instead_of_failing_every_clip() -> None:
-    def decode(utterances: Sequence[Utterance], features: Sequence[np.ndarray]) -> list[tuple[str, FinishReason]]:
-        if utterances[0].id == "2":
-            raise DeviceLost("gone")
-        return [(u.id, "stop") for u in utterances]
+    class Losing(Fake):
+        def step(self) -> list[Outcome]:
+            if any(name == "2" for _, name, _ in self.queue):
+                raise DeviceLost("gone")
+            return super().step()
 
-    stream = transcribe_stream(
-        [clip(str(i)) for i in range(4)], features=Fake().features, decode=decode, batch_size=1, window=1, frames_per_second=100
-    )
+    stream = Losing().run([clip(str(i)) for i in range(4)], window=1)
     assert [next(stream).text_raw, next(stream).text_raw] == ["0", "1"]
     with pytest.raises(DeviceLost):
         next(stream)
 
 
 def test_an_interrupt_is_not_a_bad_clip() -> None:
-    def interrupted(utterance: Utterance) -> np.ndarray:
-        raise KeyboardInterrupt
+    class Interrupted(Fake):
+        def submit(self, utterance: Utterance, features: np.ndarray) -> int:
+            raise KeyboardInterrupt
 
-    stream = transcribe_stream([clip("a")], features=interrupted, decode=Fake().decode, batch_size=1, window=1, frames_per_second=100)
     with pytest.raises(KeyboardInterrupt):
-        next(stream)
+        next(Interrupted().run([clip("a")]))

@@ -1,9 +1,11 @@
 """Transcription with a tiny random model: every row accounted for, each transcript its clip's own, and no file lost."""
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -180,6 +182,49 @@ def test_limits_are_fields_or_errors(transcribe: Callable[..., tuple[int, Path]]
     assert "2 s" in long["error"]
 
 
+def test_workers_change_nothing(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
+    lines = [{"audio": str(audio / name)} for name in ("0.wav", "text.wav", "1.wav", "gone.wav", "2.wav", "empty.wav", "4.wav")]
+    found = []
+    for workers in ("0", "2"):
+        code, output = transcribe(lines, "--num_workers", workers, "--batch_size", "2")
+        assert code == 1
+        found.append(rows_of(output))
+    assert found[0] == found[1]
+    assert [row["status"] for row in found[0]] == ["ok", "error", "ok", "error", "ok", "error", "ok"]
+
+
+def test_a_transcript_cannot_be_longer_than_its_audio_allows(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
+    """0.4 s at 1 token a second, plus 32; the random model goes on to its limit."""
+    code, output = transcribe(
+        [{"audio": str(audio / "0.wav")}], "--max_new_tokens", "60", "--max_tokens_per_second", "1", "--cut_loops", "false"
+    )
+    (limited,) = rows_of(output)
+    assert code == 0
+    code, output = transcribe(
+        [{"audio": str(audio / "0.wav")}], "--max_new_tokens", "60", "--max_tokens_per_second", "0", "--cut_loops", "false"
+    )
+    (free,) = rows_of(output)
+    assert code == 0
+    assert limited["finish_reason"] == "length"
+    assert len(limited["pred_text_raw"]) < len(free["pred_text_raw"])
+    assert free["pred_text_raw"].startswith(limited["pred_text_raw"].rstrip("�"))
+
+
+def test_a_loop_is_cut_and_said(tmp_path: Path, model: Path, audio: Path) -> None:
+    """A head of zeros says the lowest id for ever."""
+    from safetensors.torch import load_file, save_file
+
+    looping = shutil.copytree(model, tmp_path / "looping")
+    weights = load_file(looping / "model.safetensors")
+    weights["model.norm.weight"] *= 0
+    save_file(weights, looping / "model.safetensors", metadata={"format": "pt"})
+    utterance = Utterance(id="a", audio=str(audio / "0.wav"))
+    (cut,) = Transcriber(looping, device="cpu", max_new_tokens=80, max_tokens_per_second=0)([utterance])
+    (whole,) = Transcriber(looping, device="cpu", max_new_tokens=80, max_tokens_per_second=0, cut_loops=False)([utterance])
+    assert (cut["finish_reason"], len(cut["pred_text_raw"])) == ("repetition", 24)
+    assert (whole["finish_reason"], len(whole["pred_text_raw"])) == ("length", 80)
+
+
 def test_an_existing_output_survives_a_crash(
     transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -274,6 +319,24 @@ def test_samples_in_memory(model: Path) -> None:
 def test_arguments_are_checked_before_anything_is_loaded() -> None:
     with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
         Transcriber("/nowhere", batch_size=0)
+
+
+def test_processing_time_is_that_of_features_and_steps(model: Path, audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that goes on by 1 whenever it is looked at, each of them takes 1, and nothing else is counted."""
+    from arkfast.infer import transcriber
+
+    steps, ticks, step = itertools.count(), itertools.count(), Engine.step
+
+    def counted(self: Engine) -> Any:
+        next(steps)
+        return step(self)
+
+    monkeypatch.setattr(Engine, "step", counted)
+    monkeypatch.setattr(transcriber, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+    timed = Transcriber(model, device="cpu", max_new_tokens=8, batch_size=2)
+    rows = list(timed([Utterance(id=name, audio=str(audio / f"{name}.wav")) for name in ("0", "gone", "1", "2")]))
+    assert [row["status"] for row in rows] == ["ok", "error", "ok", "ok"]
+    assert timed.processing_seconds == next(steps) + 3
 
 
 def test_scores_that_are_not_numbers_are_a_failed_row_not_a_transcript(tmp_path: Path, model: Path, audio: Path) -> None:

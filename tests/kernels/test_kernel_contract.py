@@ -14,12 +14,16 @@ from torch.utils._pytree import tree_leaves
 
 from arkfast import kernels
 from arkfast.kernels import (
+    add_rms_norm,
     audio_embed_merge,
+    decode_attention,
     gather_linear,
     linear_log_softmax,
     linear_topk_lse,
     opd_union_kl,
+    rope_cache,
     sparse_weight_grad,
+    swiglu,
     topk_lse,
     union_kl,
     union_support,
@@ -29,6 +33,8 @@ from arkfast.kernels import (
 H, W = torch.zeros(3, 4), torch.zeros(9, 4)
 IDS = torch.zeros(3, 2, dtype=torch.int32)
 S = torch.zeros(3, 2)
+CACHE, ROWS = torch.zeros(3, 1, 5, 4), torch.zeros(3, dtype=torch.int64)
+"""Keys or values of three rows and five positions with one head of four features; three positions or lengths."""
 
 CALLS = {
     "topk_lse": lambda **k: topk_lse(W, 2, **k),
@@ -41,6 +47,10 @@ CALLS = {
     "opd_union_kl": lambda **k: opd_union_kl(H, W, IDS, IDS, torch.zeros(3, 4), **k),
     "union_topk_kl": lambda **k: union_topk_kl(W, W, 2, **k),
     "audio_embed_merge": lambda **k: audio_embed_merge(IDS, W, torch.zeros(3, 1, 4), torch.zeros(3).long(), 5, **k),
+    "add_rms_norm": lambda **k: add_rms_norm(H, H, W[0], 1e-6, **k),
+    "rope_cache": lambda **k: rope_cache(H, H, H, H, H, CACHE.clone(), CACHE.clone(), ROWS, **k),
+    "decode_attention": lambda **k: decode_attention(H[:, None], CACHE, CACHE, ROWS, **k),
+    "swiglu": lambda **k: swiglu(H, H, **k),
 }
 
 
@@ -105,12 +115,49 @@ BAD: list[tuple[Any, str]] = [
     (lambda: union_topk_kl(torch.tensor(1.0), torch.tensor(1.0)), r"student_logits must be a torch.Tensor of shape \[..., V\] .* got \[\]"),
     (lambda: union_topk_kl(W, None), "teacher_logits must be a torch.Tensor .* got NoneType"),
     (lambda: audio_embed_merge(IDS, W, torch.zeros(2, 1, 4), torch.zeros(3).long(), 5), r"audio must have shape \[B=3, Ta, H=4\], got"),
+    (lambda: add_rms_norm(H, W, W[0], 1e-6), r"add_rms_norm: residual must have shape \[T=3, H=4\], got \[9, 4\]"),
+    (lambda: add_rms_norm(H, None, W[0].bfloat16(), 1e-6), "weight must be torch.float32 as x is, got torch.bfloat16; convert one of them"),
+    (lambda: add_rms_norm(H, None, W[0], 0.0), "add_rms_norm: eps must be a finite number above 0, got 0.0"),
+    (lambda: add_rms_norm(H[:, :0], None, W[0, :0], 1e-6), r"x must have at least one feature, got shape \[3, 0\]"),
+    (lambda: swiglu(H, W), r"swiglu: up must have shape \[T=3, I=4\], got \[9, 4\]"),
+    (lambda: swiglu(H, H.half()), "swiglu: up must be torch.float32 as gate is, got torch.float16"),
+    (lambda: swiglu(IDS, IDS), "swiglu: gate must be bfloat16, float16, float32 or float64, got torch.int32"),
+    (lambda: rope_cache(H, H, H, H[:, :3], H[:, :3], *[CACHE[..., :3]] * 2, ROWS), "cos must have an even number of features, .* got 3"),
+    (lambda: rope_cache(S, H, H, H, H, CACHE, CACHE, ROWS), "rope_cache: q must have a multiple of D=4 features, got 2"),
+    (lambda: rope_cache(H, S, S, H, H, CACHE, CACHE, ROWS), r"k must have Hkv · D = 1 · 4 features as the caches do, got 2"),
+    (lambda: rope_cache(H, H, H, H, H, CACHE, CACHE.half(), ROWS), "rope_cache: values must be torch.float32 as q is, got torch.float16"),
+    (lambda: rope_cache(H, H, H, H, H, CACHE, CACHE, ROWS.float()), "positions must hold ids as int32 or int64, got torch.float32"),
+    (lambda: rope_cache(H, H, H, H, H, CACHE[:2], CACHE[:2], ROWS), "keys must have a row for each of the T=3 tokens, got 2"),
+    (lambda: decode_attention(H, CACHE, CACHE, ROWS), r"decode_attention: q must have shape \[T, Hq, D\], got \[3, 4\]"),
+    (lambda: decode_attention(H[:, None], *[CACHE.expand(3, 2, 5, 4)] * 2, ROWS), "q must have a multiple of Hkv=2 heads of at least one"),
+    (lambda: decode_attention(H[:, None], CACHE[:2], CACHE[:2], ROWS), "keys must have a row for each of the T=3 queries, got 2"),
+    (lambda: CALLS["decode_attention"](limit=6), "decode_attention: limit must be at most the caches' L=5 positions, got 6"),
+    (lambda: CALLS["decode_attention"](limit=0), "decode_attention: limit must be a whole number of at least 1, got 0"),
+    (lambda: CALLS["decode_attention"](scale=float("inf")), "decode_attention: scale must be a finite number above 0, got inf"),
 ]
 
 
 @pytest.mark.parametrize(("call", "message"), BAD)
 def test_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+WANTS_GRADIENT = torch.zeros(3, 4, requires_grad=True)
+INFERENCE: list[tuple[str, Any]] = [
+    ("x", lambda: add_rms_norm(WANTS_GRADIENT, None, W[0], 1e-6)),
+    ("weight", lambda: add_rms_norm(H, H, WANTS_GRADIENT[0], 1e-6)),
+    ("k", lambda: rope_cache(H, WANTS_GRADIENT, H, H, H, CACHE.clone(), CACHE.clone(), ROWS)),
+    ("q", lambda: decode_attention(WANTS_GRADIENT[:, None], CACHE, CACHE, ROWS)),
+    ("up", lambda: swiglu(H, WANTS_GRADIENT)),
+]
+
+
+@pytest.mark.parametrize(("name", "call"), INFERENCE)
+def test_ops_for_inference_refuse_to_lose_a_gradient(name, call):
+    with pytest.raises(ValueError, match=f": {name} requires a gradient, which this op does not give; call it under torch.no_grad()"):
+        call()
+    with torch.no_grad():
         call()
 
 
@@ -132,6 +179,10 @@ def test_nothing_waits_for_the_device():
         topk_lse(hidden, 3, blocked=blocked, gather_ids=ids, need_lse=True)
         audio = torch.zeros(70, 2, 4, requires_grad=True)
         audio_embed_merge(ids, weight, audio, blocked.new_zeros(70), 5).sum().backward()
+        rows, keys, values = torch.zeros(70, 4), torch.zeros(70, 1, 6, 4), torch.zeros(70, 1, 6, 4)
+        normed, _ = add_rms_norm(rows, rows, rows[0], 1e-6)
+        query = rope_cache(normed, rows, swiglu(rows, rows), rows, rows, keys, values, ids.new_zeros(70).long())
+        decode_attention(query, keys, values, ids.new_zeros(70).long(), limit=5)
         with pytest.raises(DataDependentOutputException):  # the trap does close
             top.lse.sum().item()
 

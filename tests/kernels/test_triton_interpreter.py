@@ -19,6 +19,7 @@ ROOT = HERE.parents[1]
 GROUPS = {
     "topk": ("row_topk", "linear_topk", "shim"),
     "union": ("gather_linear", "sparse_grad", "union_kl", "opd_union_kl", "union_topk_kl"),
+    "decode": ("add_rms_norm", "rope_cache", "decode_attention", "swiglu"),
     "rest": (),
 }
 """Group → ops, by the names of their test files; "rest" takes every op that no other group has."""

@@ -2,12 +2,13 @@
 
 import math
 
+import jiwer
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arkfast.metrics import ErrorCounts, bootstrap_difference, char_errors, count_errors, word_errors
+from arkfast.metrics import ErrorCounts, Unit, bootstrap_difference, char_errors, count_errors, word_errors
 from arkfast.records import InputError
 
 
@@ -55,6 +56,49 @@ def test_characters_leave_spaces_out() -> None:
     counts = char_errors(["你好 世界", "ab c"], ["你号世界", "abd"])
     assert counts.errors.tolist() == [1, 1]
     assert counts.reference.tolist() == [4, 3]
+
+
+def test_mixed_units_are_characters_of_unspaced_scripts_and_words_elsewhere() -> None:
+    # 我 用 iphone 15 打 电 话 against 我 用 iphone 14 打 电 话 吧: one substitution of seven, one insertion
+    counts = count_errors(["我用 iphone 15 打电话"], ["我用iphone 14打电话 吧"], unit="mixed")
+    assert counts.substitutions.tolist() == [1]
+    assert counts.insertions.tolist() == [1]
+    assert counts.hits.tolist() == [6]
+    assert char_errors(["我用 iphone 15 打电话"], ["我用iphone 14打电话吧"]).reference.tolist() == [2 + 6 + 2 + 3]
+
+
+@pytest.mark.parametrize("unit", ["word", "char", "mixed"])
+def test_counts_equal_jiwers_on_a_thousand_random_pairs(unit: Unit) -> None:
+    rng = np.random.default_rng(11)
+    alphabet = ["a", "b", "ab", "don't", "3.5", "你", "好", "カ", "é", "한국"]
+    texts = [" ".join(rng.choice(alphabet, size=rng.integers(0, 9))) for _ in range(2000)]
+    references, hypotheses = texts[:1000], texts[1000:]
+    counts = count_errors(references, hypotheses, unit=unit)
+    for i, (reference, hypothesis) in enumerate(zip(references, hypotheses, strict=True)):
+        if unit == "char":
+            found = jiwer.process_characters(reference.replace(" ", ""), hypothesis.replace(" ", ""))
+        else:  # every unspaced character of the alphabet is a word of its own
+            found = jiwer.process_words(reference, hypothesis)
+        ours = [int(part[i]) for part in (counts.substitutions, counts.deletions, counts.insertions, counts.hits)]
+        assert ours == [found.substitutions, found.deletions, found.insertions, found.hits], (reference, hypothesis)
+
+
+def test_long_lists_are_aligned_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    references, hypotheses = ["a b", "c", "", "d e f", "g"], ["a", "c d", "x", "f e d", "g"]
+    whole = word_errors(references, hypotheses)
+    monkeypatch.setattr("arkfast.metrics.errors._PAIRS", 2)
+    parts = word_errors(references, hypotheses)
+    assert parts.errors.tolist() == whole.errors.tolist() == [1, 1, 1, 2, 0]
+    assert parts.hits.tolist() == whole.hits.tolist()
+
+
+def test_sums_by_key_keep_the_keys_order() -> None:
+    counts = word_errors(["a b", "c", "d e", "f"], ["a x", "", "d e", "f g"]).by(["s2", "s1", "s2", "s1"])
+    assert counts.errors.tolist() == [1, 2]
+    assert counts.reference.tolist() == [4, 2]
+    assert counts.insertions.tolist() == [0, 1]
+    with pytest.raises(ValueError, match="got 1 for 2"):
+        counts.by(["a"])
 
 
 def test_any_whitespace_separates_words() -> None:
@@ -118,6 +162,30 @@ def test_bootstrap_weighs_utterances_by_their_length() -> None:
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.05)  # Monte Carlo noise of the two ends is about 2 %
 
 
+def test_bootstrap_lies_within_two_percent_of_one_written_plainly() -> None:
+    """10 000 corpora of 300 utterances, drawn index by index with another generator."""
+    rng = np.random.default_rng(5)
+    reference = rng.integers(3, 25, size=300)
+    errors = rng.binomial(reference, 0.12)
+    rates = []
+    for _ in range(10_000):
+        drawn = rng.integers(0, 300, size=300)
+        rates.append(errors[drawn].sum() / reference[drawn].sum())
+    low, high = counts_of(errors.tolist(), reference.tolist()).bootstrap()
+    assert low == pytest.approx(np.percentile(rates, 2.5), rel=0.02)
+    assert high == pytest.approx(np.percentile(rates, 97.5), rel=0.02)
+
+
+def test_utterances_of_one_speaker_are_not_independent() -> None:
+    """Ten speakers, each always right or always wrong: resampled by speaker the rate is known far less well."""
+    errors, keys = [i % 2 for i in range(10) for _ in range(50)], [i for i in range(10) for _ in range(50)]
+    counts = counts_of(errors, [1] * 500)
+    low, high = counts.bootstrap()
+    wide_low, wide_high = counts.by(keys).bootstrap()
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 500), rel=0.1)
+    assert (wide_low, wide_high) == pytest.approx((0.2, 0.8))  # Binomial(10, 1/2) / 10: 2.1 % lie below 0.2 and above 0.8
+
+
 def test_bootstrap_is_deterministic_and_ignores_the_order() -> None:
     errors, reference = [0, 1, 5, 2, 0, 0, 3], [10, 8, 12, 0, 5, 7, 9]
     counts = counts_of(errors, reference)
@@ -128,7 +196,7 @@ def test_bootstrap_is_deterministic_and_ignores_the_order() -> None:
 def test_bootstrap_does_not_depend_on_the_size_of_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = counts_of([0, 1, 5, 2], [10, 8, 12, 6])
     whole = counts.bootstrap(resamples=1001)
-    monkeypatch.setattr("arkfast.metrics.errors._RESAMPLE_CELLS", 7)
+    monkeypatch.setattr("arkfast.metrics.resampling._CELLS", 7)
     assert counts.bootstrap(resamples=1001) == whole
 
 

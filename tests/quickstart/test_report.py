@@ -19,7 +19,6 @@ from arkfast.quickstart.report import (
     Rate,
     Report,
     Transcription,
-    align,
     draw_picture,
     findings,
     headline_of,
@@ -129,27 +128,6 @@ def test_impossible_rows_are_refused() -> None:
         Rate(value=0.5, low=0.6, high=0.7)
     with pytest.raises(ValueError, match="no arm is called 'magic'"):
         ArmRow(arm="magic")
-
-
-@pytest.mark.parametrize(
-    ("reference", "hypothesis", "errors"),
-    [("a b c", "a b c", 0), ("a b c", "a x c", 1), ("a b c", "a c", 1), ("a c", "a b c", 1), ("a b", "", 2), ("", "a", 1), ("", "", 0)],
-)
-def test_alignment_has_the_fewest_errors_and_loses_no_word(reference: str, hypothesis: str, errors: int) -> None:
-    words = align(reference, hypothesis)
-    assert sum(not word.right for word in words) == errors
-    assert [word.reference for word in words if word.reference is not None] == reference.split()
-    assert [word.hypothesis for word in words if word.hypothesis is not None] == hypothesis.split()
-
-
-def test_alignment_counts_as_jiwer_does() -> None:
-    jiwer = pytest.importorskip("jiwer", reason="the alignment is compared with jiwer's")
-    generator = np.random.default_rng(0)
-    for _ in range(50):
-        reference, hypothesis = (" ".join(generator.choice(list("abc"), size=generator.integers(1, 12))) for _ in range(2))
-        counted = jiwer.process_words(reference, hypothesis)
-        errors = counted.substitutions + counted.deletions + counted.insertions
-        assert sum(not word.right for word in align(reference, hypothesis)) == errors
 
 
 def test_headline_says_what_the_figures_say() -> None:

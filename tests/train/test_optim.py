@@ -20,6 +20,11 @@ def test_schedules():
     assert learning_rate(cosine, 0, 100) == pytest.approx(1e-2)
     assert learning_rate(cosine, 50, 100) == pytest.approx(1e-2 * 0.55)
     assert learning_rate(cosine, 100, 100) == pytest.approx(1e-3)
+    wsd = config(lr_scheduler_type="wsd", min_lr_ratio=0.0, wsd_decay_share=0.2, warmup_steps=4)
+    assert [learning_rate(wsd, step, 100) for step in (0, 3, 4, 80, 90, 99, 100)] == pytest.approx(
+        [2.5e-3, 1e-2, 1e-2, 1e-2, 5e-3, 5e-4, 0.0]
+    )
+    assert learning_rate(config(lr_scheduler_type="wsd", min_lr_ratio=0.5), 99, 100) == pytest.approx(1e-2 * (0.5 + 0.5 / 20))
 
 
 def train(dtype, steps=100, lr=1e-6):
@@ -60,7 +65,11 @@ def test_gradients_of_a_window_are_divided_once_by_its_count():
             (weight.sum() * 40 * share).backward()
             optimizer.collect()
         steps.append(optimizer.step(1e-2, torch.tensor(40.0), torch.tensor(80.0)))
-    assert steps[0] == steps[1] == (2.0, pytest.approx(3.0), True)
+    assert steps[0] == steps[1]
+    assert steps[0].loss == 2.0
+    assert steps[0].norm == pytest.approx(3.0)
+    assert steps[0].count == 40.0
+    assert steps[0].taken
 
 
 def test_clipping_and_weight_decay():
@@ -71,9 +80,9 @@ def test_clipping_and_weight_decay():
     assert torch.allclose(matrix, torch.full((2, 2), 0.95))
     assert torch.equal(bias, torch.ones(2)), "biases and norms are not decayed"
     matrix.grad = torch.full((2, 2), 1e6)
-    loss, norm, taken = optimizer.step(0.1, torch.tensor(1.0), torch.tensor(0.0))
-    assert (loss, taken) == (0.0, True)
-    assert norm == pytest.approx(2e6)
+    result = optimizer.step(0.1, torch.tensor(1.0), torch.tensor(0.0))
+    assert (result.loss, result.taken) == (0.0, True)
+    assert result.norm == pytest.approx(2e6)
 
 
 @pytest.mark.parametrize(("gradient", "loss"), [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf)])
@@ -81,7 +90,7 @@ def test_a_number_that_is_not_finite_skips_the_step(gradient, loss):
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = MasterAdamW([("w", weight)], config(), torch.float32)
     weight.grad = torch.full((2, 2), gradient)
-    assert optimizer.step(0.1, torch.tensor(1.0), torch.tensor(loss))[2] is False
+    assert optimizer.step(0.1, torch.tensor(1.0), torch.tensor(loss)).taken is False
     assert torch.equal(weight, torch.ones(2, 2))
     assert weight.grad is None
 

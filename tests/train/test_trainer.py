@@ -1,5 +1,6 @@
 """Runs from end to end on tiny models: every stage, accumulation, kill and resume, what is written, and what is refused."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -62,6 +63,8 @@ def test_each_stage_runs_lowers_its_loss_and_leaves_a_model(world, tmp_path, sta
     assert sum(steps[-6:]) < 0.8 * sum(steps[:6])
     evaluations = [row for row in log(out) if "eval_wer" in row]
     assert [row["step"] for row in evaluations] == [15, 30]
+    assert [[sample["id"] for sample in row["samples"]] for row in evaluations] == [[f"clip{i}" for i in range(6)]] * 2
+    assert {sample["text"] for sample in evaluations[0]["samples"]} == set(TEXTS)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")] == log(out)
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["global_step_15", "global_step_30"]
     start = load_file(world / "student" / "model.safetensors")
@@ -162,7 +165,7 @@ def test_old_checkpoints_go_after_new_ones_are_complete(world, tmp_path, monkeyp
     before = load_file(out / "last" / "model.safetensors")
     resumed = Trainer(config(world, out, max_steps=8, save_freq=1, max_ckpt_to_keep=2, resume_from_checkpoint="auto"))
 
-    def fail(folder):
+    def fail(folder, weights):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError("disk full")
 
@@ -237,9 +240,11 @@ def test_models_that_do_not_fit_are_refused(world, tmp_path):
     assert not (tmp_path / "b").exists(), "nothing is written before the inputs are known to be right"
 
 
-def test_several_processes_are_refused_with_a_reason(world, tmp_path, monkeypatch):
+def test_a_world_without_its_addresses_is_refused_with_a_reason(world, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match="one process"):
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(InputError, match="RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set; start processes with torchrun"):
         Trainer(config(world, tmp_path / "run"))
 
 
@@ -262,7 +267,7 @@ def test_settings_that_make_no_sense_are_named(overrides, message):
 
 
 def test_a_run_that_only_sees_bad_numbers_stops(world, tmp_path):
-    trainer = Trainer(config(world, tmp_path / "run", max_steps=50, max_skipped_steps=3))
+    trainer = Trainer(config(world, tmp_path / "run", max_steps=50, max_skipped_steps=3, calibration_batches=0))
     start = {name: p.clone() for name, p in trainer.model.named_parameters()}
     with torch.no_grad():
         trainer.model.model.norm.weight[0] = float("nan")
@@ -271,6 +276,51 @@ def test_a_run_that_only_sees_bad_numbers_stops(world, tmp_path):
     rows = log(tmp_path / "run")
     assert [row["skipped"] for row in rows] == [True] * 3
     assert all(torch.equal(p, start[name]) for name, p in trainer.model.named_parameters() if name != "model.norm.weight")
+
+
+def test_a_run_without_hope_stops_before_its_first_step(world, tmp_path, monkeypatch):
+    trainer = Trainer(config(world, tmp_path / "run"))
+    with torch.no_grad():
+        trainer.model.model.norm.weight[0] = float("nan")
+    with pytest.raises(TrainingStopped, match="preflight: the loss is nan before any step"):
+        trainer.run()
+    assert log(tmp_path / "run") == []
+
+    trainer = Trainer(config(world, tmp_path / "blind"))
+    score = trainer._teacher.score
+
+    def nothing(batch, rollout, begun):
+        scores = score(batch, rollout, begun)
+        return dataclasses.replace(scores, valid=torch.zeros_like(scores.valid))
+
+    monkeypatch.setattr(trainer._teacher, "score", nothing)
+    with pytest.raises(TrainingStopped, match="preflight: no position counts"):
+        trainer.run()
+
+
+def test_the_preflight_alone_changes_nothing_and_a_run_with_it_is_the_same_run(world, tmp_path, capsys):
+    state = Trainer(config(world, tmp_path / "look", calibrate_only=True, calibration_batches=5)).run()
+    assert (state.step, log(tmp_path / "look")) == (0, [])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("[calibration summary] "))
+    found = json.loads(line.removeprefix("[calibration summary] "))
+    assert set(found) == {"positions", "audio_seconds", "initial/opd_loss_mean", "initial/generated_nonempty_ratio",
+                          "initial/generated_tokens_mean"}  # fmt: skip
+    assert found["positions"] == 5 * 2 * 8
+    for name, batches in (("with", 3), ("without", 0)):
+        Trainer(config(world, tmp_path / name, calibration_batches=batches)).run()
+    assert losses(tmp_path / "with") == losses(tmp_path / "without")
+    assert found["initial/opd_loss_mean"] == pytest.approx(losses(tmp_path / "with")[0][1], rel=0.3)
+
+
+def test_how_often_the_end_token_is_a_candidate(world, tmp_path):
+    Trainer(config(world, tmp_path / "run", max_steps=6)).run()
+    for row in log(tmp_path / "run"):
+        assert row["opd_terminal_rows"] == round(2 * row["generated_stopped"])
+        assert row["opd_terminal_rows"] + row["opd_nonterminal_rows"] == row["positions"]
+        assert row["opd_terminal_eos_candidate_rows"] == row["opd_terminal_rows"], "what was produced is among the student's best"
+        assert 0 <= row["opd_nonterminal_eos_candidate_rows"] <= row["opd_nonterminal_rows"]
+        assert row["local_valid_count_min"] == row["local_valid_count_max"] == row["positions"]
+    assert sum(row["opd_terminal_rows"] for row in log(tmp_path / "run")) > 0
 
 
 def test_torchrun_with_one_process(world, tmp_path):

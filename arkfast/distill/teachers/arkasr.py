@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from arkfast.distill.sequence import at_predicting_positions
+from arkfast.distill.sequence import Audio, at_predicting_positions
 from arkfast.engine import Engine
 from arkfast.kernels import linear_topk_lse
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores
@@ -47,13 +47,28 @@ class ArkasrTeacher:
         self.model = model.eval().requires_grad_(False)
         self.top_k = top_k
         self._engine = Engine(model, allowed=allowed)
+        device = model.lm_head.weight.device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @torch.no_grad()
-    def score(self, batch: Batch, rollout: Rollout) -> TeacherScores:
+    def begin(self, batch: Batch) -> Audio:
+        """See ``Teacher.begin``: the audio's embeddings, on a stream of their own while the student decodes."""
+        if self._stream is None:
+            return self.model.get_audio_features(batch.mel, batch.mel_lens)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            return self.model.get_audio_features(batch.mel, batch.mel_lens)
+
+    @torch.no_grad()
+    def score(self, batch: Batch, rollout: Rollout, begun: Audio | None = None) -> TeacherScores:
         """See ``Teacher.score``: one [N, V] product in bounded chunks, nothing else over the vocabulary."""
         assert rollout.topk_ids is not None
         topk_ids = rollout.topk_ids
-        audio = self.model.get_audio_features(batch.mel, batch.mel_lens)
+        audio = self.begin(batch) if begun is None else begun
+        if self._stream is not None:
+            torch.cuda.current_stream().wait_stream(self._stream)
+            for tensor in audio:
+                tensor.record_stream(torch.cuda.current_stream())  # its memory belongs to the other stream
         best = at_predicting_positions(
             self.model,
             batch,

@@ -50,10 +50,18 @@ def compile_launches(arch: int) -> Compile:
         kernels = aot.compiled(call, arch)
         assert kernels, "the call launched no kernel"
         _table.extend(kernels)
-        assert aot.problems(kernels, spills or {}) == []
+        assert aot.problems(kernels, _older_spills() | (spills or {})) == []
         return kernels
 
     return run
+
+
+def _older_spills() -> dict[str, int]:
+    """Bytes that kernels spill under Triton 3.6 (seen on sm_90) and not under 3.9, whose assembler is newer."""
+    import triton
+
+    older = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+    return {"gather_linear_hidden_grad": 8, "weight_grad_runs": 8} if older else {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,0 +1,116 @@
+"""From features to the first hidden state: encoding and prefill in groups of similar length.
+
+Knows lengths, budgets and the two passes; knows no slots and no sampling. Grouping changes no result: the encoder masks what is padding,
+and prompts are padded on the right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from arkfast.data import audio_token_count
+from arkfast.engine.cache import PromptCache
+from arkfast.engine.masks import causal_mask
+
+LEAST_FILLED = 0.9
+"""A clip shorter than this share of its group's longest begins a new group, unless the group is too small to keep the device busy."""
+
+
+class Budget(NamedTuple):
+    """How much of a pass goes to the device together, padding included."""
+
+    most: int
+    """What memory and the gain from larger products allow."""
+    busy: int
+    """What keeps the device busy: below it, padding costs less than a pass of its own."""
+
+
+ENCODER_FRAMES = {"cuda": Budget(64_000, 8_000), "cpu": Budget(16_000, 1_200)}
+"""Mel frames: 64 clips of 10 s on a GPU."""
+PREFILL_TOKENS = {"cuda": Budget(16_384, 2_048), "cpu": Budget(4_096, 192)}
+"""Prompt positions: 120 clips of 10 s on a GPU."""
+
+
+def suited(budgets: Mapping[str, Budget], device: torch.device) -> Budget:
+    """The device's own budget; that of a GPU for a kind of device that has none."""
+    return budgets.get(device.type, budgets["cuda"])
+
+
+def groups_of_similar_length(lengths: Sequence[int], budget: Budget) -> Iterator[list[int]]:
+    """Indexes into ``lengths``, longest first, so that (members · longest) of a group stays within the budget; a group has at least one."""
+    group: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if group:
+            longest = lengths[group[0]]
+            wasteful = lengths[i] < LEAST_FILLED * longest and longest * len(group) >= budget.busy
+            if wasteful or longest * (len(group) + 1) > budget.most:
+                yield group
+                group = []
+        group.append(i)
+    if group:
+        yield group
+
+
+def encode(model: Any, mels: Sequence[torch.Tensor], budget: Budget | None = None) -> list[torch.Tensor]:
+    """Each clip's audio embeddings.
+
+    Args:
+        model: an ``ArkasrForConditionalGeneration``.
+        mels: [n_mels, T] log-mel of each clip, on any device.
+        budget: frames that the encoder takes at once; None: what suits the device.
+
+    Returns:
+        [N, H] of each clip, on the model's device.
+    """
+    device = model.lm_head.weight.device
+    budget = budget or suited(ENCODER_FRAMES, device)
+    found: list[torch.Tensor] = [torch.empty(0)] * len(mels)
+    for group in groups_of_similar_length([mel.shape[1] for mel in mels], budget):
+        lens = [mels[i].shape[1] for i in group]
+        mel = pad_sequence([mels[i].T for i in group], batch_first=True).transpose(1, 2).to(device, non_blocking=True)
+        # a clip of the group's length alone is a shape of its own: without lengths there is nothing to mask
+        known = None if min(lens) == max(lens) else torch.tensor(lens).to(device, non_blocking=True)
+        embeddings, _ = model.get_audio_features(mel, known)
+        for i, own in zip(group, embeddings, strict=True):
+            found[i] = own[: audio_token_count(mels[i].shape[1], model.config.merge_factor)]
+    return found
+
+
+class Prefilled:
+    """Prompts whose keys and values are computed.
+
+    Attributes:
+        cache: keys and values [m, kv heads, P, head size] of each layer.
+        hidden: [m, H] hidden state at each prompt's last position.
+        ids: [m, P] int64 prompt ids, padded with each prompt's first id.
+    """
+
+    def __init__(self, model: Any, prompts: Sequence[torch.Tensor], audio: Sequence[torch.Tensor]) -> None:
+        """Compute them.
+
+        Args:
+            model: an ``ArkasrForConditionalGeneration``.
+            prompts: [P] int64 ids of each prompt.
+            audio: [N, H] audio embeddings of each.
+        """
+        device = model.lm_head.weight.device
+        lens = torch.tensor([len(ids) for ids in prompts]).to(device, non_blocking=True)
+        ids = pad_sequence(list(prompts), batch_first=True).to(device, non_blocking=True)
+        width = ids.shape[1]
+        inside = torch.arange(width, device=device) < lens[:, None]
+        self.ids = torch.where(inside, ids, ids[:, :1])
+        counts = torch.tensor([len(own) for own in audio]).to(device, non_blocking=True)
+        embeddings = model.encode_prompt(ids, audio_embeds=(pad_sequence(list(audio), batch_first=True), counts))
+        self.cache = PromptCache()
+        hidden = model.model(
+            inputs_embeds=embeddings,
+            position_ids=torch.arange(width, device=device)[None],
+            attention_mask=causal_mask(model.config, width, embeddings),
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+        self.hidden = hidden[torch.arange(len(prompts), device=device), lens - 1]

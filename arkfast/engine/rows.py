@@ -1,0 +1,187 @@
+"""What the device knows of the rows that are being decoded, and how the next id of each is chosen.
+
+Every tensor has a slot a row and stays where it is, so that a step can be captured in a graph; a step reads nothing on the host. A row
+that has ended stays as it is until its slot is taken again. Knows scores and ids; knows no requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+
+from arkfast.engine.request import Sampling
+from arkfast.engine.sampling import gumbel_noise, penalise, restrict
+from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
+
+DONE, STOPPED, FAILED, LOOPED = 1, 2, 4, 8
+"""Bits of a row's state as ``Rows.read`` gives it."""
+
+
+class Mode(NamedTuple):
+    """What any of the rows asks for; the rest of a step is left out."""
+
+    draws: bool
+    restricts: bool
+    penalises: bool
+
+    @classmethod
+    def of(cls, samplings: Sequence[Sampling]) -> Mode:
+        """What these rows together ask for."""
+        return cls(
+            draws=any(s.draws for s in samplings),
+            restricts=any(s.restricts for s in samplings),
+            penalises=any(s.penalises for s in samplings),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choosing:
+    """What every row shares.
+
+    Attributes:
+        blocked: int32 ids that are never produced.
+        stop_ids: [n] int64 ids that end a row.
+        topk: how many of the best ids to keep.
+        logprobs: whether to keep each produced id's log-probability.
+    """
+
+    blocked: torch.Tensor
+    stop_ids: torch.Tensor
+    topk: int
+    logprobs: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows' state: every field has a slot a row first."""
+
+    token: torch.Tensor
+    """[R] int64 the id produced last, which the next step reads."""
+    position: torch.Tensor
+    """[R] int64 where it stands in the cache."""
+    produced: torch.Tensor
+    """[R] int64 how many ids the row has produced."""
+    limit: torch.Tensor
+    """[R] int64 how many it may produce."""
+    state: torch.Tensor
+    """[R] int64 bits: DONE, STOPPED, FAILED, LOOPED."""
+    key: torch.Tensor
+    """[R] int64 of the utterance."""
+    number: torch.Tensor
+    """[R] int64 which of its utterance's rollouts the row is."""
+    seed: torch.Tensor
+    """[R] int64 of the noise."""
+    temperature: torch.Tensor
+    """[R] float32; 0 takes the best id."""
+    top_p: torch.Tensor
+    """[R] float32."""
+    top_k: torch.Tensor
+    """[R] int64."""
+    penalty: torch.Tensor
+    """[R] float32."""
+    tokens: torch.Tensor
+    """[R, L + 1] int64 produced ids; the last column takes what ended rows would write."""
+    topk_ids: torch.Tensor | None
+    """[R, L + 1, K] int32 the best ids at each position."""
+    logprob: torch.Tensor | None
+    """[R, L + 1] float32 log-probability of each produced id."""
+    seen: torch.Tensor | None
+    """[R, V] bool ids of the prompt and produced ones; None until a row asks for a penalty."""
+
+    @classmethod
+    def empty(cls, rows: int, length: int, *, topk: int, logprobs: bool, device: torch.device) -> Rows:
+        """``rows`` ended rows that can hold ``length`` ids each."""
+
+        def whole(value: int = 0) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=torch.int64, device=device)
+
+        def real(value: float) -> torch.Tensor:
+            return torch.full((rows,), value, dtype=torch.float32, device=device)
+
+        return cls(
+            token=whole(), position=whole(), produced=whole(), limit=whole(), state=whole(DONE), key=whole(), number=whole(), seed=whole(),
+            temperature=real(0.0), top_p=real(1.0), top_k=whole(), penalty=real(1.0),
+            tokens=torch.zeros(rows, length + 1, dtype=torch.int64, device=device),
+            topk_ids=torch.zeros(rows, length + 1, topk, dtype=torch.int32, device=device) if topk else None,
+            logprob=torch.zeros(rows, length + 1, dtype=torch.float32, device=device) if logprobs else None,
+            seen=None,
+        )  # fmt: skip
+
+    @property
+    def length(self) -> int:
+        """L, how many ids a row can hold."""
+        return self.tokens.shape[1] - 1
+
+    def __getitem__(self, rows: slice) -> Rows:
+        """A view of some rows."""
+        return Rows(**{name: None if value is None else value[rows] for name, value in self._all()})
+
+    def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
+        """Copy the rows ``source`` [n] int64 over ``target`` [n]; the two are disjoint."""
+        for _, value in self._all():
+            if value is not None:
+                value[target] = value[source]
+
+    def copy_(self, other: Rows) -> None:
+        """Overwrite everything with ``other``'s."""
+        for (_, own), (_, new) in zip(self._all(), other._all(), strict=True):
+            if own is not None and new is not None:
+                own.copy_(new)
+
+    def clone(self) -> Rows:
+        """A copy with memory of its own."""
+        return Rows(**{name: None if value is None else value.clone() for name, value in self._all()})
+
+    def _all(self) -> list[tuple[str, torch.Tensor | None]]:
+        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+
+    def read(self, rows: int) -> tuple[list[int], list[int]]:
+        """(produced, state) of the first rows: the one place where the host waits for the device."""
+        produced, state = torch.stack((self.produced[:rows], self.state[:rows])).tolist()
+        return produced, state
+
+    def choose(self, logits: torch.Tensor, mode: Mode, choosing: Choosing) -> None:
+        """Take the next id of every row that has not ended.
+
+        Args:
+            logits: [R, V] the model's scores.
+            mode: what is asked for.
+            choosing: what the rows share.
+        """
+        best = topk_lse(logits, max(choosing.topk, 1), blocked=choosing.blocked)
+        token = best.ids[:, 0]
+        scores = logits
+        if mode.penalises:
+            assert self.seen is not None
+            scores = penalise(logits.float(), self.seen, self.penalty)
+            token = topk_lse(scores, 1, blocked=choosing.blocked).ids[:, 0]
+        token = token.long().clamp_min(0)  # −1 where every score is NaN; such a row has failed anyway
+        if mode.draws:
+            token = torch.where(self.temperature > 0, self._draw(scores, mode, choosing), token)
+        going = (self.state & DONE) == 0
+        column = torch.where(going, self.produced, self.length)[:, None]
+        self.tokens.scatter_(1, column, token[:, None])
+        if self.topk_ids is not None:
+            self.topk_ids.scatter_(1, column[:, :, None].expand(-1, -1, choosing.topk), best.ids[:, None])
+        if self.logprob is not None:
+            self.logprob.scatter_(1, column, row_log_softmax(logits, token[:, None], blocked=choosing.blocked))
+        if mode.penalises and self.seen is not None:
+            self.seen.scatter_(1, token[:, None], True)
+        self.produced.add_(going)
+        self.position.add_(going)
+        self.token.copy_(torch.where(going, token, self.token))
+        stopped = (token[:, None] == choosing.stop_ids).any(1)
+        failed = (best.flags & FLAG_NAN).bool()
+        ended = DONE * (stopped | failed | (self.produced >= self.limit)) + STOPPED * stopped + FAILED * failed
+        self.state.copy_(torch.where(going, ended, self.state))
+
+    def _draw(self, scores: torch.Tensor, mode: Mode, choosing: Choosing) -> torch.Tensor:
+        """An id for every row, drawn by adding noise (Gumbel-max)."""
+        warm = torch.where(self.temperature > 0, self.temperature, 1.0)[:, None]
+        scores = scores.float().index_fill(-1, choosing.blocked.long(), float("-inf")) / warm
+        if mode.restricts:
+            scores = restrict(scores, self.top_k, self.top_p)
+        return (scores + gumbel_noise(self.key, self.number, self.produced, scores.shape[1], self.seed)).argmax(-1)

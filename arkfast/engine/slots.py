@@ -1,0 +1,182 @@
+"""The rows being decoded and their keys and values: taken, advanced, read and given up.
+
+The rows in use are always the first ones: where one ends, the last takes its slot. A step then works on whole leading parts of its
+tensors, and a graph captured for 64 rows serves any 64. Knows the device's state; knows no queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from arkfast.engine.cache import SlotCache
+from arkfast.engine.decoder import decode_step
+from arkfast.engine.graphs import StepGraphs, bucket
+from arkfast.engine.guards import loop_ends
+from arkfast.engine.prefill import Prefilled
+from arkfast.engine.request import Sampling
+from arkfast.engine.rows import DONE, LOOPED, Choosing, Mode, Rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the host knows of a row."""
+
+    id: int
+    """Whose row it is."""
+    prompt: int
+    """Length of its prompt."""
+    limit: int
+    """Ids that it may produce."""
+    key: int
+    number: int
+    sampling: Sampling
+    produced: int = 0
+    """Ids produced when the host last looked."""
+
+
+class Slots:
+    """State of up to ``rows`` sequences of up to ``length`` positions, of which ``new`` are produced.
+
+    Args:
+        model: an ``ArkasrForConditionalGeneration``.
+        choosing: how ids are chosen.
+        rows, length, new: as above.
+        graphs: capture steps as CUDA graphs.
+    """
+
+    def __init__(self, model: Any, choosing: Choosing, *, rows: int, length: int, new: int, graphs: bool) -> None:
+        self._model, self._choosing = model, choosing
+        weight = model.lm_head.weight
+        self._device = weight.device
+        self.cache = SlotCache(model.config, rows, length, dtype=weight.dtype, device=weight.device)
+        self.state = Rows.empty(rows, new, topk=choosing.topk, logprobs=choosing.logprobs, device=weight.device)
+        self.entries: list[Entry] = []
+        """The rows in use, in their order."""
+        self.most = rows
+        """How many rows may be in use at once; no more than there are."""
+        self.steps = 0
+        """Decode steps run so far."""
+        self._use_graphs = graphs
+        self._graphs = StepGraphs(self._step, self.state)
+
+    @property
+    def free(self) -> int:
+        """Rows that may be taken."""
+        return self.most - len(self.entries)
+
+    def fits(self, *, rows: int, length: int, new: int) -> bool:
+        """Whether so much can be decoded here."""
+        same = self.cache.keys[0].dtype == self._model.lm_head.weight.dtype
+        return same and rows <= self.cache.rows and length <= self.cache.length and new <= self.state.length
+
+    def grown(self, *, rows: int, length: int, new: int) -> tuple[int, int, int]:
+        """Room for this and for what there is room for now."""
+        return max(rows, self.cache.rows), max(length, self.cache.length), max(new, self.state.length)
+
+    def admit(self, prompts: Prefilled, source: Sequence[int], entries: Sequence[Entry]) -> None:
+        """Give each of ``entries`` a row that goes on after the prompt ``source`` of a prefill, and choose its first id."""
+        rows = slice(len(self.entries), len(self.entries) + len(entries))
+        index = self._on_device(source)
+        self.cache.admit(prompts.cache, index, rows)
+        mode = Mode.of([entry.sampling for entry in entries])
+        if mode.penalises and self.state.seen is None:
+            seen = torch.zeros(self.cache.rows, self._model.lm_head.weight.shape[0], dtype=torch.bool, device=self._device)
+            self.state = replace(self.state, seen=seen)
+            self._graphs = StepGraphs(self._step, self.state)
+        own = self.state[rows]
+        for field, values in (
+            (own.position, [entry.prompt - 1 for entry in entries]),
+            (own.limit, [entry.limit for entry in entries]),
+            (own.key, [entry.key for entry in entries]),
+            (own.number, [entry.number for entry in entries]),
+            (own.seed, [entry.sampling.seed for entry in entries]),
+            (own.top_k, [entry.sampling.top_k for entry in entries]),
+        ):
+            field.copy_(self._on_device(values))
+        for field, numbers in (
+            (own.temperature, [entry.sampling.temperature for entry in entries]),
+            (own.top_p, [entry.sampling.top_p for entry in entries]),
+            (own.penalty, [entry.sampling.repetition_penalty for entry in entries]),
+        ):
+            field.copy_(torch.tensor(numbers).to(self._device, non_blocking=True))
+        own.produced.zero_()
+        own.state.zero_()
+        if own.seen is not None:
+            own.seen.zero_()
+            own.seen.scatter_(1, prompts.ids[index], True)
+        own.choose(self._model.lm_head(prompts.hidden[index]), mode, self._choosing)
+        self.entries.extend(entries)
+
+    def advance(self, steps: int) -> None:
+        """Up to ``steps`` more ids for every row; nothing waits for the device."""
+        if not self.entries:
+            return
+        steps = min(steps, max(entry.limit - max(entry.produced, 1) for entry in self.entries))
+        mode = Mode.of([entry.sampling for entry in self.entries])
+        for _ in range(steps):
+            self.steps += 1
+            if self._use_graphs:
+                self._graphs.run(bucket(len(self.entries), self.cache.rows), mode)
+            else:
+                self._step(len(self.entries), mode, self._reach(steps))
+
+    def _step(self, rows: int, mode: Mode, limit: int | None = None) -> None:
+        own = self.state[:rows]
+        limit = self.cache.length if limit is None else limit
+        hidden = decode_step(self._model.model, self.cache, own.token, own.position, limit)
+        own.choose(self._model.lm_head(hidden), mode, self._choosing)
+
+    def _reach(self, steps: int) -> int:
+        """No row's position comes to it within so many steps of the last look."""
+        return min(max(entry.prompt + min(entry.produced + steps, entry.limit) for entry in self.entries) + 1, self.cache.length)
+
+    def look(self, *, loops_since: int) -> list[tuple[Entry, int]]:
+        """Read how far every row is; waits for the device once.
+
+        Args:
+            loops_since: ids that a row may have produced since the last look, among which a loop's end is looked for; 0: loops are let be.
+
+        Returns:
+            Each row in use, with how many ids it has produced, and its state's bits.
+        """
+        count = len(self.entries)
+        if not count:
+            return []
+        if loops_since:
+            self._cut_loops(self.state[:count], loops_since)
+        produced, states = self.state.read(count)
+        self.entries = [replace(entry, produced=n) for entry, n in zip(self.entries, produced, strict=True)]
+        return list(zip(self.entries, states, strict=True))
+
+    @staticmethod
+    def _cut_loops(own: Rows, new: int) -> None:
+        end = loop_ends(own.tokens, own.produced, new)
+        cut = end > 0
+        own.produced.copy_(torch.where(cut, end, own.produced))
+        own.state.copy_(torch.where(cut, DONE | LOOPED, own.state))
+
+    def release(self, places: Sequence[int], *, wipe: Sequence[int] = ()) -> None:
+        """Give up the rows at ``places`` of ``entries``; ``wipe`` names those whose keys may be NaN."""
+        if not places:
+            return
+        if wipe:
+            self.cache.clear(self._on_device(wipe))
+        gone = set(places)
+        kept = len(self.entries) - len(gone)
+        targets = sorted(place for place in gone if place < kept)
+        sources = [place for place in range(kept, len(self.entries)) if place not in gone]
+        if targets:
+            source, target = self._on_device(sources), self._on_device(targets)
+            self.cache.move(source, target, self._reach(0))
+            self.state.move(source, target)
+            for a, b in zip(sources, targets, strict=True):
+                self.entries[b] = self.entries[a]
+        del self.entries[kept:]
+        self.state.state[kept:] = DONE
+
+    def _on_device(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(list(values), dtype=torch.int64).to(self._device, non_blocking=True)

@@ -1,0 +1,179 @@
+"""Two systems on the same rows: joined by id, scored alike, and tested as pairs.
+
+Knows rows and the paired test; reads no files. Rows that do not match are an error, never a smaller set: only rows that one of the systems
+failed on are left out, and they are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from arkfast.evaluate.rows import Fields
+from arkfast.evaluate.scores import Scores
+from arkfast.evaluate.scoring import UnitChoice, score_rows
+from arkfast.metrics import Difference, ErrorCounts, canonical, paired_test
+from arkfast.records import InputError
+
+_NAMED = 3  # ids that an error shows
+Group = tuple[str | None, str | None]
+"""(preset, language); (None, None) is all rows together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """This system minus another on the rows that both have scored; negative where this one makes fewer errors."""
+
+    other: str
+    """The other system's rows, as a path."""
+    metric: str
+    """``wer``, ``cer``, ``mer`` or ``joint``."""
+    rows: int
+    """Rows scored by both."""
+    left_out: int
+    """Rows that one of the two failed on, or that have no reference."""
+    total: Difference
+    """Over all rows."""
+    groups: Mapping[Group, Difference]
+    """For each (preset, language) with reference units, where there are several."""
+    other_scores: Scores
+    """The other system's own scores, over all its rows."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``summary.json`` has it; differences are fractions."""
+        return {
+            "other": self.other,
+            "metric": self.metric,
+            "rows": self.rows,
+            "left_out": self.left_out,
+            "rate_of_other": self.other_scores.rate if self.other_scores.counts.reference.any() else None,
+            **_fields(self.total),
+            "groups": [{"preset": preset, "language": language, **_fields(d)} for (preset, language), d in self.groups.items()],
+        }
+
+    def line(self) -> str:
+        """The comparison as a user reads it, in percentage points."""
+        d = self.total
+        name = "J/WER" if self.metric == "joint" else self.metric.upper()
+        left_out = f", {self.left_out} left out" if self.left_out else ""
+        return f"{name} {points(d)} against {self.other} ({self.rows} rows{left_out}), p = {d.p_value:.4f}"
+
+
+def compare(
+    rows: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    *,
+    other: str,
+    scores: Scores,
+    fields: Fields,
+    unit: UnitChoice,
+) -> Comparison:
+    """Score another system's transcripts as ours were scored, and test the two as pairs.
+
+    Args:
+        rows: our rows as ``score_rows`` gave them.
+        others: the other system's rows in any order, with the same ids; a reference that they carry must agree with ours.
+        other: how errors and results call them.
+        scores: our scores; their normaliser is applied to the others too.
+        fields: as ours were read.
+        unit: as ours were scored.
+
+    Raises:
+        InputError: a row without id, an id twice, ids that only one side has, references that differ, or no reference units in common.
+    """
+    joined = _joined(rows, _by_id(rows, "the input"), _by_id(others, other), other, fields)
+    other_scores, scored = score_rows(joined, normalizer=scores.normalizer, unit=unit, fields=fields)
+    for ours, theirs in zip(rows, scored, strict=True):
+        if ours["ref_text_clean"] != theirs["ref_text_clean"]:
+            raise InputError(
+                f"{other}: row {ours['id']} has the reference {theirs['ref_text']!r}, the input has {ours['ref_text']!r}; compare systems "
+                "on the same references"
+            )
+    both = [i for i, (ours, theirs) in enumerate(zip(rows, scored, strict=True)) if _is_scored(ours) and _is_scored(theirs)]
+    places: dict[Group, list[int]] = {}
+    for i in both:
+        places.setdefault((rows[i]["preset"], canonical(rows[i]["language"])), []).append(i)
+
+    def test(of: Sequence[int]) -> Difference:
+        return _test([rows[i] for i in of], [scored[i] for i in of], fields.group_by)
+
+    if not any(rows[i]["ref_units"] for i in both):
+        raise InputError(f"{other}: no row that both systems have scored has a reference to compare on")
+    groups = {group: of for group, of in places.items() if any(rows[i]["ref_units"] for i in of)}
+    return Comparison(
+        other=other,
+        metric=scores.metric,
+        rows=len(both),
+        left_out=len(rows) - len(both),
+        total=test(both),
+        groups={group: test(of) for group, of in groups.items()} if len(scores.groups) > 1 else {},
+        other_scores=other_scores,
+    )
+
+
+def points(difference: Difference) -> str:
+    """A difference with its interval in percentage points."""
+    return f"{100 * difference.value:+.2f} points (95 % interval {100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+
+
+def _joined(
+    rows: Sequence[Mapping[str, Any]],
+    ours: Mapping[str, Mapping[str, Any]],
+    theirs: Mapping[str, Mapping[str, Any]],
+    other: str,
+    fields: Fields,
+) -> list[dict[str, Any]]:
+    """The others' rows in our order, with our language, preset and cluster, so that both are scored by the same rule."""
+    for one, two, where in ((ours, theirs, other), (theirs, ours, "the input")):
+        missing = [name for name in one if name not in two]
+        if missing:
+            more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+            raise InputError(f"{where}: has no row with id {', '.join(missing[:_NAMED])}{more}; compare systems on the same rows")
+    out = []
+    for row in rows:
+        found = dict(theirs[_id(row)])
+        found |= {name: row.get(name) for name in ("language", "preset", fields.group_by) if name is not None}
+        if found.get(fields.text, found.get("ref_text")) is None:
+            found[fields.text] = row["ref_text"]
+        out.append(found)
+    return out
+
+
+def _by_id(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Mapping[str, Any]]:
+    found: dict[str, Mapping[str, Any]] = {}
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("id"), (str, int)):
+            raise InputError(f"{where}: row {number} has no id; systems are joined by the rows' ids")
+        if _id(row) in found:
+            raise InputError(f"{where}: row {number} has the id {row['id']} of an earlier row; ids must be unique")
+        found[_id(row)] = row
+    return found
+
+
+def _id(row: Mapping[str, Any]) -> str:
+    return str(row["id"])
+
+
+def _is_scored(row: Mapping[str, Any]) -> bool:
+    return row["outcome"] == "scored"
+
+
+def _test(ours: list[Mapping[str, Any]], theirs: list[Mapping[str, Any]], group_by: str | None) -> Difference:
+    first, second = _counts(ours), _counts(theirs)
+    if group_by is not None:
+        keys = [row[group_by] for row in ours]
+        first, second = first.by(keys), second.by(keys)
+    return paired_test(first, second)
+
+
+def _counts(rows: list[Mapping[str, Any]]) -> ErrorCounts:
+    return ErrorCounts(
+        **{name: np.array([row[name] for row in rows], dtype=np.int64) for name in ("substitutions", "deletions", "insertions", "hits")}
+    )
+
+
+def _fields(difference: Difference) -> dict[str, Any]:
+    return {"difference": difference.value, "low": difference.low, "high": difference.high, "p_value": difference.p_value}

@@ -1,0 +1,58 @@
+"""Several evaluations as one: the table and the page over all presets.
+
+Knows summaries and the rows that they name; scores nothing anew, so every figure is one that an evaluation has written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from arkfast.evaluate.files import write_text
+from arkfast.evaluate.page import page
+from arkfast.infer.jsonl import read_rows
+
+_COUNTS = (
+    "utterances", "scored", "failed", "without_reference", "truncated", "empty_references", "hallucinated",
+    "insertions_on_empty_references",
+)  # fmt: skip
+_SHARED = ("normalizer", "confidence", "resamples", "seed", "group_by", "model_path")
+
+
+def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One summary for a page over several: groups side by side, counts added up.
+
+    There is no rate over all, since test sets of other languages and sizes have none; RTFx is over all seconds, where every summary has it.
+
+    Args:
+        summaries: at least one, as ``summary.json`` has them.
+    """
+    first = summaries[0]
+    merged: dict[str, Any] = {name: first.get(name) for name in _SHARED if all(s.get(name) == first.get(name) for s in summaries)}
+    merged |= {name: sum(int(s.get(name) or 0) for s in summaries) for name in _COUNTS}
+    merged["coverage"] = merged["scored"] / merged["utterances"] if merged["utterances"] else None
+    merged["groups"] = [group for s in summaries for group in s["groups"]]
+    for name, seconds in (("rtfx", "processing_seconds"), ("rtfx_end_to_end", "wall_seconds")):
+        if all(s.get("audio_seconds") and s.get(seconds) for s in summaries):
+            merged[name] = sum(s["audio_seconds"] for s in summaries) / sum(s[seconds] for s in summaries)
+    return merged
+
+
+def write_page(path: Path, summaries: Sequence[Mapping[str, Any]], outputs: Iterable[Path]) -> None:
+    """Write the page over several evaluations; it appears when it is complete.
+
+    Args:
+        path: the HTML file.
+        summaries: of the evaluations.
+        outputs: their scored rows.
+
+    Raises:
+        InputError: rows cannot be read, or the page cannot be written.
+    """
+    write_text(path, page(merge(summaries), _rows(outputs)))
+
+
+def _rows(outputs: Iterable[Path]) -> Iterator[dict[str, Any]]:
+    for path in outputs:
+        yield from read_rows(path)

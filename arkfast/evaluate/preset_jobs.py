@@ -1,0 +1,196 @@
+"""What an evaluation of presets consists of: its settings, the files of each preset, the devices, and what must be there beforehand.
+
+Knows the environment variables and names of open-audio-opd's launcher; starts nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arkfast.config import parse
+from arkfast.evaluate.options import EvaluateConfig
+from arkfast.records import InputError
+
+PRESETS = "aishell clean meeting net other"
+_EVALUATE = ("-m", "arkfast.cli", "evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is to be evaluated, and how; every field but ``extra`` is the environment variable of its name in capitals."""
+
+    model_path: Path
+    """Folder of a checkpoint."""
+    eval_data_dir: Path
+    """Folder with ``test_<preset>.jsonl``."""
+    output_dir: Path
+    """Folder for results, summaries and logs."""
+    processor_path: str = ""
+    """Folder of the tokenizer; the model's by default."""
+    eval_script: str = ""
+    """Python file that is run instead of ``arkfast evaluate``; it gets the original's flags alone."""
+    suffix: str = "arkasr"
+    """Goes into the results' names."""
+    presets: tuple[str, ...] = tuple(PRESETS.split())
+    """Test sets."""
+    gpus: tuple[str, ...] = ()
+    """A job at a time on each: GPU ids, or ``cpu``; all GPUs, or one CPU worker, by default."""
+    batch_size: str = "40"
+    dtype: str = "auto"
+    attn_impl: str = "sdpa"
+    text_normalize_python: str = ""
+    max_new_tokens: str = "256"
+    max_audio_seconds: str = "40"
+    extra: tuple[str, ...] = ()
+    """Further flags for every job."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str], extra: Sequence[str] = ()) -> Settings:
+        """The settings that environment variables spell; an empty variable counts as none.
+
+        Raises:
+            InputError: a required variable is missing, or a list has no or repeated names.
+        """
+        missing = [name for name in ("MODEL_PATH", "EVAL_DATA_DIR", "OUTPUT_DIR") if not environment.get(name)]
+        if missing:
+            raise InputError(f"set {', '.join(missing)}: the checkpoint, the folder with test_<preset>.jsonl, the folder for results")
+        given: dict[str, Any] = {name: environment[name.upper()] for name in cls.__dataclass_fields__ if environment.get(name.upper())}
+        for name in ("model_path", "eval_data_dir", "output_dir"):
+            given[name] = Path(given[name])
+        for name in {"presets", "gpus"} & set(given):
+            given[name] = tuple(given[name].split())
+            if not given[name]:
+                raise InputError(f"{name.upper()}: names nothing; separate names by spaces, or leave it out")
+        settings = cls(**given, extra=tuple(extra))
+        for preset in settings.presets:
+            if settings.presets.count(preset) > 1:
+                raise InputError(f"PRESETS: '{preset}' stands there {settings.presets.count(preset)} times; once is enough")
+            if "/" in preset:
+                raise InputError(f"PRESETS: '{preset}' is a path; give the name between test_ and .jsonl")
+        return settings
+
+    def job(self, preset: str) -> Job:
+        """The files of one preset."""
+        result = f"test_{preset}_{self.suffix}"
+        return Job(
+            preset=preset,
+            input=self.eval_data_dir / f"test_{preset}.jsonl",
+            output=self.output_dir / f"{result}_result.jsonl",
+            summary=self.output_dir / f"{result}_summary.json",
+            page=self.output_dir / f"{result}.html",
+            log=self.output_dir / f"{preset}.log",
+            pid=self.output_dir / f"{preset}.pid",
+        )
+
+    def command(self, job: Job, device: str, python: str) -> list[str]:
+        """The words that evaluate one preset on a device."""
+        words = [python, self.eval_script] if self.eval_script else [python, *_EVALUATE]
+        flags = {
+            "input": job.input,
+            "output": job.output,
+            "model_path": self.model_path,
+            "processor_path": "" if self.processor_path == str(self.model_path) else self.processor_path,
+            "batch_size": self.batch_size,
+            "dtype": self.dtype,
+            "attn_impl": self.attn_impl,
+            "max_new_tokens": self.max_new_tokens,
+            "max_audio_seconds": self.max_audio_seconds,
+            "text_normalize_python": self.text_normalize_python,
+        }
+        if not self.eval_script:
+            # A GPU that is not there has to be an error, not a slow run on the CPU.
+            flags |= {"summary": job.summary, "html": job.page, "preset": job.preset, "device": "cpu" if device == "cpu" else "cuda"}
+        return [*words, *(word for name, value in flags.items() if str(value) for word in (f"--{name}", str(value))), *self.extra]
+
+
+@dataclass(kw_only=True)
+class Job:
+    """One preset: its files, and what became of it."""
+
+    preset: str
+    input: Path
+    output: Path
+    summary: Path
+    page: Path
+    log: Path
+    pid: Path
+    device: str = ""
+    """Where it ran; empty until it does."""
+    code: int | None = None
+    """Exit code; None when it did not run to its end."""
+    seconds: float = 0.0
+    rows: int = 0
+    """Lines of the input."""
+
+    def outcome(self) -> str:
+        """How it ended, in words."""
+        if self.code is None:
+            return "stopped" if self.device else "not started"
+        return "done" if self.code == 0 else f"failed ({self.code})"
+
+
+def check(settings: Settings) -> list[Job]:
+    """The jobs, when every one of them can be started.
+
+    Raises:
+        InputError: the checkpoint, an input or the output folder is not usable; every fault is named, not only the first.
+    """
+    faults = []
+    if not settings.model_path.is_dir():
+        faults.append(f"MODEL_PATH {settings.model_path}: no such folder; download the checkpoint first")
+    if settings.processor_path and not Path(settings.processor_path).is_dir():
+        faults.append(f"PROCESSOR_PATH {settings.processor_path}: no such folder; give the tokenizer's, or leave it out")
+    if settings.eval_script and not Path(settings.eval_script).is_file():
+        faults.append(f"EVAL_SCRIPT {settings.eval_script}: no such file; leave it out to run arkfast evaluate")
+    jobs = [settings.job(preset) for preset in settings.presets]
+    for job in jobs:
+        try:
+            with job.input.open("rb") as file:
+                first = next((line for line in file if line.strip()), b"")
+                job.rows = bool(first) + sum(1 for line in file if line.strip())
+        except OSError as error:
+            faults.append(
+                f"Missing input JSONL: {job.input} ({error.strerror}); arkfast manifest from-… writes it, or leave out '{job.preset}'"
+            )
+            continue
+        if not first.lstrip().startswith(b"{"):
+            faults.append(f"{job.input}: {'its first line is no JSON object' if first else 'holds no rows'}; expected one object a line")
+    try:
+        settings.output_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(settings.output_dir, os.W_OK):
+            faults.append(f"OUTPUT_DIR {settings.output_dir}: may not be written to; give another folder")
+    except OSError as error:
+        faults.append(f"OUTPUT_DIR {settings.output_dir}: cannot be made ({error.strerror}); give another folder")
+    if not settings.eval_script:
+        faults += _flag_faults(settings.command(jobs[0], "cpu", "")[len(_EVALUATE) + 1 :])
+    if faults:
+        raise InputError("nothing was started:\n  " + "\n  ".join(faults))
+    return jobs
+
+
+def _flag_faults(flags: Sequence[str]) -> list[str]:
+    """What ``arkfast evaluate`` would say against its flags, which stand for the variables' values and the further flags."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            parse(EvaluateConfig, flags, prog="arkfast evaluate", description="")
+    except SystemExit:
+        return [said.getvalue().strip()]
+    return []
+
+
+def devices(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """Where jobs run, one at a time on each: ``gpus``, else the visible GPUs, else one CPU worker."""
+    if settings.gpus:
+        return list(settings.gpus)
+    if visible := environment.get("CUDA_VISIBLE_DEVICES"):
+        return [name.strip() for name in visible.split(",") if name.strip()]
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())] or ["cpu"]

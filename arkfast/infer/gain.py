@@ -1,0 +1,49 @@
+"""Features of a recording made louder or quieter.
+
+Knows samples and their extractor; knows no files and no model. It is sent to worker processes, so it needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from arkfast.audio import LogMel
+from arkfast.audio.waveform import as_samples
+
+if TYPE_CHECKING:
+    from arkfast.data.pipeline import FeatureItem
+
+
+class Gain:
+    """Log-mel features of samples times a factor: a second extractor for ``FeaturePipeline``.
+
+    Args:
+        log_mel: makes the features.
+        factor: above 0. Samples may leave −1 … 1, since nothing is stored in integers.
+    """
+
+    def __init__(self, log_mel: LogMel, factor: float) -> None:
+        self._log_mel, self._factor = log_mel, np.float32(factor)
+
+    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
+        """Float32 [n_mels, T] of the one waveform in the list.
+
+        Raises:
+            InputError: samples times the factor are not finite.
+        """
+        (waveform,) = waveforms
+        with np.errstate(over="ignore"):  # what overflows is told by LogMel
+            louder = as_samples("waveform", waveform) * self._factor
+        features, frames = self._log_mel([louder], max_samples=None)
+        return np.asarray(features)[0, :, : int(frames[0])]
+
+
+def with_gain(items: Iterator[FeatureItem]) -> Iterator[FeatureItem]:
+    """Items whose features are those that ``Gain`` made; errors and what was known before pass through."""
+    with closing(items) as stream:
+        for item in stream:
+            yield item._replace(features=item.prepared, prepared=None) if isinstance(item.prepared, np.ndarray) else item

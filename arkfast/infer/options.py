@@ -1,0 +1,134 @@
+"""How to transcribe: the flags that ``arkfast transcribe`` and ``arkfast evaluate`` share.
+
+Knows names, defaults and limits, and which of open-audio-opd's flags have nothing to do here; opens no file and loads no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from arkfast.audio import SAMPLING_RATE
+from arkfast.infer.transcriber import Attention, DType, check_limits
+from arkfast.records import InputError
+
+if TYPE_CHECKING:
+    from arkfast.engine import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class TranscribeOptions:
+    """How to transcribe, wherever the rows come from and go to."""
+
+    processor_path: Path | None = None
+    """Folder of the tokenizer; the checkpoint's own by default."""
+    batch_size: int = 40
+    """Most clips decoded together; transcripts do not depend on it."""
+    max_new_tokens: int = 256
+    """Token limit of a transcript; one that reaches it has finish_reason "length"."""
+    max_audio_seconds: float = 30.0
+    """A longer clip is a failed row, never a shortened one."""
+    max_tokens_per_second: float = 20.0
+    """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
+    cut_loops: bool = True
+    """Cut a transcript that repeats one phrase over and over; it has finish_reason "repetition"."""
+    do_sample: bool = False
+    """Draw tokens instead of taking the best one; a row's draws depend on --seed and its id, not on the rows beside it."""
+    temperature: float = 0.5
+    """With --do_sample, what scores are divided by."""
+    top_p: float = 1.0
+    """With --do_sample, draw from the smallest set of tokens that has this probability; 1 does not restrict."""
+    top_k: int = 0
+    """With --do_sample, draw from so many best tokens; 0 does not restrict."""
+    seed: int = 0
+    """With --do_sample, decides the draws."""
+    repetition_penalty: float = 1.0
+    """Scores of tokens that stand in the prompt or the transcript are divided by it, negative ones multiplied; 1 changes nothing."""
+    audio_gain: float = 1.0
+    """Samples are multiplied by it before features are made."""
+    num_workers: int | None = None
+    """Processes that read audio and make features; half the cores, at most 8, for a GPU and none for a CPU by default."""
+    dtype: DType = "auto"
+    """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
+    device: str | None = None
+    """Device as torch spells it, such as cpu or cuda:1; the GPU where there is one."""
+    attn_impl: Attention = "auto"
+    """Attention of the decoder; auto is sdpa, and flash_attention_2 is taken for it."""
+    audio_field: str = "audio"
+    """Input field with the recording's path."""
+    text_field: str = "text"
+    """Input field with the reference transcript."""
+    begin_field: str = "begin_time"
+    """Input field with the segment's start in seconds."""
+    end_field: str = "end_time"
+    """Input field with the segment's end in seconds."""
+    allow_failures: bool = False
+    """Exit with 0 although rows failed."""
+    target_sr: int = SAMPLING_RATE
+    """open-audio-opd's flag: 16000 is what the models hear, and the only value; files of any rate are resampled."""
+    padding_side: Literal["left", "right"] = "left"
+    """open-audio-opd's flag, without effect: every prompt keeps its own length."""
+    asr_block_token_id_from: int = 151670
+    """open-audio-opd's flag, without effect: what a transcript may hold follows from the tokenizer."""
+
+    def __post_init__(self) -> None:
+        check_limits(
+            batch_size=self.batch_size,
+            max_new_tokens=self.max_new_tokens,
+            max_audio_seconds=self.max_audio_seconds,
+            max_tokens_per_second=self.max_tokens_per_second,
+            num_workers=self.num_workers,
+            audio_gain=self.audio_gain,
+        )
+        self._check()
+
+    def _check(self) -> None:
+        if self.target_sr != SAMPLING_RATE:
+            raise InputError(
+                f"--target_sr {self.target_sr}: the models hear {SAMPLING_RATE} Hz, and files of any other rate are resampled; leave it out"
+            )
+        if self.do_sample and self.temperature == 0:
+            raise InputError("--do_sample needs a --temperature above 0; leave out --do_sample to take the best token")
+        if not 0 <= self.seed < 1 << 63:
+            raise InputError(f"--seed must be at least 0 and below 2⁶³, got {self.seed}")
+        if self.do_sample or self.repetition_penalty != 1:
+            try:
+                self.sampling()
+            except ValueError as error:
+                raise InputError(
+                    f"--{error}; expected temperature > 0, 0 < top_p ≤ 1, top_k ≥ 0 and repetition_penalty > 0, all finite"
+                ) from error
+
+    def sampling(self) -> Sampling:
+        """How ids are chosen.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        from arkfast.engine import Sampling
+
+        if not self.do_sample:
+            return Sampling(repetition_penalty=self.repetition_penalty)
+        return Sampling(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            repetition_penalty=self.repetition_penalty,
+        )
+
+    def notes(self) -> list[str]:
+        """A sentence for each flag that is given and not obeyed as it stands; none for a value that is the default."""
+        reasons = {
+            "padding_side": (self.padding_side, "every prompt keeps its own length, so no side is padded"),
+            "asr_block_token_id_from": (self.asr_block_token_id_from, "what a transcript may hold follows from the tokenizer"),
+        }
+        if not self.do_sample:
+            drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+            reasons |= {name: (value, "tokens are drawn with --do_sample only") for name, value in drawn.items()}
+        defaults = {f.name: f.default for f in fields(TranscribeOptions)}
+        notes = [f"--{name} {value}: has no effect: {why}" for name, (value, why) in reasons.items() if value != defaults[name]]
+        if self.attn_impl == "flash_attention_2":
+            notes.append("--attn_impl flash_attention_2: sdpa is used, which takes PyTorch's own flash kernels where they serve")
+        return notes

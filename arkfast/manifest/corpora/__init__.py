@@ -1,0 +1,10 @@
+"""Published corpora's own folders as manifests: one module for each layout, one way to write.
+
+Knows where LibriSpeech, AISHELL-1 and WenetSpeech keep recordings and transcripts; downloads nothing and unpacks nothing.
+"""
+
+from arkfast.manifest.corpora.catalogue import CORPORA, open_corpus
+from arkfast.manifest.corpora.convert import Outcome, convert
+from arkfast.manifest.corpora.corpus import Corpus, Split
+
+__all__ = ["CORPORA", "Corpus", "Outcome", "Split", "convert", "open_corpus"]

@@ -1,0 +1,54 @@
+"""Transformers checkpoints from the weights that are trained: during a run, and from its checkpoints afterwards.
+
+Knows names, precisions and where whole tensors come from; knows no step.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
+
+
+@torch.no_grad()
+def whole_weights(
+    trained: Mapping[str, torch.Tensor], frozen: Mapping[str, torch.Tensor], dtype: torch.dtype, *, keep: bool = True
+) -> dict[str, torch.Tensor]:
+    """The model's weights on the CPU, by name.
+
+    Args:
+        trained: float32 weights; DTensors are gathered one by one, so every rank must call.
+        frozen: those that do not train.
+        dtype: what they become.
+        keep: False on ranks that only take part in gathering; they get nothing.
+    """
+    weights = {}
+    for name, value in trained.items():
+        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        if keep:
+            weights[name] = whole.to("cpu", dtype, copy=True)
+    return weights | {name: value.to("cpu", dtype) for name, value in frozen.items()} if keep else {}
+
+
+def write_model(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], processor: Any) -> None:
+    """Write a Transformers checkpoint: ``weights`` in the precision they have, the configuration of ``model``, the processor's files.
+
+    Raises:
+        ValueError: a parameter of the model has no weight.
+    """
+    with torch.device("meta"):
+        shell = ArkasrForConditionalGeneration(copy.deepcopy(model.config))
+    names = {name for name, _ in shell.named_parameters()}
+    if absent := sorted(names - weights.keys()):
+        raise ValueError(f"export to {folder}: no weight for {', '.join(absent[:5])} and {max(0, len(absent) - 5)} more")
+    shell.load_state_dict({name: weights[name] for name in names}, strict=False, assign=True)
+    shell.tie_weights()
+    shell.generation_config = model.generation_config
+    shell.save_pretrained(folder)
+    processor.save_pretrained(folder)

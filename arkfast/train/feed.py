@@ -1,0 +1,119 @@
+"""What a run trains on: rows that are checked before a model loads, then batches for this process, window by window.
+
+Knows manifests, the plan of batches and the pipeline; knows no model but its features and prompt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from arkfast.audio import LogMel
+from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, planned_seconds, read_manifest
+from arkfast.data.order import Dealer, Window
+from arkfast.records import Batch, InputError, Utterance
+from arkfast.train.config import TrainConfig
+from arkfast.train.parallel import Parallel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """The rows of a run, the same on every rank."""
+
+    train: list[Utterance]
+    """To train on."""
+    seconds: list[float]
+    """How long each is taken to be when batches are planned."""
+    dev: list[Utterance]
+    """To measure WER on, shortest first; empty where there are none."""
+
+
+def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
+    """Read and check the manifests; every rank calls it.
+
+    Raises:
+        InputError: a row cannot be used, or ranks read different rows. Rank 0 raises it; the others exit.
+    """
+    with parallel.agreeing():
+        train = read_manifest(config.train_data, limit=config.train_max_samples if config.train_max_samples > 0 else None)
+        dev = read_manifest(config.eval_data) if config.eval_data else []
+        for row in dev:
+            if row.text is None:
+                raise InputError(f"{row.name}: no text; WER needs a reference in every row of --eval_data")
+    seconds: list[float] = []
+    dev_seconds: list[float] = []
+    with parallel.agreeing():
+        # One rank reads the files' headers for all: the plan must be the same everywhere.
+        if parallel.is_first:
+            skips = BadAudioPolicy(config.on_bad_audio).skips
+            seconds = planned_seconds(train, unreadable=config.max_audio_seconds if skips else None)
+            dev_seconds = planned_seconds(dev)
+    seconds, dev_seconds = parallel.broadcast((seconds, dev_seconds))
+    digest = hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in [*train, *dev]).encode()).hexdigest()
+    with parallel.agreeing():
+        if parallel.broadcast(digest) != digest:
+            raise InputError(f"--train_data {config.train_data}: other rows than rank 0 reads; give every machine the same files")
+    return Rows(train=train, seconds=seconds, dev=[dev[i] for i in sorted(range(len(dev)), key=dev_seconds.__getitem__)])
+
+
+class Feed:
+    """This process's batches.
+
+    Args:
+        rows: of the run.
+        config: batch sizes, order, workers and the policy for bad audio.
+        parallel: the processes.
+        log_mel: features.
+        make: the usable items of a batch → batch.
+        on_skip: told of each row that is passed over.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        config: TrainConfig,
+        parallel: Parallel,
+        log_mel: LogMel,
+        make: Callable[[Sequence[FeatureItem]], Batch],
+        on_skip: Callable[[Utterance, InputError], None],
+    ) -> None:
+        self.micro_batches = config.micro_batches_per_step or config.gradient_accumulation_steps * parallel.world
+        """Of all processes in a step."""
+        self._order = DataOrder(
+            rows.seconds,
+            batch_size=config.per_device_train_batch_size,
+            seed=config.seed,
+            shuffle=config.shuffle_train,
+            batch_seconds=config.batch_seconds or None,
+        )
+        # A share of bad rows is a share of all rows: one process judges its own, several are judged together by the trainer.
+        rule = config.on_bad_audio if parallel.world == 1 or config.on_bad_audio == "fail" else "skip:1"
+        pipeline = FeaturePipeline(
+            log_mel,
+            workers=config.dataloader_num_workers,
+            prefetch=config.dataloader_prefetch_factor * self._order.typical_rows,
+            max_seconds=config.max_audio_seconds,
+            on_bad_audio=BadAudioPolicy(rule, rows=len(rows.train), on_skip=on_skip),
+        )
+        self._loader = Loader(self._order, rows.train, pipeline, make, cache_mb=config.feature_cache_mb // 2)
+        end = None if config.max_steps else config.total_epochs * len(rows.train)
+        self._dealer = Dealer(self._order, batches=self.micro_batches, rank=parallel.rank, world=parallel.world, end=end)
+        self.total_steps = config.max_steps or -(-self._order.batch_count(config.total_epochs) // self.micro_batches)
+        """Optimizer steps of the run."""
+
+    def windows(self, cursor: int) -> Iterator[tuple[Window, Iterator[Batch | None]]]:
+        """The windows from ``cursor`` on, each with this process's batches: ``rounds`` of them, None where it has nothing to do.
+
+        Batches are to be taken in turn, all of a window before the next.
+        """
+        plan = (rows for window in self._dealer.windows(cursor) for rows in window.share)
+        with closing(self._loader.planned(plan)) as batches:
+            for window in self._dealer.windows(cursor):
+                yield window, self._batches(window, batches)
+
+    @staticmethod
+    def _batches(window: Window, batches: Iterator[Batch | None]) -> Iterator[Batch | None]:
+        for i in range(window.rounds):
+            yield next(batches) if i < len(window.share) else None

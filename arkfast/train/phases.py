@@ -1,0 +1,54 @@
+"""Where a step's time goes.
+
+Knows clocks and names; waits for the device only when it is asked for the figures, never in between.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+class Phases:
+    """Seconds spent in named phases: by the device's own clock on a GPU, by the host's elsewhere.
+
+    Args:
+        device: where the phases' work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        """Time a block, to be added to the phase ``name``."""
+        if self._cuda:
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            yield
+            last.record()
+            self._events.append((name, first, last))
+        else:
+            started = time.perf_counter()
+            yield
+            self._seconds[name] += time.perf_counter() - started
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count host time that no block encloses."""
+        self._seconds[name] += seconds
+
+    def take(self) -> dict[str, float]:
+        """Seconds of each phase since the last call; on a GPU it waits for the last phase to end."""
+        for name, first, last in self._events:
+            last.synchronize()
+            self._seconds[name] += first.elapsed_time(last) / 1000.0
+        taken = dict(self._seconds)
+        self._events.clear()
+        self._seconds.clear()
+        return taken

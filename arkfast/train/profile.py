@@ -1,0 +1,50 @@
+"""A trace of some steps, on demand.
+
+Knows which steps and where the trace goes; torch's profiler does the rest.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+class StepProfiler:
+    """Profiles steps ``first`` to ``last`` of a run.
+
+    Args:
+        steps: (first, last), counted from 1; None profiles nothing.
+        path: the trace, a JSON file that Perfetto and chrome://tracing open.
+    """
+
+    def __init__(self, steps: tuple[int, int] | None, path: Path) -> None:
+        self._steps, self._path = steps, path
+        self._running: profile | None = None
+
+    def before(self, step: int) -> None:
+        """Called before step ``step``."""
+        if self._steps is not None and self._running is None and self._steps[0] <= step <= self._steps[1]:
+            activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])
+            self._running = profile(activities=activities, record_shapes=True)
+            self._running.__enter__()
+
+    def after(self, step: int) -> None:
+        """Called after step ``step``; writes the trace when it was the last."""
+        if self._steps is not None and step >= self._steps[1]:
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._running is not None:
+            running, self._running = self._running, None
+            running.__exit__(None, None, None)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            running.export_chrome_trace(str(self._path))
+
+    def __enter__(self) -> StepProfiler:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._finish()

@@ -1,0 +1,118 @@
+"""The line that a step leaves in the log.
+
+Knows what is measured of a step, under which names, and how bad rows of all ranks are judged together; knows no loss and no file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from arkfast.distill import LossSum, metric_names
+from arkfast.records import Batch, InputError
+from arkfast.train.checkpoint import TrainerState
+from arkfast.train.config import TrainConfig
+from arkfast.train.metrics import StepMetrics
+from arkfast.train.optim import StepResult
+from arkfast.train.parallel import Parallel
+from arkfast.train.phases import Phases
+from arkfast.train.throughput import ModelCost, peak
+
+SUMS = ("audio_seconds", "tokens", "operations", "bad_rows")
+"""Host numbers of a step that are added up over the ranks."""
+
+
+class Recorder:
+    """Measures steps and words them.
+
+    Args:
+        config: what is trained and how often it is logged.
+        parallel: the processes.
+        rows: of an epoch.
+        student: whose passes are counted.
+        teacher: the same, or None.
+        phases: the step's clocks.
+    """
+
+    def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Any, teacher: Any | None, phases: Phases) -> None:
+        self._config, self._parallel, self._rows, self.phases = config, parallel, rows, phases
+        self._metrics = StepMetrics(metric_names(config.stage, ctc=bool(config.ctc_weight)), SUMS, parallel)
+        self._student = ModelCost(student)
+        self._teacher = ModelCost(teacher) if teacher is not None and config.stage == "opd" else None
+        self._peak = peak(parallel.device)
+        self._bad: list[str] = []
+        self._bad_rows = 0
+        self.begin()
+
+    def begin(self) -> None:
+        """A step begins."""
+        self._started = time.perf_counter()
+        self._batches: list[Batch] = []
+
+    def saw(self, batch: Batch) -> None:
+        """A batch of this rank's, still in main memory."""
+        self._batches.append(batch)
+
+    def passed_over(self, error: str) -> None:
+        """A row of this rank's that could not be used."""
+        self._bad.append(error)
+
+    def totals(self, sums: Sequence[LossSum], count: torch.Tensor) -> dict[str, float]:
+        """What the step measured over all ranks, which all call it."""
+        own = {"audio_seconds": sum(batch.seconds for batch in self._batches), "bad_rows": float(len(self._bad))}
+        measured = self._metrics.total(sums, count, own | self._work(float(count)), self.phases.take())
+        seconds = time.perf_counter() - self._started
+        operations = measured.pop("operations")
+        measured["audio_seconds"] = round(measured["audio_seconds"], 2)
+        measured["tokens"] = int(measured["tokens"])
+        measured["audio_seconds_per_second"] = round(measured["audio_seconds"] / seconds, 2)
+        measured["tokens_per_second"] = round(measured["tokens"] / seconds, 1)
+        if self._peak is not None:
+            measured["mfu"] = round(operations / seconds / (self._peak * self._parallel.world), 4)
+        return measured
+
+    def _work(self, answers: float) -> dict[str, float]:
+        """Tokens that the student's loss ran over and operations of all passes, ``answers`` shared evenly among the batches."""
+        n = self._config.rollouts_per_prompt
+        tokens = operations = 0.0
+        for batch in self._batches:
+            share = answers / len(self._batches)
+            tokens += n * float(batch.prompt_lens.sum()) + share
+            operations += 3.0 * self._student.forward(batch, share, rollouts=n, head=False)
+            if self._teacher is not None:
+                operations += self._teacher.forward(batch, share, rollouts=n, head=True)
+        return {"tokens": tokens, "operations": operations}
+
+    def record(self, state: TrainerState, sums: Sequence[LossSum], count: torch.Tensor, result: StepResult, lr: float) -> dict[str, Any]:
+        """The step's line. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
+
+        Raises:
+            InputError: more rows are bad than ``--on_bad_audio`` allows.
+        """
+        config = self._config
+        line: dict[str, Any] = {"step": state.step, "epoch": state.cursor / self._rows, "stage": config.stage, "loss": result.loss}
+        bad = 0
+        if self._parallel.world == 1 or state.step % config.log_freq == 0:
+            measured = self.totals(sums, count)
+            bad = int(measured.pop("bad_rows"))
+            line |= measured
+        line |= {"positions": int(result.count), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
+        if config.stage != "sft":
+            line["teacher_backend"] = config.teacher_backend
+        line["time_per_step"] = round(time.perf_counter() - self._started, 4)
+        if bad:
+            line["bad_audio"] = [text for texts in self._parallel.gather(self._bad) for text in texts]
+            self._bad = []
+            self._judge(bad, state, line["bad_audio"][-1])
+        return line
+
+    def _judge(self, bad: int, state: TrainerState, example: str) -> None:
+        """Of several ranks none sees how many rows are bad in all, so the limit is applied here."""
+        self._bad_rows += bad
+        begun = self._rows * -(-state.cursor // self._rows)
+        rule = self._config.on_bad_audio
+        if self._parallel.world > 1 and self._bad_rows > float(rule.partition(":")[2]) * begun:
+            raise InputError(f"{self._bad_rows} clips so far are bad, over the limit of {rule}; the last: {example}")

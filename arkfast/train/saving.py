@@ -1,0 +1,92 @@
+"""Saving a run: checkpoints that count only when complete, in the background where that is asked for, and models.
+
+Knows which rank writes what and in which order; what the files hold is ``state``'s and ``export``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from arkfast.train.checkpoint import RunFolder, TrainerState
+from arkfast.train.parallel import Parallel
+from arkfast.train.state import write_alone, write_shards
+
+Write = Callable[[Path], None]
+
+
+class Saver:
+    """Writes the checkpoints of a run, one at a time.
+
+    Args:
+        folder: the run's folder, on rank 0; None on the others.
+        parallel: the processes.
+        sharded: whether tensors are DTensors.
+        background: return from ``save`` as soon as the state is copied to main memory.
+    """
+
+    def __init__(self, folder: RunFolder | None, parallel: Parallel, *, sharded: bool, background: bool) -> None:
+        assert (folder is not None) == parallel.is_first
+        self._folder, self._parallel, self._sharded = folder, parallel, sharded
+        self._thread = ThreadPoolExecutor(1) if background else None
+        self._pending: Future[object] | None = None
+
+    def save(self, state: TrainerState, export: Write, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write ``checkpoints/global_step_N``; every rank calls it.
+
+        Args:
+            state: where the run stands.
+            export: writes the model into a folder; called on rank 0.
+            tensors: the optimizer's.
+
+        Raises:
+            OSError: this save, or the one before it in the background, could not be written. What stood before stays.
+        """
+        self.wait()
+        folder: Path = self._parallel.broadcast(self._folder.begin(state.step) if self._folder else None)
+        if not self._sharded:
+            if self._thread is None:
+                self._complete(folder, state, export, tensors)
+            else:
+                copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+                self._pending = self._thread.submit(self._complete, folder, state, export, copies)
+            return
+        group = self._parallel.checkpoint_group
+        assert group is not None
+        written = write_shards(folder, tensors, group, background=self._thread is not None)
+        if written is None or self._thread is None:
+            self._complete(folder, state, export, None)
+        else:
+            self._pending = self._thread.submit(self._complete_after, written, folder, state, export)
+
+    def wait(self) -> None:
+        """Wait for the save in the background, if there is one, and raise what it raised."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def close(self) -> None:
+        """Finish what is under way."""
+        self.wait()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def export(self, name: str, export: Write) -> None:
+        """Write ``best``, ``last`` or ``ema``; every rank calls it."""
+        if self._folder is not None:
+            self._folder.export(name, export)
+
+    def _complete_after(self, written: Future[object], folder: Path, state: TrainerState, export: Write) -> None:
+        written.result()  # all ranks have written when it is done on any
+        self._complete(folder, state, export, None)
+
+    def _complete(self, folder: Path, state: TrainerState, export: Write, tensors: Mapping[str, torch.Tensor] | None) -> None:
+        if self._folder is None:
+            return
+        export(folder)
+        if tensors is not None:
+            write_alone(folder, tensors)
+        self._folder.commit(folder, state, world=self._parallel.world)

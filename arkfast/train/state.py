@@ -1,0 +1,114 @@
+"""What a resume needs beside the model: tensors of every rank on disk, whole or not at all, readable at any world size.
+
+Knows files and shards; knows neither the run nor what the tensors mean. Tensors are safetensors files, written by one process as one file
+and by several through ``torch.distributed.checkpoint``, each rank its own shards; its reader puts any of them together for any number of
+ranks. No pickle is read or written.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from arkfast.records import InputError
+
+ALONE = "optimizer.safetensors"
+"""Tensors written by one process."""
+SHARDS = "optimizer"
+"""Folder of the shards written by several."""
+FILES = "files.json"
+"""Names and sizes of all other files; the last to be written."""
+STATE = "trainer_state.json"
+VERL_SHARDS = "*_world_size_*_rank_*.pt"
+
+
+def write_alone(folder: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write the tensors of a run of one process."""
+    from safetensors.torch import save_file
+
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / ALONE)
+
+
+def write_shards(folder: Path, tensors: Mapping[str, torch.Tensor], group: dist.ProcessGroup, *, background: bool) -> Future[object] | None:
+    """Write this rank's part of the tensors; every rank calls it, and all have written when it returns on any.
+
+    Args:
+        folder: the same on every rank.
+        tensors: DTensors and, the same on every rank, plain ones.
+        group: a gloo group that nothing else uses.
+        background: copy the tensors to main memory and return at once, with what becomes of the write.
+    """
+    writer = HuggingFaceStorageWriter(path=str(folder / SHARDS), save_distributed=True)
+    if background:
+        written = dcp.async_save(dict(tensors), storage_writer=writer, process_group=group)
+        assert isinstance(written, Future)
+        return written
+    dcp.save(dict(tensors), storage_writer=writer, process_group=group)
+    return None
+
+
+def read_state(folder: Path, blank: Mapping[str, torch.Tensor], group: dist.ProcessGroup | None) -> dict[str, torch.Tensor]:
+    """Fill those of the ``blank`` tensors that a checkpoint holds, and return them.
+
+    Args:
+        folder: a checkpoint that ``damage`` has found whole.
+        blank: by name; DTensors get this rank's part, however many ranks wrote.
+        group: as for ``write_shards``; None for one process.
+    """
+    reader = HuggingFaceStorageReader(str(folder / SHARDS if (folder / SHARDS).is_dir() else folder))
+    saved = reader.read_metadata().state_dict_metadata
+    wanted = {key: value for key, value in blank.items() if key in saved and tuple(saved[key].size) == tuple(value.shape)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
+        dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)
+    return wanted
+
+
+def seal(folder: Path, *, world: int) -> None:
+    """Write down every file of a complete checkpoint with its size; what has no seal, or does not fit it, is not one."""
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / FILES).write_text(json.dumps({"processes": world, "bytes": sizes}, indent=2) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None. Looks at names, sizes and headers; reads no tensor."""
+    try:
+        json.loads((folder / STATE).read_text(encoding="utf-8"))
+        sealed = (folder / FILES).exists()
+        sizes = json.loads((folder / FILES).read_text(encoding="utf-8"))["bytes"] if sealed else {ALONE: None}
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if size is not None and path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size} bytes, {size} were written"
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt"):
+                    pass
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+def refuse_foreign(folder: Path, flag: str) -> None:
+    """Say what to do with a checkpoint of open-audio-opd's trainer; ``flag`` begins the message.
+
+    Raises:
+        InputError: the folder is one.
+    """
+    found = next(folder.rglob(VERL_SHARDS), None) if folder.is_dir() else None
+    if found is not None:
+        raise InputError(
+            f"{flag}: holds {found.relative_to(folder)}, a shard of open-audio-opd's trainer (verl), which are "
+            "pickles tied to one number of processes and are not read here; merge them into safetensors with verl's model_merger and give "
+            "that folder as --student_model to go on from its weights"
+        )

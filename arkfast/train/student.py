@@ -1,0 +1,201 @@
+"""The student as the step uses it: whole in one process, or cut into shards that come together when they are needed.
+
+Knows the parts of an ARK-ASR model, which of them train, and when FSDP2 gathers and frees them; knows no loss and no optimizer. A step
+runs inside one forward of the sharded root (``inside``), because the token table is read in three places of a step, before and after the
+decoder: all of them must see the same whole tensor, whose gradient is reduced once, when the whole backward is done.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+
+from arkfast.records import InputError
+
+Out = TypeVar("Out")
+
+PARTS = {
+    "audio_encoder": ("audio_encoder.whisper.", "audio_encoder.layer_norm."),
+    "adapter": ("audio_encoder.adapting.",),
+    "decoder": ("model.layers.", "model.norm."),
+    "embeddings": ("model.embed_tokens.", "lm_head."),
+}
+"""What ``--freeze`` can name, by the parameters' names; the head belongs to the embeddings, with which it is usually one tensor."""
+
+
+def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
+    """Take parts of the model out of training; their names.
+
+    Args:
+        model: whole, or without weights yet.
+        parts: keys of ``PARTS``.
+
+    Raises:
+        InputError: nothing would be left to train.
+    """
+    prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+    frozen = [name for name, _ in model.named_parameters() if prefixes and name.startswith(prefixes)]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(f"--freeze {','.join(parts)}: nothing is left to train; freeze fewer parts")
+    return frozen
+
+
+class Student:
+    """The model of one process.
+
+    Args:
+        model: an ``ArkasrForConditionalGeneration``.
+        extra: a module that trains along and is never exported, such as a CTC head.
+        checkpointing: recompute each layer's activations in the backward pass instead of keeping them.
+    """
+
+    mesh: DeviceMesh | None = None
+    """What the parameters are sharded over; None when they are whole."""
+
+    def __init__(self, model: Any, extra: nn.Module | None = None, *, checkpointing: bool = False) -> None:
+        self.model, self.extra = model, extra
+        self._recomputed = [*model.audio_encoder.whisper.layers, *model.model.layers] if checkpointing else []
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        # Taken now: while a sharded module is gathered it shows other parameters than the ones that are optimised.
+        more = [(f"ctc_head.{name}", p) for name, p in extra.named_parameters()] if extra is not None else []
+        self.parameters = [*model.named_parameters(), *more]
+        """(name, parameter) pairs; sharded ones are DTensors."""
+
+    def inside(self, work: Callable[[], Out], *, last: bool = True) -> Out:
+        """Do a micro-batch's ``work`` where the parameters may be read; ``last`` ends the accumulation window."""
+        self._recompute(True)
+        try:
+            return work()
+        finally:
+            self._recompute(False)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """Every parameter is whole in here, so that ranks may call the model differently often: decoding and evaluation."""
+        self._recompute(False)
+        yield
+        self._recompute(True)
+
+    def _recompute(self, on: bool) -> None:
+        # Transformers' layers recompute in training mode only; ARK-ASR has no dropout, so that is all that the mode does.
+        for layer in self._recomputed:
+            layer.training = on
+
+
+class _Root(nn.Module):
+    """What FSDP2 takes for the root: its forward is the whole step."""
+
+    def __init__(self, model: nn.Module, extra: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self.extra = model, extra
+
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
+
+
+class ShardedStudent(Student):
+    """The model over several processes: float32 shards, gathered in the compute precision.
+
+    Units: each decoder layer, each encoder layer, the adapter, the rest of the encoder; token table, last norm, head and ``extra`` are the
+    root, one unit because table and head are one tensor. Frozen parameters are not sharded: they are never gathered and have no state.
+
+    Args:
+        model, extra, checkpointing: as for ``Student``; the model's trained parameters float32, or none yet.
+        mesh: from ``Parallel.mesh``.
+        fill: called with each unit before it is sharded, to give it its weights.
+        compute_dtype: what forward and backward run in; gradients are reduced in float32.
+        free_early: free each unit after its use and gather it again for the backward pass, and reduce gradients after every micro-batch
+            (least memory); otherwise everything is gathered once a step and reduced once (least traffic).
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        extra: nn.Module | None = None,
+        *,
+        mesh: DeviceMesh,
+        compute_dtype: torch.dtype,
+        fill: Callable[[nn.Module], None],
+        free_early: bool = False,
+        checkpointing: bool = False,
+    ) -> None:
+        self.mesh, self._free_early = mesh, free_early
+        policy = MixedPrecisionPolicy(
+            param_dtype=None if compute_dtype == torch.float32 else compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
+        )
+        encoder = model.audio_encoder
+        self._units: list[Any] = []
+        self._root: Any = _Root(model, extra)
+        for unit in (*encoder.whisper.layers, encoder.adapting, encoder, *model.model.layers, self._root):
+            fill(unit)
+            frozen = {parameter for parameter in unit.parameters() if not parameter.requires_grad}
+            if len(frozen) < len(list(unit.parameters())):
+                fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=frozen, reshard_after_forward=free_early)
+                self._units.append(unit)
+        self._units.pop()  # the root is gathered by its own forward and freed after the backward pass
+        for unit in (*self._units, self._root):
+            # Gradients are sums over positions; the optimizer divides them once by the count of all ranks.
+            unit.set_gradient_divide_factor(1.0)
+            unit.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it reduces
+        self._root.set_reshard_after_forward(False, recurse=False)
+        # The adapter's result is a view; nothing writes into it.
+        warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
+        self._order_backward()
+        super().__init__(model, extra, checkpointing=checkpointing)
+
+    def _order_backward(self) -> None:
+        """Say which unit each decoder layer's backward fetches ahead.
+
+        FSDP2 would take the unit that ran before it, and what ran before the first layer is the last layer of a decoding step.
+        """
+        layers = [layer for layer in self._root.model.model.layers if isinstance(layer, FSDPModule)]
+        encoder = self._root.model.audio_encoder
+        first = [encoder if isinstance(encoder, FSDPModule) else layers[0]] if layers else []
+        for ahead, layer in zip([*first, *layers], layers, strict=False):
+            layer.set_modules_to_backward_prefetch([ahead])
+
+    def inside(self, work: Callable[[], Out], *, last: bool = True) -> Out:
+        """See ``Student.inside``. Every rank must come here equally often; ``work`` must build the same graph on each."""
+        root = self._root
+        root.set_requires_gradient_sync(last or self._free_early)
+        root.set_reshard_after_backward(last or self._free_early)
+
+        def gathered() -> Out:
+            if not self._free_early:
+                self._gather()
+            return Student.inside(self, work, last=last)
+
+        return root(gathered)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """See ``Student.whole``: gathers what is not yet whole, and with ``free_early`` frees it at the end."""
+        for unit in self._units:
+            unit.set_reshard_after_forward(False, recurse=False)
+        self._gather()
+        with super().whole():
+            yield
+        if self._free_early:
+            for unit in self._units:
+                unit.set_reshard_after_forward(True, recurse=False)
+                unit.reshard()
+
+    def _gather(self) -> None:
+        """Gather every unit, the next one under way while one arrives: all at once would hold each tensor twice."""
+        under_way: list[Any] = []
+        for unit in self._units:
+            under_way.append(unit.unshard(async_op=True))
+            if len(under_way) > 1:
+                under_way.pop(0).wait()
+        for handle in under_way:
+            handle.wait()

@@ -1,0 +1,361 @@
+"""The evaluation's page: figures that stand in the summary, everything escaped, nothing fetched, bounded in size."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import numpy as np
+import pytest
+
+from arkfast.evaluate import score_rows
+from arkfast.evaluate.page import headline, page
+from arkfast.evaluate.page_charts import MOST_POINTS, bars, bins, edges, lengths, scatter, tones_of
+from arkfast.evaluate.page_clips import MOST_PLACES, address, player
+from arkfast.evaluate.page_facts import FAILURES, WORST, Point, clip_seconds, gather
+from arkfast.evaluate.summary import summarise
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "a", "preset": "clean", "language": "en", "text": "one two three four", "pred_text": "one too three four", "audio": "a.wav"},
+    {"id": "b", "preset": "clean", "language": "en", "text": "five six", "pred_text": "five six seven", "audio": "b.wav", "duration": 2.5},
+    {"id": "c", "preset": "clean", "language": "en", "text": "eight nine ten", "pred_text": "eight ten", "audio": "c.wav"},
+    {"id": "d", "preset": "clean", "language": "en", "text": "red blue", "pred_text": "red blue", "audio": "d.wav"},
+    {"id": "e", "preset": "net", "language": "zh", "text": "今天天气很好", "pred_text": "今天田气好", "audio": "e.wav"},
+    {"id": "f", "preset": "net", "language": "zh", "text": "你好", "pred_text": None, "status": "error", "error": "f.wav: no such file"},
+    {"id": "g", "preset": "net", "language": "zh", "text": "", "pred_text": "谢谢", "audio": "g.wav"},
+    {"id": "h", "preset": "net", "language": "zh", "pred_text": "谢谢", "audio": "h.wav"},
+    {"id": "i", "preset": "net", "language": "zh", "text": "再见", "pred_text": "再见了", "finish_reason": "length", "audio": "i.wav"},
+]
+
+
+def scored(rows: list[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    scores, out = score_rows(rows)
+    return summarise(scores, **more), out
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and keeps the text, the tags and every attribute."""
+
+    VOID = frozenset({"meta", "br", "hr", "link", "input"})
+
+    def __init__(self, source: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, attribute, value in self.attributes if attribute == name]
+
+
+def test_page_says_what_the_summary_says() -> None:
+    summary, rows = scored(ROWS, input="/data/secret/all.jsonl", model_path="/models/private/ARK", rtfx=3120.4, rtfx_end_to_end=2210.0)
+    source = page(summary, rows)
+    text = Page(source).text
+    clean, net = summary["groups"]
+    assert (clean["rate"], net["rate"]) == (3 / 11, 5 / 8)  # by hand: too, seven, nine; 田, 很, 谢谢, 了
+    assert f"{100 * clean['rate']:.2f} %WER" in text.replace(" WER", "WER")
+    for said in (
+        "7 of 9",
+        "f.wav: no such file",
+        "1 of 1 silences",
+        "without a reference",
+        "cut short",
+        "3,120",
+        "2,210 end to end",
+    ):
+        assert said in text
+    assert f"counted as deletions: {100 * summary['rate_with_failures']:.2f} %" in text
+    assert text.index("7 of 9") < text.index("Error rates")  # what was left out stands first
+    assert "ARK on all.jsonl" in text
+    assert "secret" not in source
+    assert "private" not in source
+    labels = [label for label in Page(source).values("aria-label") if "WER" in label or "CER" in label]
+    assert labels[0].startswith(f"clean en: WER 27.27 %, 95 % interval {100 * clean['rate_low']:.2f} to {100 * clean['rate_high']:.2f} %")
+    assert labels[1].endswith(f"; {100 * net['rate_with_failures']:.2f} % when failed rows count as deletions")
+    assert "basic, version" in text
+
+
+def test_both_ways_of_being_cut_short_are_counted_and_named() -> None:
+    summary, rows = scored([row | ({"finish_reason": "repetition"} if row["id"] == "b" else {}) for row in ROWS])
+    assert summary["truncated"] == 2
+    source = page(summary, rows)
+    assert "cut short2at the token limit or in a loop" in Page(source).text
+    headers = re.findall(r"<article[^>]*><header><h3>(\w)</h3>(.*?)</header>", source)
+    assert sorted(name for name, figures in headers if "<span>cut short</span>" in figures) == ["b", "i"]
+    assert len(headers) > 2
+
+
+def test_headline_follows_the_groups() -> None:
+    summary, _ = scored(ROWS)
+    assert headline(summary, summary["groups"]) == "2 test sets, from WER 27.27 % (clean en) to CER 62.50 % (net zh)"
+    one = summary["groups"][:1]
+    interval = f"{100 * one[0]['rate_low']:.2f} to {100 * one[0]['rate_high']:.2f}"
+    assert headline(summary, one) == f"WER 27.27 % (95 % interval {interval})"
+    assert headline(summary, [{"rate": None}]).startswith("No error rate")
+
+
+def test_page_fetches_nothing_and_runs_nothing() -> None:
+    source = page(*scored(ROWS))
+    parsed = Page(source)
+    assert not {"script", "link", "iframe", "object", "img", "form", "base"} & set(parsed.tags)
+    assert "http://" not in source
+    assert "https://" not in source
+    assert "url(" not in source
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert any("default-src 'none'" in value for value in parsed.values("content"))
+    assert {tag for tag, name, _ in parsed.attributes if name in ("src", "href")} == {"audio"}
+    assert {value for tag, name, value in parsed.attributes if tag == "audio" and name == "preload"} == {"none"}
+
+
+def test_page_escapes_whatever_comes_from_rows_and_paths() -> None:
+    evil = "<script>alert(1)</script><img src=x onerror=alert(2)>&\"'"
+    row = {"id": evil, "preset": evil, "language": evil, "text": f"a {evil}", "pred_text": f"b {evil} c", "audio": f"x/{evil}.wav"}
+    failed = {"id": evil, "preset": evil, "language": evil, "text": evil, "pred_text": None, "status": "error", "error": evil}
+    scores, rows = score_rows([row, failed], normalizer="none")
+    summary = summarise(scores, input=f"/x{evil.replace('/', '')}", comparison=COMPARISON | {"other": evil.replace("/", "")})
+    source = page(summary, rows)
+    parsed = Page(source)
+    assert not {"script", "img"} & set(parsed.tags)
+    assert not [name for _, name, _ in parsed.attributes if name.startswith("on")]
+    assert parsed.values("lang") == ["en"]  # the page's own; that of the row is no language
+    assert evil in parsed.text
+
+
+COMPARISON = {
+    "other": "/home/someone/old_result.jsonl",
+    "metric": "wer",
+    "rows": 4600,
+    "left_out": 12,
+    "rate_of_other": 0.08,
+    "difference": -0.004,
+    "low": -0.007,
+    "high": -0.001,
+    "p_value": 0.0123,
+    "groups": [{"preset": "clean", "language": "en", "difference": 0.001, "low": -0.001, "high": 0.003, "p_value": 0.4}],
+}
+
+
+def test_comparison_and_gate_are_shown_as_they_were_decided() -> None:
+    entry = {"preset": None, "language": None, "metric": "wer", "difference": 0.002, "low": None, "high": None, "p_value": None}
+    gate = {"baseline": "/x/old.json", "paired": False, "pairing": "", "max_regression_points": 0.1, "passed": False, "entries": [entry]}
+    summary, rows = scored(ROWS, comparison=COMPARISON, gate=gate)
+    text = Page(page(summary, rows)).text
+    assert "Against old_result.jsonl, on 4,600 rows that both have scored, 12 left out." in text
+    assert "-0.40" in text
+    assert "-0.70 to -0.10" in text
+    assert "0.0123" in text
+    assert "Against the baseline old.json, by the rates alone, not row by row: worse than allowed; at most +0.1 percentage points" in text
+    assert "/home" not in text
+    passed = Page(page(summary | {"gate": gate | {"passed": True}, "comparison": None}, rows)).text
+    assert "passed" in passed
+    assert "worse than allowed" not in passed
+
+
+def test_confusions_are_counted_over_all_scored_rows() -> None:
+    summary, rows = scored([*ROWS, *({**ROWS[0], "id": f"again {i}"} for i in range(3))])
+    facts = gather(summary, iter(rows))
+    assert facts.substitutions == {("two", "too"): 4, ("天", "田"): 1}
+    assert facts.deletions == {"nine": 1, "很": 1}
+    assert facts.insertions == {"seven": 1, "谢": 2, "了": 1}
+    text = Page(page(summary, rows)).text
+    assert "two→too4" in text
+    assert "5 in all, 2 different" in text
+    assert "谢2" in text
+
+
+def test_worst_clips_have_more_errors_than_their_set_leads_to_expect() -> None:
+    rows = [{"id": f"good {i}", "language": "en", "text": "a b c d e", "pred_text": "a b c d e"} for i in range(100)]
+    rows += [{"id": "long", "language": "en", "text": " ".join("abcdefghij" * 30), "pred_text": " ".join("abcdefghij" * 29)}]
+    rows += [{"id": "wrong", "language": "en", "text": "one two three", "pred_text": " ".join("xyz" * 4)}]
+    rows += [{"id": f"slip {i}", "language": "en", "text": "one two", "pred_text": "one too"} for i in range(WORST)]
+    summary, out = scored(rows)
+    worst = gather(summary, out).worst
+    assert len(worst) == WORST
+    assert worst[0].row["id"] == "wrong"  # 12 errors in 3 words; the long clip's 10 in 300 words are no surprise
+    assert [clip.excess for clip in worst] == sorted((clip.excess for clip in worst), reverse=True)
+    assert "good 0" not in {clip.row["id"] for clip in worst}
+    assert [clip.row["id"] for clip in worst[1:4]] == ["slip 0", "slip 1", "slip 2"]  # equals stay in the rows' order
+
+
+def diff_of(source: str, name: str) -> str:
+    article = next(part for part in source.split("<article")[1:] if f"<h3>{name}</h3>" in part)
+    found = re.search(r'<p class="diff"[^>]*>(.*?)</p>', article)
+    assert found is not None
+    return found[1]
+
+
+def test_diffs_show_both_sides_in_their_places() -> None:
+    source = page(*scored(ROWS))
+    assert diff_of(source, "a") == 'one <span class="place"><del>two</del><ins>too</ins></span> three four'
+    assert diff_of(source, "b") == "five six <ins>seven</ins>"
+    assert diff_of(source, "c") == "eight <del>nine</del> ten"
+    assert diff_of(source, "e") == '今天<span class="place"><del>天</del><ins>田</ins></span>气<del>很</del>好'
+    assert diff_of(source, "g") == "<ins>谢谢</ins>"
+    assert 'dir="auto" lang="zh"' in source
+    mixed = {"id": "m", "language": "zh-en", "text": "我 用 python 写 code 了", "pred_text": "我 用 py thon 写 code 了"}
+    assert diff_of(page(*scored([mixed])), "m") in (
+        '我用<span class="place"><del>python</del><ins>py</ins></span> <ins>thon</ins>写code了',
+        '我用<ins>py</ins> <span class="place"><del>python</del><ins>thon</ins></span>写code了',
+    )
+
+
+def test_an_endless_transcript_is_cut_with_a_word() -> None:
+    row = {"id": "loop", "language": "en", "text": "a", "pred_text": "a " + "b " * 5000}
+    source = page(*scored([row]))
+    assert f"… and {5001 - MOST_PLACES:,} more" in source
+    assert len(source) < 60_000
+
+
+@pytest.mark.parametrize(
+    ("audio", "expected"),
+    [
+        ("wav/a b.wav", "wav/a%20b.wav"),
+        ("../x#1.flac", "../x%231.flac"),
+        ("/data/ü.wav", "file:///data/%C3%BC.wav"),
+        ("file:///data/a.wav", "file:///data/a.wav"),
+        ("javascript:alert(1)", "javascript%3Aalert%281%29"),
+        ("https://example.org/a.wav", ""),
+        ("shard.tar::a.wav@512+10", ""),
+        ("a\0b", ""),
+        ("\ud800.wav", ""),
+        (None, ""),
+        ("", ""),
+        (7, ""),
+    ],
+)
+def test_only_local_files_get_a_player(audio: Any, expected: str) -> None:
+    assert address(audio) == expected
+    assert ("<audio" in player({"audio": audio})) == bool(expected)
+
+
+def test_a_player_starts_where_the_segment_does() -> None:
+    assert 'src="a.opus#t=1.5,4"' in player({"audio": "a.opus", "begin_time": 1.5, "end_time": 4})
+    assert 'src="a.opus#t=0,4"' in player({"audio": "a.opus", "begin_time": -1, "end_time": 4.0})
+    assert 'src="a.opus"' in player({"audio": "a.opus", "begin_time": -1, "end_time": -1})
+
+
+@pytest.mark.parametrize(
+    ("row", "seconds"),
+    [
+        ({"begin_time": 1.0, "end_time": 3.5, "duration": 60}, 2.5),
+        ({"begin_time": -1, "end_time": -1, "duration": 60}, 60.0),
+        ({"begin_time": 10, "duration": 60}, 50.0),
+        ({"begin_time": 10, "duration": 5}, None),
+        ({"duration": True}, None),
+        ({}, None),
+    ],
+)
+def test_a_clips_length_is_its_segments(row: dict[str, Any], seconds: float | None) -> None:
+    assert clip_seconds(row) == seconds
+
+
+def points(count: int, seed: int = 0, language: str = "en") -> list[Point]:
+    generator = np.random.default_rng(seed)
+    units = generator.integers(1, 30, size=count)
+    return [Point(float(n) / 3, int(n), int(generator.binomial(n, 0.1)), language, f"clip {i}") for i, n in enumerate(units)]
+
+
+def test_few_clips_are_dots_of_their_own_and_many_are_counted() -> None:
+    few = scatter(points(50))
+    assert few.count("of ") >= 50
+    assert len(re.findall(r'class="dot ', few)) == 50
+    many = scatter(points(20_000))
+    assert 'class="dot ' not in many
+    assert sum(int(n.replace(",", "")) for n in re.findall(r"<title>([\d,]+) clips</title>", many)) == 20_000
+    assert len(many) < 400_000
+    assert MOST_POINTS < 20_000
+
+
+def test_lines_pool_errors_over_units_and_part_no_length() -> None:
+    sample = points(1000)
+    found = bins(lengths(sample))
+    assert sum(place.clips for place in found) == 1000
+    assert all(a.high < b.low for a, b in itertools.pairwise(found))
+    inside = [p for p in sample if found[0].low <= p.seconds <= found[0].high]
+    assert found[0].rate == sum(p.errors for p in inside) / sum(p.units for p in inside)
+    assert bins(lengths(points(1)))[0].clips == 1
+
+
+def test_length_is_in_units_where_rows_tell_no_seconds() -> None:
+    sample = [Point(None, n, 0, "en", "x") for n in range(1, 20)]
+    assert [x for x, _ in lengths(sample)] == list(range(1, 20))
+    assert "reference units" in scatter(sample)
+
+
+def test_one_wild_clip_does_not_flatten_the_others() -> None:
+    sample = [*points(300), Point(2.0, 1, 500, "en", "wild"), Point(900.0, 10, 0, "en", "endless")]
+    top, right = edges(sample)
+    assert top < 1.2
+    assert right < 12
+    summary, rows = scored(ROWS)
+    assert "stand at the top edge" in Page(page(summary, [*rows, *crowd(300), wild()])).text
+
+
+def wild() -> dict[str, Any]:
+    return score_rows([{"id": "wild", "language": "en", "text": "a", "pred_text": "b " * 99}])[1][0]
+
+
+def crowd(count: int) -> list[dict[str, Any]]:
+    return score_rows([{"id": str(i), "language": "en", "text": "a b c", "pred_text": "a b c"} for i in range(count)])[1]
+
+
+def test_each_frequent_language_has_a_colour_and_rare_ones_share_one() -> None:
+    sample = [point for i, name in enumerate("abcdefgh") for point in points(50 - i, language=name)]
+    assert tones_of(sample) == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5, "f": 6, "g": 6, "h": 6}
+    assert tones_of(sample[:50]) == {"a": 1}
+    assert max(tones_of([p for p in sample if p.language in "abcdef"]).values()) == 6
+
+
+def test_bars_are_as_long_as_their_rates() -> None:
+    group = {"preset": "x", "language": "en", "metric": "wer", "rate": 0.1, "rate_low": 0.08, "rate_high": 0.2, "failed": 0}
+    drawn = bars([group, group | {"rate": 0.05, "rate_low": None, "rate_high": None}, group | {"rate": None, "rate_high": None}])
+    widths = [float(value) for value in re.findall(r'width="([\d.]+)%"', drawn)]
+    assert widths[0] == pytest.approx(2 * widths[1], rel=1e-3)
+    assert len(widths) == 2
+    assert drawn.count('role="img"') == 3
+    assert "–" in drawn
+    assert bars([group | {"rate": 0.0, "rate_low": 0.0, "rate_high": 0.0}]).count("<rect") == 1
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [ROWS[5]],
+        [ROWS[7]],
+        [ROWS[6]],
+        [ROWS[3]],
+        [{"text": "a", "pred_text": "b"}],
+        [ROWS[5]] * (FAILURES + 20),
+    ],
+    ids=["only a failure", "no reference", "only silence", "no error", "bare row", "many failures"],
+)
+def test_a_page_can_be_made_of_anything_that_was_scored(rows: list[dict[str, Any]]) -> None:
+    summary, out = scored(rows)
+    text = Page(page(summary, out)).text
+    assert f"of {len(rows)}" in text
+    if len(rows) > FAILURES:
+        assert f"The first {FAILURES} of {len(rows)}." in text
+
+
+def test_the_page_does_not_grow_with_the_rows() -> None:
+    rows = [{**ROWS[i % 5], "id": str(i), "duration": 1.0 + i % 40} for i in range(4000)]
+    assert len(page(*scored(rows))) < 150_000

@@ -1,0 +1,248 @@
+"""Several processes train as one does: same losses, same gradients, same weights, whatever their number, and a resume may change it."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from arkfast.records import InputError
+from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+from arkfast.train.config import TrainConfig
+
+RANKS = Path(__file__).with_name("ranks.py")
+_spec = importlib.util.spec_from_file_location("ranks", RANKS)
+_module = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_module)
+play = _module.play
+CLIPS = 7
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Two checkpoints of one vocabulary and a manifest of seven clips."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_checkpoint(root / "student", seed=1)
+    tiny_checkpoint(root / "teacher", seed=2, hidden_size=64, num_attention_heads=4)
+    rows = []
+    for i in range(CLIPS):
+        write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
+        rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two three"[: 3 + i], "id": f"clip{i}"}) + "\n")
+    (root / "train.jsonl").write_text("".join(rows))
+    return root
+
+
+def fields(world, out, **overrides):
+    values = {
+        "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
+        "output_dir": out, "per_device_train_batch_size": 1, "max_steps": 20, "learning_rate": 1e-4, "opd_top_k": 8,
+        "asr_opd_max_new_tokens": 8, "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
+        "log_freq": 5,
+    }  # fmt: skip
+    return {**values, **overrides}
+
+
+def scenario(world, out, **options):
+    """What ``ranks.play`` takes."""
+    extra = {key: options.pop(key) for key in ("halt",) if key in options}
+    config = fields(world, out, **options)
+    return {"config": {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}, **extra}
+
+
+def together(world, root, runs, ranks=2):
+    """Runs of ``ranks`` processes, one after the other: (folder under ``root``, options)."""
+    path = root / "scenarios.json"
+    path.write_text(json.dumps([{**scenario(world, root / name, **options), "port": free_port()} for name, options in runs]))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    logs = [root / f"rank{rank}.log" for rank in range(ranks)]
+    processes = []
+    for rank, log in enumerate(logs):
+        with log.open("wb") as file:
+            words = [sys.executable, RANKS, path, str(rank), str(ranks)]
+            processes.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment))
+    try:
+        codes = [process.wait(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert codes == [0] * ranks, "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+
+
+def alone(world, out, **options):
+    """A run of this one process."""
+    play(scenario(world, out, **options))
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(out):
+    return [(row["step"], row["epoch"], row["loss"], row["grad_norm"], row["positions"]) for row in log(out) if "loss" in row]
+
+
+def assert_same_run(a, b, weights=1e-5):
+    ours, theirs = losses(a), losses(b)
+    assert len(ours) == len(theirs)
+    for x, y in zip(ours, theirs, strict=True):
+        assert x[:2] == y[:2]
+        assert x[4] == y[4]
+        assert y[2] == pytest.approx(x[2], rel=1e-6)
+        assert y[3] == pytest.approx(x[3], rel=1e-5)
+    one, other = (load_file(out / "last" / "model.safetensors") for out in (a, b))
+    assert one.keys() == other.keys()
+    assert max(float((one[name] - other[name]).abs().max()) for name in one) <= weights
+
+
+def assert_same_first_gradients(a, b):
+    one, other = (torch.load(out / "first_gradients.pt", weights_only=True) for out in (a, b))
+    assert one.keys() == other.keys()
+    assert len(one) > 20
+    for name in one:
+        error = torch.linalg.vector_norm(one[name] - other[name]) / torch.linalg.vector_norm(one[name])
+        assert error <= 1e-6, name
+
+
+PART = {"save_freq": 3, "max_steps": 8}
+ONE = {"micro_batches_per_step": 2}
+
+
+@pytest.fixture(scope="module")
+def runs(world, tmp_path_factory):
+    """One process and two take the same steps, and each goes on from where the other was killed. One launch: starting takes longest."""
+    root = tmp_path_factory.mktemp("runs")
+    alone(world, root / "one", **ONE)
+    alone(world, root / "one_then_two", halt=5, **PART, **ONE)
+    together(world, root, [
+        ("two", {}),
+        ("two_then_two", {"halt": 5, **PART}),
+        ("two_then_two", {"resume_from_checkpoint": "latest", **PART}),
+        ("two_then_one", {"halt": 5, "async_save": True, **PART}),
+        ("one_then_two", {"resume_from_checkpoint": "auto", **PART}),
+        ("whole", PART),
+    ])  # fmt: skip
+    alone(world, root / "two_then_one", resume_from_checkpoint="auto", **PART, **ONE)
+    return root
+
+
+def test_two_ranks_train_as_one_process_does(runs):
+    assert_same_run(runs / "one", runs / "two")
+    assert_same_first_gradients(runs / "one", runs / "two")
+    assert len(losses(runs / "two")) == 20
+    start = losses(runs / "two")[0]
+    assert losses(runs / "two")[-1][2] < start[2], "it learns"
+
+
+def test_a_resume_on_as_many_ranks_repeats_every_number(runs):
+    assert losses(runs / "two_then_two") == losses(runs / "whole")
+    whole, resumed = (load_file(runs / name / "last" / "model.safetensors") for name in ("whole", "two_then_two"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_resume_on_more_or_fewer_ranks_goes_on_as_if_nothing_had_happened(runs):
+    assert_same_run(runs / "whole", runs / "two_then_one")
+    assert_same_run(runs / "whole", runs / "one_then_two")
+
+
+def test_a_checkpoint_of_two_ranks_is_a_model_too(runs):
+    folder = runs / "two_then_two" / "checkpoints" / "global_step_8"
+    assert sorted(path.name for path in (folder / "optimizer").iterdir()) == [
+        f"shard-0000{i}-model-00001-of-00001.safetensors" for i in (1, 2)
+    ]
+    last = load_file(runs / "two_then_two" / "last" / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    assert weights.keys() == last.keys()
+    assert all(torch.equal(weights[name], last[name]) for name in last)
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["ArkasrForConditionalGeneration"]
+    assert json.loads((folder / "files.json").read_text())["processes"] == 2
+
+
+def test_only_logged_steps_are_measured_in_full_and_for_all_ranks(runs, world):
+    rows = log(runs / "two")
+    assert [row["step"] for row in rows if "opd_loss" in row] == [5, 10, 15, 20]
+    for row, one in zip(rows, log(runs / "one"), strict=True):
+        for name in ("opd_loss", "opd_valid_topk_mean", "generated_tokens_mean", "audio_seconds") if "opd_loss" in row else ():
+            assert row[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_collectives_of_a_step_are_few_and_none_while_decoding(runs):
+    """Seven units (encoder layers, adapter, encoder, decoder layers, root) are gathered and reduced once; four numbers are added up."""
+    found = json.loads((runs / "two" / "collectives.json").read_text())
+    steps, logged = found["steps"], 4
+    count, size = found["count"], found["bytes"]
+    for kind in ("all-gather", "reduce-scatter", "all-reduce"):
+        print(f"a step on two ranks: {count[kind] / steps:.2f} {kind}s of {size[kind] / steps:.0f} bytes in all")
+    assert found["rollout"] == {}
+    assert count["all-gather"] == count["reduce-scatter"] == 7 * steps
+    assert count["all-reduce"] == 20 + logged, "counted from the first step's on; a logged step has a second"
+    parameters = sum(tensor.numel() for tensor in load_file(runs / "two" / "last" / "model.safetensors").values())
+    assert size["all-gather"] / steps == pytest.approx(4 * parameters, rel=0.02), "the whole model once a step, in float32"
+
+
+@pytest.mark.slow
+def test_every_way_to_share_a_step_is_the_same_step(world, tmp_path):
+    """Accumulation, freeing early, hybrid groups, recomputed layers, frozen parts, and a rank that idles in the last round of a step."""
+    kinds = {
+        "accumulated": ({"gradient_accumulation_steps": 2}, {"micro_batches_per_step": 4}),
+        "full": ({"sharding": "full", "gradient_accumulation_steps": 2}, {"micro_batches_per_step": 4}),
+        "hybrid": ({"shard_group_size": 1}, ONE),
+        "recomputed": ({"sharding": "full", "activation_checkpointing": True}, ONE),
+        "frozen": ({"freeze": ["audio_encoder", "adapter"], "sharding": "full"}, {"freeze": ["audio_encoder", "adapter"], **ONE}),
+        "idle": ({"micro_batches_per_step": 3}, {"micro_batches_per_step": 3}),
+        "idle_full": ({"micro_batches_per_step": 3, "sharding": "full"}, {"micro_batches_per_step": 3}),
+        "sft": ({"stage": "sft", "teacher_model": None, "ctc_weight": 0.5, "micro_batches_per_step": 3, "sharding": "full"},
+                {"stage": "sft", "teacher_model": None, "ctc_weight": 0.5, "micro_batches_per_step": 3}),
+        "td": ({"stage": "td", "ema_decay": 0.9}, {"stage": "td", "ema_decay": 0.9, **ONE}),
+    }  # fmt: skip
+    together(world, tmp_path, [(name, many) for name, (many, _) in kinds.items()])
+    for name, (_, one) in kinds.items():
+        alone(world, tmp_path / f"{name}_alone", **one)
+        assert_same_run(tmp_path / f"{name}_alone", tmp_path / name)
+        assert_same_first_gradients(tmp_path / f"{name}_alone", tmp_path / name)
+        assert json.loads((tmp_path / name / "collectives.json").read_text())["rollout"] == {}
+    ema, last = (load_file(tmp_path / "td" / name / "model.safetensors") for name in ("ema", "last"))
+    assert any(not torch.equal(ema[name], last[name]) for name in ema)
+
+
+@pytest.mark.slow
+def test_three_ranks_in_bfloat16_measure_wer_and_resume(world, tmp_path):
+    """Shards of uneven size, a compute precision other than the masters', evaluation over ranks of unequal work."""
+    options = {"model_dtype": "bfloat16", "eval_data": world / "train.jsonl", "eval_freq": 4, **PART}
+    together(world, tmp_path, [("whole", options), ("part", {**options, "halt": 5}),
+                               ("part", {**options, "resume_from_checkpoint": "auto"})], ranks=3)  # fmt: skip
+    assert losses(tmp_path / "part") == losses(tmp_path / "whole")
+    evaluations = [{**row, "eval_seconds": None} for row in log(tmp_path / "whole") if "eval_wer" in row]
+    assert [row["step"] for row in evaluations] == [4, 8]
+    assert [{**row, "eval_seconds": None} for row in log(tmp_path / "part") if "eval_wer" in row] == evaluations
+    assert evaluations[0]["eval_utterances"] == CLIPS
+
+
+def test_settings_of_several_processes_that_make_no_sense_are_named(world, tmp_path, monkeypatch):
+    from arkfast.train.models import is_sharded
+    from arkfast.train.parallel import Parallel
+
+    class Eight(Parallel):
+        def open(self):
+            pass
+
+    place = {"WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
+    eight = Eight("cpu", environment=place)
+    assert (eight.rank, eight.is_first, eight.backend) == (3, False, "gloo")
+    with pytest.raises(InputError, match="--sharding none: there are 8 processes"):
+        is_sharded(TrainConfig(**fields(world, tmp_path, sharding="none")), eight)
+    with pytest.raises(InputError, match="--shard_group_size 3: 8 processes are no multiple of it"):
+        eight.groups(3)
+    assert eight.groups(4) == (2, 4)
+    assert eight.groups() == (1, 8)
