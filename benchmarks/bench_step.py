@@ -107,7 +107,7 @@ class Ours:
             self.optimizer.collect()
         with self.phases("optimizer"):
             result = self.optimizer.step(0.0, loss.count, loss.total)
-        return torch.tensor(result.loss)
+        return result[0].cpu()
 
 
 # -- the published algorithm ----------------------------------------------------------------------------------------------------------

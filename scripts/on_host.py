@@ -134,13 +134,13 @@ def _watch_input(stop: threading.Event) -> None:
 def descendants(root: int) -> list[int]:
     """Every process below ``root`` now, by /proc; none where there is no /proc."""
     children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()] if os.path.isdir("/proc") else []:
         try:
             # pid (name) state ppid …; the name may hold spaces and brackets.
-            parent = int(stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+            parent = int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
         except OSError:
             continue  # it ended meanwhile
-        children.setdefault(parent, []).append(int(stat.parent.name))
+        children.setdefault(parent, []).append(pid)
     found, waiting = [], [root]
     while waiting:
         below = children.get(waiting.pop(), [])

@@ -1,6 +1,7 @@
-"""What a step measured, added up over a window and over all ranks in one packed tensor.
+"""What a step measured, added up over a window on the device and over all ranks on the host.
 
-Knows sums, counts and how they travel; knows neither losses nor files. One all-reduce carries everything that is logged of a step.
+Knows sums, counts and how they travel; knows neither losses nor files. One all-reduce carries everything that is logged of a step; it
+happens when the numbers have come to the host, so that the device never waits for it.
 """
 
 from __future__ import annotations
@@ -43,27 +44,27 @@ class StepMetrics:
     def __init__(self, names: Sequence[str], sums: Sequence[str], parallel: Parallel) -> None:
         self._names, self._sums, self._parallel = tuple(names), tuple(sums), parallel
 
-    def total(
-        self, losses: Sequence[LossSum], count: torch.Tensor, sums: Mapping[str, float], phases: Mapping[str, float]
-    ) -> dict[str, float]:
-        """One step over all ranks: each metric's mean, each sum, each phase's largest time. Every rank calls it.
-
-        Args:
-            losses: of this rank's micro-batches; none where it was idle.
-            count: scalar, their counting positions.
-            sums: host numbers by the names given to the constructor.
-            phases: seconds by ``PHASES``.
-        """
-        device = self._parallel.device
-        own = torch.tensor([sums[name] for name in self._sums] + self._slots({**phases, "positions": 0.0}), dtype=torch.float64).to(device)
-        own[len(self._sums) + self._parallel.rank * len(PLACES) + PLACES.index("positions")] = count
-        pairs = torch.zeros(len(self._names), 2, dtype=torch.float64, device=device)
+    def pack(self, losses: Sequence[LossSum]) -> torch.Tensor:
+        """[2 · metrics] float64 on the device: the sum and the count of each metric over this rank's micro-batches; zeros without any."""
+        pairs = torch.zeros(len(self._names), 2, dtype=torch.float64, device=self._parallel.device)
         for loss in losses:
             assert set(loss.metrics) == set(self._names), f"a step measures {sorted(self._names)}, got {sorted(loss.metrics)}"
             pairs += torch.stack([torch.stack([*loss.metrics[name]]).double() for name in self._names])
-        packed = self._parallel.total(torch.cat([pairs.flatten(), own])).tolist()
-        means = {name: packed[2 * i] / max(packed[2 * i + 1], 1.0) for i, name in enumerate(self._names)}
-        rest = packed[2 * len(self._names) :]
+        return pairs.flatten()
+
+    def total(self, packed: Sequence[float], positions: float, sums: Mapping[str, float], phases: Mapping[str, float]) -> dict[str, float]:
+        """One step over all ranks: each metric's mean, each sum, each phase's largest time. Every rank calls it.
+
+        Args:
+            packed: what ``pack`` gave.
+            positions: this rank's counting positions.
+            sums: host numbers by the names given to the constructor.
+            phases: seconds by ``PHASES``.
+        """
+        own = [*packed, *(sums[name] for name in self._sums), *self._slots({**phases, "positions": positions})]
+        added_up = self._parallel.total(torch.tensor(own, dtype=torch.float64)).tolist()
+        means = {name: added_up[2 * i] / max(added_up[2 * i + 1], 1.0) for i, name in enumerate(self._names)}
+        rest = added_up[2 * len(self._names) :]
         added = dict(zip(self._sums, rest, strict=False))
         return means | added | self._extremes(rest[len(self._sums) :])
 

@@ -175,7 +175,7 @@ class WholeEngine:
 def make_optimizer(learner: Learner, config: TrainConfig, parallel: Parallel, total: Any) -> MasterAdamW:
     """AdamW over what is trained; ``total`` adds a step's numbers up over ranks."""
     compute = compute_dtype(config, parallel.device)
-    return MasterAdamW(learner.student.parameters, config, compute, total=total if learner.sharded else None)
+    return MasterAdamW(learner.student.parameters, config, compute, total=total)
 
 
 def load_teacher(config: TrainConfig, parallel: Parallel, learner: Learner) -> ArkasrTeacher:

@@ -45,13 +45,16 @@ class StepResult(NamedTuple):
     """Of the whole gradient, before clipping."""
     count: float
     """Counting positions of all ranks."""
-    taken: bool
-    """False where a number was not finite, or no position counted: nothing was changed."""
 
     @property
     def finite(self) -> bool:
         """Whether loss and gradient are numbers."""
         return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+    @property
+    def taken(self) -> bool:
+        """False where a number was not finite, or no position counted: nothing was changed."""
+        return self.finite and self.count > 0
 
 
 class MasterAdamW:
@@ -64,7 +67,7 @@ class MasterAdamW:
             in it. Buffers, such as rotary tables, keep their precision.
         config: betas, weight decay, clipping and the decay of the running average.
         compute_dtype: what the model runs in.
-        total: adds a float64 tensor up over all ranks; given for sharded parameters, None for whole ones of a single process.
+        total: adds a float64 tensor up over all ranks; None for a single process.
     """
 
     def __init__(
@@ -90,7 +93,6 @@ class MasterAdamW:
                 parameter.data = parameter.data.to(compute_dtype)
         self._sharded = {name: p for name, p in self._model.items() if isinstance(p, DTensor)}
         self._copied = [name for name, p in self._model.items() if p is not self._master[name] and name not in self._sharded]
-        assert bool(self._sharded) == (total is not None), "sharded gradients need a sum over ranks, whole ones have none"
         assert not self._sharded or len(self._sharded) == len(self._model), "a model is sharded or it is not"
         self._copies = next((_copies(p) for p in self._sharded.values()), 1)
         decayed = [p for name, p in self._master.items() if self._model[name].ndim >= 2]
@@ -121,10 +123,12 @@ class MasterAdamW:
                 model.grad = None
 
     @torch.no_grad()
-    def step(self, lr: float, count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
+    def step(self, lr: float, count: torch.Tensor, loss_sum: torch.Tensor) -> torch.Tensor:
         """Divide the window's summed gradient by its count, clip, update; skip the update when loss or gradient is not finite.
 
-        Every rank comes to the same result, from one all-reduce of three numbers.
+        All of it is decided on the device: AdamW's fused kernel divides by the count and by what clipping asks for as it reads the
+        gradient, and leaves everything as it is when it is told of a number that is not finite. Every rank comes to the same result, from
+        one all-reduce of three numbers.
 
         Args:
             lr: this step's learning rate.
@@ -132,44 +136,37 @@ class MasterAdamW:
             loss_sum: scalar, that part's summed loss.
 
         Returns:
-            What became of the step. The one wait for the device in a step.
+            [3] float64 on the device, the fields of ``StepResult``; nothing here waits for them.
         """
         for name, parameter in self._sharded.items():
             self._master[name].grad = None if parameter.grad is None else parameter.grad.to_local()
             parameter.grad = None
-        gradients = [p.grad for p in self._master.values() if p.grad is not None]
-        result = self._divide_alone(gradients, count, loss_sum) if self._total is None else self._divide(gradients, count, loss_sum)
-        if result.taken:
-            if self._clip and result.norm > self._clip:
-                torch._foreach_mul_(gradients, self._clip / result.norm)
-            for group in self._adamw.param_groups:
-                group["lr"] = lr
-            self._adamw.step()
-            for name in self._copied:
-                self._model[name].copy_(self._master[name])
-            if self._ema:
-                torch._foreach_lerp_(list(self._ema.values()), [p.detach() for p in self._master.values()], 1.0 - self._ema_decay)
+        loss, norm, positions = result = self._measured(count, loss_sum)
+        taken = loss.isfinite() & norm.isfinite() & (positions > 0)
+        clipped = (norm / self._clip).clamp_min(1.0) if self._clip else torch.ones_like(norm)
+        self._adamw.grad_scale = (positions.clamp_min(1.0) * clipped).float()
+        self._adamw.found_inf = (~taken).float()
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        self._adamw.step()
+        for name in self._copied:
+            self._model[name].copy_(self._master[name])
+        if self._ema:
+            weight = taken * (1.0 - self._ema_decay)
+            for name, average in self._ema.items():
+                average.lerp_(self._master[name].detach(), weight.to(average.dtype))
         self._adamw.zero_grad(set_to_none=True)
         return result
 
-    def _divide_alone(self, gradients: list[torch.Tensor], count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
-        if not gradients:
-            return StepResult(0.0, 0.0, 0.0, taken=False)
-        scale = 1.0 / count.clamp_min(1.0)
-        torch._foreach_mul_(gradients, scale)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        loss, norm_value, positions = torch.stack([loss_sum.detach() * scale, norm, count]).tolist()
-        return _judged(loss, norm_value, positions)
-
-    def _divide(self, gradients: list[torch.Tensor], count: torch.Tensor, loss_sum: torch.Tensor) -> StepResult:
-        assert self._total is not None
+    def _measured(self, count: torch.Tensor, loss_sum: torch.Tensor) -> torch.Tensor:
+        """[3]: mean loss, norm of the divided gradient and count, over all ranks."""
+        gradients = [p.grad for p in self._master.values() if p.grad is not None]
         # Copies of a shard on several ranks count once. float64: the gradient is not divided yet, and its square is large.
-        squares = torch.stack(torch._foreach_norm(gradients)).double().square().sum() / self._copies
-        total = self._total(torch.stack([loss_sum.detach().double(), count.double(), squares]))
-        scale = 1.0 / total[1].clamp_min(1.0)
-        torch._foreach_mul_(gradients, scale.float())
-        loss, norm, positions = torch.stack([total[0] * scale, total[2].sqrt() * scale, total[1]]).tolist()
-        return _judged(loss, norm, positions)
+        norms = torch.stack(torch._foreach_norm(gradients)).double() if gradients else loss_sum.new_zeros(1, dtype=torch.float64)
+        own = torch.stack([loss_sum.detach().double(), count.double(), norms.square().sum() / self._copies])
+        loss, positions, squares = own if self._total is None else self._total(own)
+        divisor = positions.clamp_min(1.0)
+        return torch.stack([loss / divisor, squares.sqrt() / divisor, positions])
 
     def _placed(self, name: str, local: torch.Tensor) -> torch.Tensor:
         """A rank's part of a parameter's tensor as what it is part of; a whole tensor as it is."""
@@ -224,11 +221,6 @@ class MasterAdamW:
                 self._ema[name].copy_(average)
             if held:
                 self._adamw.state[master] = {kind: value.to(master.device, copy=True) for kind, value in held.items()}
-
-
-def _judged(loss: float, norm: float, count: float) -> StepResult:
-    finite = math.isfinite(loss) and math.isfinite(norm)
-    return StepResult(loss, norm, count, taken=finite and count > 0)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Where a step's time goes.
 
-Knows clocks and names; waits for the device only when it is asked for the figures, never in between.
+Knows clocks and names; waits for the device only when it is asked for the figures, never in between. A step's phases can be set aside and
+asked for when the device is past them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ class Phases:
     """
 
     def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._cuda = device.type == "cuda"
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds: dict[str, float] = defaultdict(float)
@@ -42,6 +44,13 @@ class Phases:
     def add(self, name: str, seconds: float) -> None:
         """Count host time that no block encloses."""
         self._seconds[name] += seconds
+
+    def cut(self) -> Phases:
+        """The phases since the last call, as an object of their own, without a wait."""
+        past = Phases(self._device)
+        past._events, self._events = self._events, past._events
+        past._seconds, self._seconds = self._seconds, past._seconds
+        return past
 
     def take(self) -> dict[str, float]:
         """Seconds of each phase since the last call; on a GPU it waits for the last phase to end."""

@@ -1,13 +1,13 @@
 """The line that a step leaves in the log.
 
-Knows what is measured of a step, under which names, and how bad rows of all ranks are judged together; knows no loss and no file.
+Knows what is measured of a step, under which names, and how bad rows of all ranks are judged together; knows no loss and no file. A step
+is measured when it has been handed to the device, and read after the next one has: the host never waits for the step it has just begun.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,10 +19,40 @@ from arkfast.train.metrics import StepMetrics
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
 from arkfast.train.phases import Phases
+from arkfast.train.readback import Readback
 from arkfast.train.throughput import ModelCost, peak
 
 SUMS = ("audio_seconds", "tokens", "operations", "bad_rows")
 """Host numbers of a step that are added up over the ranks."""
+
+
+class Pending(NamedTuple):
+    """A step that was handed to the device, as it is kept until it is read."""
+
+    numbers: Readback
+    """[5 + 2 · metrics]: loss, norm, count, how many ranks are to stop, this rank's count, its packed metrics."""
+    phases: Phases
+    batches: list[Batch]
+    """This rank's."""
+    bad: list[str]
+    """Why rows of this rank's could not be used."""
+
+
+class Measured(NamedTuple):
+    """A step that the device is past."""
+
+    result: StepResult
+    """Of all ranks."""
+    stop: bool
+    """Whether any rank had been told to stop."""
+    positions: float
+    """This rank's counting positions."""
+    metrics: list[float]
+    """This rank's, as ``StepMetrics.pack`` lays them out."""
+    seconds: dict[str, float]
+    """By phase, this rank's; ``step`` is the whole."""
+    batches: list[Batch]
+    """This rank's."""
 
 
 class Recorder:
@@ -44,12 +74,12 @@ class Recorder:
         self._teacher = ModelCost(teacher) if teacher is not None and config.stage == "opd" else None
         self._peak = peak(parallel.device)
         self._bad: list[str] = []
+        self._unreported: list[str] = []
         self._bad_rows = 0
         self.begin()
 
     def begin(self) -> None:
         """A step begins."""
-        self._started = time.perf_counter()
         self._batches: list[Batch] = []
 
     def saw(self, batch: Batch) -> None:
@@ -60,11 +90,31 @@ class Recorder:
         """A row of this rank's that could not be used."""
         self._bad.append(error)
 
-    def totals(self, sums: Sequence[LossSum], count: torch.Tensor) -> dict[str, float]:
-        """What the step measured over all ranks, which all call it."""
-        own = {"audio_seconds": sum(batch.seconds for batch in self._batches), "bad_rows": float(len(self._bad))}
-        measured = self._metrics.total(sums, count, own | self._work(float(count)), self.phases.take())
-        seconds = time.perf_counter() - self._started
+    def measure(self, sums: Sequence[LossSum], count: torch.Tensor, result: torch.Tensor, stop: torch.Tensor) -> Pending:
+        """Set aside what is known of the step so far; nothing here waits for the device.
+
+        Args:
+            sums: of this rank's micro-batches.
+            count: scalar, their counting positions.
+            result: [3], the fields of ``StepResult``.
+            stop: [1], how many ranks were told to stop.
+        """
+        numbers = torch.cat([result.double(), stop.double(), count.double().reshape(1), self._metrics.pack(sums)])
+        bad, self._bad = self._bad, []
+        return Pending(Readback(numbers), self.phases.cut(), self._batches, bad)
+
+    def read(self, step: Pending) -> Measured:
+        """Wait until the device is past a step. Each is read once, in order."""
+        loss, norm, count, stop, positions, *metrics = step.numbers.tolist()
+        self._unreported += step.bad
+        return Measured(StepResult(loss, norm, count), stop > 0, positions, metrics, step.phases.take(), step.batches)
+
+    def totals(self, step: Measured) -> dict[str, float]:
+        """What a step measured over all ranks, which all call it."""
+        own = {"audio_seconds": sum(batch.seconds for batch in step.batches), "bad_rows": float(len(self._unreported))}
+        work = self._work(step.batches, step.positions)
+        measured = self._metrics.total(step.metrics, step.positions, own | work, step.seconds)
+        seconds = step.seconds["step"]
         operations = measured.pop("operations")
         measured["audio_seconds"] = round(measured["audio_seconds"], 2)
         measured["tokens"] = int(measured["tokens"])
@@ -74,38 +124,43 @@ class Recorder:
             measured["mfu"] = round(operations / seconds / (self._peak * self._parallel.world), 4)
         return measured
 
-    def _work(self, answers: float) -> dict[str, float]:
+    def _work(self, batches: Sequence[Batch], answers: float) -> dict[str, float]:
         """Tokens that the student's loss ran over and operations of all passes, ``answers`` shared evenly among the batches."""
         n = self._config.rollouts_per_prompt
         tokens = operations = 0.0
-        for batch in self._batches:
-            share = answers / len(self._batches)
+        for batch in batches:
+            share = answers / len(batches)
             tokens += n * float(batch.prompt_lens.sum()) + share
             operations += 3.0 * self._student.forward(batch, share, rollouts=n, head=False)
             if self._teacher is not None:
                 operations += self._teacher.forward(batch, share, rollouts=n, head=True)
         return {"tokens": tokens, "operations": operations}
 
-    def record(self, state: TrainerState, sums: Sequence[LossSum], count: torch.Tensor, result: StepResult, lr: float) -> dict[str, Any]:
-        """The step's line. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
+    def record(self, state: TrainerState, step: Measured, lr: float) -> dict[str, Any]:
+        """A step's line. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
+
+        Args:
+            state: where the run stood after the step.
+            step: what was measured of it.
+            lr: the step's learning rate.
 
         Raises:
             InputError: more rows are bad than ``--on_bad_audio`` allows.
         """
-        config = self._config
+        config, result = self._config, step.result
         line: dict[str, Any] = {"step": state.step, "epoch": state.cursor / self._rows, "stage": config.stage, "loss": result.loss}
         bad = 0
         if self._parallel.world == 1 or state.step % config.log_freq == 0:
-            measured = self.totals(sums, count)
+            measured = self.totals(step)
             bad = int(measured.pop("bad_rows"))
             line |= measured
         line |= {"positions": int(result.count), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
         if config.stage != "sft":
             line["teacher_backend"] = config.teacher_backend
-        line["time_per_step"] = round(time.perf_counter() - self._started, 4)
+        line["time_per_step"] = round(step.seconds["step"], 4)
         if bad:
-            line["bad_audio"] = [text for texts in self._parallel.gather(self._bad) for text in texts]
-            self._bad = []
+            line["bad_audio"] = [text for texts in self._parallel.gather(self._unreported) for text in texts]
+            self._unreported = []
             self._judge(bad, state, line["bad_audio"][-1])
         return line
 

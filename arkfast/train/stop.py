@@ -1,7 +1,8 @@
 """Stopping in time when the system asks for it.
 
-Knows the signal and how its receipt travels; saving is the trainer's. The request rides on the all-reduce that every step makes anyway, so
-all ranks see it in the same step, without a look at a store between steps; whoever did not get the signal stops too.
+Knows the signal and how its receipt travels; saving is the trainer's. The request rides on the all-reduce that every step makes anyway, and
+is read with the step's other numbers, one step later: all ranks see it after the same step, without a look at a store and without a wait
+for the device; whoever did not get the signal stops too.
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ class StopRequest:
 
     Args:
         parallel: the processes.
-
-    Attributes:
-        agreed: whether the last step was told, by any rank, to be the last.
     """
 
     def __init__(self, parallel: Parallel) -> None:
-        self._parallel, self._heard, self.agreed = parallel, False, False
+        self._parallel, self._heard = parallel, False
         self._before: Any = None
-        self._asked: torch.Tensor | None = None
+        self.asked = torch.zeros(1, device=parallel.device)
+        """[1] float64: how many ranks had been asked to stop when the last step's numbers were added up."""
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python lets no one listen
@@ -49,10 +48,5 @@ class StopRequest:
     def total(self, packed: torch.Tensor) -> torch.Tensor:
         """``Parallel.total`` of a step's numbers, the request among them."""
         asked = packed.new_full((1,), float(self._heard))
-        numbers, self._asked = self._parallel.total(torch.cat([packed, asked])).split([len(packed), 1])
+        numbers, self.asked = self._parallel.total(torch.cat([packed, asked])).split([len(packed), 1])
         return numbers
-
-    def agree(self) -> bool:
-        """Called once a step, after the optimizer's: whether to stop."""
-        self.agreed = self._heard if self._asked is None else bool(self._asked > 0)
-        return self.agreed

@@ -38,7 +38,7 @@ from arkfast.train.parallel import Parallel
 from arkfast.train.phases import Phases
 from arkfast.train.preflight import summary, verdict
 from arkfast.train.profile import StepProfiler
-from arkfast.train.record import Recorder
+from arkfast.train.record import Pending, Recorder
 from arkfast.train.saving import Saver
 from arkfast.train.state import read_state
 from arkfast.train.stop import StopRequest
@@ -120,6 +120,8 @@ class Trainer:
                 resume = folder.find_resume(wanted, note=self._notes.append)
         self._saver = Saver(folder, parallel, sharded=self.learner.sharded, background=config.async_save)
         self._state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
+        self._unread: tuple[TrainerState, Pending, float] | None = None
+        self._stopping = False
         resume = parallel.broadcast(resume)
         if resume is not None:
             self._state = load_state(resume)
@@ -185,9 +187,10 @@ class Trainer:
             profiler = stack.enter_context(StepProfiler(profiled_steps(self.config.profile_steps), trace))
             while self._state.step < self.total_steps:
                 profiler.before(self._state.step + 1)
-                self._step(windows, self._log)
+                self._step(windows)
                 profiler.after(self._state.step)
                 self._after_step()
+            self._read()
             self._saver.wait()
             self._saver.export("last", self._exporter(self.optimizer.masters))
             if self.config.ema_decay:
@@ -217,35 +220,53 @@ class Trainer:
         """What is due after a step: stopping, measuring, saving."""
         config, step = self.config, self._state.step
         last = step == self.total_steps
-        if self._stop.agreed and not last:
+        if self._stopping and not last:
             self._save()
             self._saver.wait()
             self.parallel.close()
             raise Interrupted(f"told to stop: step {step} of {self.total_steps} is saved; --resume_from_checkpoint auto goes on from it")
         if self._dev and (last or (config.eval_freq and step % config.eval_freq == 0)):
+            self._read()
             self._evaluate(self._log)
         if last or (config.save_freq > 0 and step % config.save_freq == 0):
             self._save()
 
     def _save(self) -> None:
+        self._read()
         self._saver.save(self._state, self._exporter(self.optimizer.masters), self.optimizer.state())
 
-    def _step(self, windows: Windows, log: RunLog) -> None:
+    def _step(self, windows: Windows) -> None:
+        """Hand one step to the device, then read the one before, so that the host never waits for the step it has just begun."""
         self._recorder.begin()
-        window, batches = next(windows)
-        sums = self._accumulate(window, batches)
-        state = self._state
-        lr = learning_rate(self.config, state.step, self.total_steps)
-        count, loss_sum = self._added(sums)
-        with self._phases("optimizer"):
-            result = self.optimizer.step(lr, count, loss_sum)
-        self._stop.agree()
-        skipped = 0 if result.finite else state.skipped + 1
-        self._state = replace(state, step=state.step + 1, cursor=window.cursor, skipped=skipped)
-        log.step(self._recorder.record(self._state, sums, count, result, lr))
+        lr = learning_rate(self.config, self._state.step, self.total_steps)
+        with self._phases("step"):
+            window, batches = next(windows)
+            sums = self._accumulate(window, batches)
+            count, loss_sum = self._added(sums)
+            with self._phases("optimizer"):
+                result = self.optimizer.step(lr, count, loss_sum)
+        pending = self._recorder.measure(sums, count, result, self._stop.asked)
+        self._read()
+        self._state = replace(self._state, step=self._state.step + 1, cursor=window.cursor)
+        self._unread = (self._state, pending, lr)
+
+    def _read(self) -> None:
+        """Log the step that was not read yet, if there is one, and act on its numbers.
+
+        Raises:
+            TrainingStopped: see ``run``.
+        """
+        if self._unread is None:
+            return
+        (state, pending, lr), self._unread = self._unread, None
+        measured = self._recorder.read(pending)
+        self._stopping = measured.stop
+        skipped = 0 if measured.result.finite else self._state.skipped + 1
+        self._state = replace(self._state, skipped=skipped)
+        self._log.step(self._recorder.record(state, measured, lr))
         if skipped >= self.config.max_skipped_steps:
             raise TrainingStopped(
-                f"step {self._state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
+                f"step {state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
                 "lower --learning_rate or look at the data of the last steps in metrics.jsonl"
             )
 
@@ -293,15 +314,17 @@ class Trainer:
         sums: list[LossSum] = []
         self._recorder.begin()
         rounds = -(-self.config.calibration_batches // self.parallel.world)
-        while rounds > 0 and (taken := next(windows, None)) is not None:
-            window, batches = taken[0], list(taken[1])
-            seen.append((window, batches))
-            sums += self._accumulate(window._replace(rounds=min(rounds, window.rounds)), iter(batches), learn=False)
-            rounds -= window.rounds
+        with self._phases("step"):
+            while rounds > 0 and (taken := next(windows, None)) is not None:
+                window, batches = taken[0], list(taken[1])
+                seen.append((window, batches))
+                sums += self._accumulate(window._replace(rounds=min(rounds, window.rounds)), iter(batches), learn=False)
+                rounds -= window.rounds
         count, loss_sum = self._added(sums)
-        positions, loss = self.parallel.total(torch.stack([count, loss_sum]).double()).tolist()
-        measured = self._recorder.totals(sums, count)
-        found = summary(measured, positions=positions)
+        total = self.parallel.total(torch.stack([loss_sum, torch.zeros_like(count), count]).double())
+        measured = self._recorder.read(self._recorder.measure(sums, count, total, self._stop.asked))
+        loss, _, positions = measured.result
+        found = summary(self._recorder.totals(measured), positions=positions)
         if self.parallel.is_first and self.config.calibrate_only:
             print(f"[calibration summary] {json.dumps(found)}", flush=True)
         if reason := verdict(loss / max(positions, 1.0), positions):

@@ -98,14 +98,14 @@ def test_a_real_run_goes_on_when_a_process_is_killed(cluster, real: dict[str, st
     process = cluster.start("--device", "cpu", "--num_threads", "1", **{**real, "MAX_STEPS": "40", "SAVE_FREQ": "2", "MAX_RESTARTS": "1"})
     wait_for_steps(cluster, process, 3)
     killed = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
+    for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
         try:
-            words, environment = path.read_bytes().split(b"\0"), (path.parent / "environ").read_bytes().split(b"\0")
+            words, environment = (Path(f"/proc/{pid}/{name}").read_bytes().split(b"\0") for name in ("cmdline", "environ"))
         except OSError:
-            continue
+            continue  # it ended meanwhile
         ours = b"scripts/train.py" in words and str(cluster.run_dir / "train").encode() in words
         if ours and b"torch.distributed.run" not in words and b"RANK=1" in environment:
-            killed.append(int(path.parent.name))
+            killed.append(pid)
     assert len(killed) == 1
     os.kill(killed[0], signal.SIGKILL)
     try:

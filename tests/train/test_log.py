@@ -136,10 +136,10 @@ def test_metrics_of_two_ranks_are_added_up_and_each_time_is_the_longest():
         sent.append(packed.clone())
         return packed
 
-    rank(0, keep).total(
-        [loss(6.0, 3.0, 1.0), loss(2.0, 1.0, 2.0)], torch.tensor(4.0), {"audio_seconds": 1.5}, {"rollout": 2.0, "teacher": 1.0}
-    )
-    found = rank(1, lambda packed: packed + sent[0]).total([], torch.tensor(0.0), {"audio_seconds": 0.5}, {"rollout": 0.5, "encode": 3.0})
+    first, second = rank(0, keep), rank(1, lambda packed: packed + sent[0])
+    packed = first.pack([loss(6.0, 3.0, 1.0), loss(2.0, 1.0, 2.0)]).tolist()
+    first.total(packed, 4.0, {"audio_seconds": 1.5}, {"rollout": 2.0, "teacher": 1.0})
+    found = second.total(second.pack([]).tolist(), 0.0, {"audio_seconds": 0.5}, {"rollout": 0.5, "encode": 3.0})
     assert found["asr_loss"] == 2.0, "a rank that was idle adds nothing"
     assert found["opd_terminal_rows"] == 3.0, "a count of 0 makes it a sum"
     assert found["audio_seconds"] == 2.0

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arkfast.train.config import TrainConfig
-from arkfast.train.optim import MasterAdamW, learning_rate
+from arkfast.train.optim import MasterAdamW, StepResult, learning_rate
 
 
 def config(**overrides):
@@ -64,7 +64,7 @@ def test_gradients_of_a_window_are_divided_once_by_its_count():
         for share in parts:
             (weight.sum() * 40 * share).backward()
             optimizer.collect()
-        steps.append(optimizer.step(1e-2, torch.tensor(40.0), torch.tensor(80.0)))
+        steps.append(StepResult(*optimizer.step(1e-2, torch.tensor(40.0), torch.tensor(80.0)).tolist()))
     assert steps[0] == steps[1]
     assert steps[0].loss == 2.0
     assert steps[0].norm == pytest.approx(3.0)
@@ -80,7 +80,7 @@ def test_clipping_and_weight_decay():
     assert torch.allclose(matrix, torch.full((2, 2), 0.95))
     assert torch.equal(bias, torch.ones(2)), "biases and norms are not decayed"
     matrix.grad = torch.full((2, 2), 1e6)
-    result = optimizer.step(0.1, torch.tensor(1.0), torch.tensor(0.0))
+    result = StepResult(*optimizer.step(0.1, torch.tensor(1.0), torch.tensor(0.0)).tolist())
     assert (result.loss, result.taken) == (0.0, True)
     assert result.norm == pytest.approx(2e6)
 
@@ -90,9 +90,37 @@ def test_a_number_that_is_not_finite_skips_the_step(gradient, loss):
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = MasterAdamW([("w", weight)], config(), torch.float32)
     weight.grad = torch.full((2, 2), gradient)
-    assert optimizer.step(0.1, torch.tensor(1.0), torch.tensor(loss)).taken is False
+    assert StepResult(*optimizer.step(0.1, torch.tensor(1.0), torch.tensor(loss)).tolist()).taken is False
     assert torch.equal(weight, torch.ones(2, 2))
     assert weight.grad is None
+
+
+def test_a_skipped_step_leaves_no_trace():
+    """Weights, moments, step counts and running average after a bad gradient are those of a run that never met it."""
+
+    def run(gradients):
+        weight = torch.nn.Parameter(torch.randn(4, 4, generator=torch.Generator().manual_seed(1)))
+        optimizer = MasterAdamW([("w", weight)], config(ema_decay=0.5), torch.bfloat16)
+        for gradient in gradients:
+            weight.grad = torch.full_like(weight, gradient)
+            optimizer.collect()
+            optimizer.step(1e-2, torch.tensor(3.0), torch.tensor(1.0))
+        return weight, optimizer.state()
+
+    (good, expected), (met, found) = run([0.5, -0.2]), run([math.nan, 0.5, math.inf, -0.2])
+    assert torch.equal(good, met)
+    assert expected.keys() == found.keys()
+    assert "ema/w" in expected
+    for name, value in expected.items():
+        assert torch.equal(value, found[name]), name
+
+
+def test_a_window_without_a_counting_position_changes_nothing():
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer = MasterAdamW([("w", weight)], config(weight_decay=0.5), torch.float32)
+    weight.grad = torch.zeros(2, 2)
+    assert StepResult(*optimizer.step(0.1, torch.tensor(0.0), torch.tensor(0.0)).tolist()) == (0.0, 0.0, 0.0)
+    assert torch.equal(weight, torch.ones(2, 2))
 
 
 def test_state_round_trip_and_another_models_state():

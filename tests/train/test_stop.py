@@ -71,18 +71,18 @@ def test_sigterm_saves_the_step_in_hand_and_a_resume_repeats_the_rest(world, tmp
 
     def signalled(batch):
         calls.append(1)
-        if len(calls) == 5:  # the third step's first micro-batch
+        if len(calls) == 5:  # the third step's first micro-batch; its numbers are read when the fourth is on its way
             os.kill(os.getpid(), signal.SIGTERM)
         return loss(batch)
 
     trainer._loss = signalled
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Interrupted, match="step 3 of 30 is saved"):
+    with pytest.raises(Interrupted, match="step 4 of 30 is saved"):
         trainer.run()
     assert signal.getsignal(signal.SIGTERM) == before, "the process's own handler is back"
 
     trainer = Trainer(config(world, out, resume_from_checkpoint="auto", **options))
-    assert trainer._state.step == 3
+    assert trainer._state.step == 4
     export = trainer._export
 
     def signalled_export(*args):
@@ -90,9 +90,9 @@ def test_sigterm_saves_the_step_in_hand_and_a_resume_repeats_the_rest(world, tmp
         export(*args)
 
     trainer._export = signalled_export
-    with pytest.raises(Interrupted, match="step 5 of 30"):
+    with pytest.raises(Interrupted, match="step 10 of 30"):
         trainer.run()
-    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["global_step_3", "global_step_4", "global_step_5"]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["global_step_10", "global_step_4", "global_step_8"]
     assert all(damage(path) is None for path in (out / "checkpoints").iterdir())
     Trainer(config(world, out, resume_from_checkpoint="auto", **options)).run()
     same(out, world, rel=0)

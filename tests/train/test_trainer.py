@@ -126,7 +126,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world, tmp_path, options):
     trainer._step = stop_after_five
     with pytest.raises(KeyboardInterrupt):
         trainer.run()
-    assert [row[0] for row in losses(tmp_path / "part")] == [1, 2, 3, 4, 5]
+    assert [row[0] for row in losses(tmp_path / "part")] == [1, 2, 3, 4], "the fifth had not been read yet"
     resumed = Trainer(TrainConfig(**{**vars(part), "resume_from_checkpoint": "latest"}))
     assert resumed._state.step == 4
     resumed.run()
@@ -264,6 +264,16 @@ def test_a_world_without_its_addresses_is_refused_with_a_reason(world, tmp_path,
 def test_settings_that_make_no_sense_are_named(overrides, message):
     with pytest.raises(ValueError, match=message):
         config(Path("w"), Path("o"), **overrides)
+
+
+def test_a_step_is_read_after_the_next_one_was_handed_over(world, tmp_path, monkeypatch):
+    trainer = Trainer(config(world, tmp_path / "run", max_steps=4, save_freq=3, calibration_batches=0))
+    order, step, read = [], trainer.optimizer.step, trainer._recorder.read
+    monkeypatch.setattr(trainer.optimizer, "step", lambda *args: order.append("step") or step(*args))
+    monkeypatch.setattr(trainer._recorder, "read", lambda pending: order.append("read") or read(pending))
+    trainer.run()
+    assert order == ["step", "step", "read", "step", "read", "read", "step", "read"], "a save first reads what it is about to keep"
+    assert [row["step"] for row in log(tmp_path / "run")] == [1, 2, 3, 4]
 
 
 def test_a_run_that_only_sees_bad_numbers_stops(world, tmp_path):
