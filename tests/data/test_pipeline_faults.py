@@ -54,7 +54,7 @@ def trap(folder, kind, times, which, waveforms):
         os.kill(os.getpid(), signal.SIGSTOP)
     if kind == "orphan":
         if os.fork() == 0:  # a child that holds the worker's pipes open
-            time.sleep(4)
+            time.sleep(15)
             os._exit(0)
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -94,7 +94,7 @@ def alive(process):
     return True
 
 
-def gone(processes, seconds=10.0):
+def gone(processes, seconds=60.0):
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(map(alive, processes)):
         time.sleep(0.02)
@@ -186,12 +186,12 @@ def test_workers_killed_from_outside_cost_nothing(faults):
 
 def test_a_consumer_that_stays_away_is_not_a_hang(faults):
     """The window was finished long ago; time that nobody waited for is not held against a worker."""
-    found = pipeline(faults.pid, timeout=1.0, on_bad_audio="fail").features(clips(24))
+    found = pipeline(faults.pid, timeout=3.0, on_bad_audio="fail").features(clips(24))
     seen = set()
     for i, item in enumerate(found):
         seen.add(item.prepared)
         if i == 2:
-            time.sleep(2.5)
+            time.sleep(4.5)
     assert len(seen) <= 2, "no worker was replaced"
 
 
@@ -199,7 +199,7 @@ def test_a_child_that_holds_the_pipe_does_not_hide_a_death(faults, tmp_path):
     started = time.monotonic()
     found = list(pipeline(functools.partial(faults.trap, tmp_path, "orphan", 1, {2})).features(clips(6)))
     assert all(isinstance(item.features, np.ndarray) for item in found)
-    assert time.monotonic() - started < 4, "noticed before the child ended"
+    assert time.monotonic() - started < 15, "noticed before the child ended"
 
 
 @pytest.mark.parametrize("how", ["closed", "dropped", "consumer raised", "exhausted", "poison"])
@@ -228,7 +228,7 @@ def test_nothing_stays_behind(faults, tmp_path, how):
     del found
     gc.collect()
     assert len(processes) == 2 or how == "poison"
-    assert gone(processes, 2.0)
+    assert gone(processes)
     assert (descriptors(), shared_memory()) == before
 
 
@@ -269,7 +269,7 @@ def test_workers_end_with_a_consumer_that_is_killed(folder, tmp_path, kind, end)
             lines.append(line.strip())
         consumer.send_signal(end)
         consumer.stdout.close()
-        consumer.wait(timeout=20)
+        consumer.wait(timeout=120)
     processes = {int(line) for line in lines if line.isdigit()}
     assert processes
     assert gone(processes)

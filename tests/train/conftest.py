@@ -65,7 +65,7 @@ class Cluster:
     def launch(self, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
         process = self.start(*words, **variables)
         try:
-            out, error = process.communicate(timeout=60)
+            out, error = process.communicate(timeout=240)
         finally:
             process.kill()  # nothing of a launch that hangs outlives its test
         return subprocess.CompletedProcess(words, process.returncode, out, error)
@@ -87,13 +87,13 @@ class Cluster:
         return {path.stem for path in self.folder.glob("*.args")}
 
     def wait_for(self, *hosts: str) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         logs = [self.run_dir / f"node_{i}_{host}.out" for i, host in enumerate(hosts)]
         while not all(log.exists() and "training" in log.read_text() for log in logs):
             assert time.monotonic() < deadline, "the hosts did not start"
             time.sleep(0.02)
 
-    def ended(self, host: str, within: float = 10.0) -> bool:
+    def ended(self, host: str, within: float = 60.0) -> bool:
         """Whether what ran on a host ends in time."""
         pid, deadline = int((self.folder / f"{host}.pid").read_text()), time.monotonic() + within
         while time.monotonic() < deadline:
