@@ -52,11 +52,13 @@ def opd_step(
     """
     with phase("encode"):
         audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    with phase("teacher"):
         begun = teacher.begin(batch)
     with phase("rollout"):
         rollout = engine.rollout(batch, audio=audio, **decoding)
     with phase("teacher"):
         scores = teacher.score(batch, rollout, begun)
+        del begun  # keys and values of every prompt, perhaps: not to be held through the student's pass
     with phase("student_score"):
         loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
     ends = _end_token_metrics(rollout, scores, engine.allowed.stop_ids)

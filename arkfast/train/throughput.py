@@ -1,7 +1,8 @@
 """How much arithmetic a step does, and how much of the device's peak that is.
 
 Knows the products of an ARK-ASR model and the peaks of some GPUs; measures nothing. Counted are the forward and backward passes over what
-the loss needs: the student three times a forward (its head touches few rows and is left out), the teacher once, with its whole head.
+the loss needs: the student three times a forward (its head touches few rows and is left out), the teacher once, with its whole head, and
+each prompt once for all its rollouts.
 Decoding is not counted, so the share of the peak says what the step as a whole makes of the device.
 """
 
@@ -44,15 +45,22 @@ class ModelCost:
         self._merge = decoder.merge_factor
 
     def forward(self, batch: Batch, answers: float, *, rollouts: int = 1, head: bool) -> float:
-        """One pass over a batch's audio, its prompts and ``answers`` produced tokens in all; ``head``: each of them meets the whole head.
+        """One pass over a batch's audio, its prompts and ``answers`` produced tokens in all.
 
-        The batch must still lie in main memory.
+        Args:
+            batch: what is read; it must still lie in main memory.
+            answers: tokens of all rollouts together.
+            rollouts: of each prompt.
+            head: the teacher's pass: each answer token meets the whole head, and a prompt is read once for all its rollouts. Else the
+                student's, which reads it with each of them.
         """
         frames = (batch.mel_lens.double() + 1) // 2
-        width = batch.prompt_lens.double() + answers / (batch.size * rollouts)  # each row's length, answers taken as equally long
-        tokens = rollouts * float(width.sum())
+        prompts = batch.prompt_lens.double()
+        width = prompts + answers / (batch.size * rollouts)  # each row's length, answers taken as equally long
+        repeated = rollouts - 1 if head else 0  # of a prompt's rows, those that find it read
+        tokens = float((rollouts * width - repeated * prompts).sum())
         products = self._encoder * float(frames.sum()) + self._adapter * float((frames / self._merge).sum()) + self._decoder * tokens
         # Scores and their use are a product each; of a causal row half is needed.
         attention = 2 * self._encoder_attention * float((frames**2).sum())
-        attention += self._decoder_attention * rollouts * float((width**2).sum())
+        attention += self._decoder_attention * float((rollouts * width**2 - repeated * prompts**2).sum())
         return 2.0 * (products + attention + (self._head * answers if head else 0.0))

@@ -4,32 +4,15 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from distill_batches import ALLOWED, make_batch
 
 from arkfast.distill import CTCHead, idle_step, metric_names, opd_step, sft_step, td_step
 from arkfast.distill.losses import opd_loss
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.distill.teachers.arkasr import check_same_vocabulary
 from arkfast.engine import Engine
-from arkfast.records import AllowedTokens, Batch, InputError, Rollout
+from arkfast.records import Batch, InputError, Rollout
 from arkfast.testing import tiny_model
-
-ALLOWED = AllowedTokens(ranges=((0, 90),), stop_ids=(95,))
-
-
-def make_batch(frames=(37, 96, 61), targets=((3, 4, 95), (7, 95), (9, 10, 11, 12, 95))):
-    from arkfast.data import Prompt
-    from arkfast.data.prompt import pad_right
-
-    prompt = Prompt(prefix=(91, 92), audio_id=90, suffix=(93, 5, 6, 94))
-    mel = torch.zeros(len(frames), 128, max(frames))
-    for i, n in enumerate(frames):
-        mel[i, :, :n] = torch.randn(128, n, generator=torch.Generator().manual_seed(i))
-    ids, lens = pad_right([prompt.ids(n) for n in frames])
-    target_ids, target_lens = pad_right(targets)
-    return Batch(
-        ids=tuple(f"u{i}" for i in range(len(frames))), keys=torch.arange(len(frames)), mel=mel, mel_lens=torch.tensor(frames),
-        input_ids=ids, prompt_lens=lens, target_ids=target_ids, target_lens=target_lens,
-    )  # fmt: skip
 
 
 def select(batch, rows):
@@ -146,7 +129,7 @@ def test_a_stage_measures_what_it_says_and_times_its_parts(stage):
 
     if stage == "opd":
         loss = opd_step(student, engine, teacher, batch, tau=1.0, max_new_tokens=6, phase=phase)
-        assert entered == ["encode", "rollout", "teacher", "student_score"]
+        assert entered == ["encode", "teacher", "rollout", "teacher", "student_score"]
     elif stage == "td":
         loss = td_step(student, engine, teacher, batch, max_new_tokens=6, phase=phase)
         assert entered == ["teacher", "encode", "student_score"]

@@ -1,6 +1,7 @@
 """What a run says while it goes on, and how its arithmetic is counted."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -89,9 +90,38 @@ def test_operations_are_those_that_torch_counts():
     convolutions = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
     ours = ModelCost(model).forward(batch, 0.0, head=False) + 2 * float(lens.sum()) * 97 * 48
     assert ours == pytest.approx(total - convolutions, rel=0.06)
-    twice = ModelCost(model).forward(batch, 10.0, rollouts=2, head=True) - ModelCost(model).forward(batch, 10.0, rollouts=2, head=False)
-    assert twice == 2 * 10 * 97 * 48
+    once = ModelCost(model).forward(batch, 10.0, head=True) - ModelCost(model).forward(batch, 10.0, head=False)
+    assert once == 2 * 10 * 97 * 48
     assert peak(torch.device("cpu")) is None
+
+
+def test_a_teacher_reads_a_prompt_once_for_all_its_rollouts():
+    """Its operations against those that torch counts in a score of two answers a prompt; long ones, for the last is not run."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from arkfast.data import Prompt
+    from arkfast.data.prompt import pad_right
+    from arkfast.distill.teachers import ArkasrTeacher
+    from arkfast.records import AllowedTokens, Rollout
+
+    model = tiny_model(seed=1, num_hidden_layers=3, intermediate_size=384, attn_implementation="eager")
+    frames, answer = [640, 640], 30
+    ids, lens = pad_right([Prompt(prefix=(91, 92), audio_id=90, suffix=(93, 5, 6, 94)).ids(n) for n in frames])
+    batch = Batch(ids=("a", "b"), keys=torch.arange(2), mel=torch.zeros(2, 128, 640), mel_lens=torch.tensor(frames), input_ids=ids,
+                  prompt_lens=lens)  # fmt: skip
+    rollout = Rollout(tokens=torch.ones(4, answer, dtype=torch.int64), lens=torch.full((4,), answer), total=4 * answer,
+                      stopped=torch.zeros(4, dtype=torch.bool), owner=torch.tensor([0, 0, 1, 1]),
+                      topk_ids=torch.zeros(4 * answer, 1, dtype=torch.int32))  # fmt: skip
+    teacher = ArkasrTeacher(model, allowed=AllowedTokens(ranges=((0, 90),), stop_ids=(95,)), top_k=1)
+    with FlopCounterMode(display=False) as hearing:
+        model.get_audio_features(batch.mel, batch.mel_lens)
+    with FlopCounterMode(display=False) as counter:
+        teacher.score(batch, rollout)
+    cost, unheard = ModelCost(model), replace(batch, mel_lens=torch.zeros(2))  # the decoder's operations alone
+    ours = cost.forward(unheard, 4.0 * answer, rollouts=2, head=True)
+    assert ours == pytest.approx(counter.get_total_flops() - hearing.get_total_flops(), rel=0.06)
+    again = cost.forward(unheard, 4.0 * answer, rollouts=2, head=False) + 2 * 4 * answer * 97 * 48
+    assert again - ours == pytest.approx(cost.forward(unheard, 0.0, head=False)), "what a second reading of the prompts would cost"
 
 
 def test_bad_rows_of_all_ranks_are_judged_together():

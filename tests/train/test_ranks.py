@@ -93,7 +93,12 @@ def losses(out):
     return [(row["step"], row["epoch"], row["loss"], row["grad_norm"], row["positions"]) for row in log(out) if "loss" in row]
 
 
-def assert_same_run(a, b, weights=1e-5):
+def assert_same_run(a, b, key_biases=1e-5):
+    """Losses, gradient norms and weights are the same but for rounding.
+
+    The gradient of a key's bias is next to nothing but rounding (what it adds to a query's scores is nearly alike for all keys, which the
+    softmax ignores), and Adam divides it by its own size: of 20 updates of up to 1e-4 it may differ by a part of one.
+    """
     ours, theirs = losses(a), losses(b)
     assert len(ours) == len(theirs)
     for x, y in zip(ours, theirs, strict=True):
@@ -103,7 +108,9 @@ def assert_same_run(a, b, weights=1e-5):
         assert y[3] == pytest.approx(x[3], rel=1e-5)
     one, other = (load_file(out / "last" / "model.safetensors") for out in (a, b))
     assert one.keys() == other.keys()
-    assert max(float((one[name] - other[name]).abs().max()) for name in one) <= weights
+    for name in one:
+        bound = key_biases if name.endswith("k_proj.bias") else 1e-6
+        assert (one[name] - other[name]).abs().max() <= bound, name
 
 
 def assert_same_first_gradients(a, b):
@@ -209,7 +216,7 @@ def test_every_way_to_share_a_step_is_the_same_step(world, tmp_path):
     together(world, tmp_path, [(name, many) for name, (many, _) in kinds.items()])
     for name, (_, one) in kinds.items():
         alone(world, tmp_path / f"{name}_alone", **one)
-        assert_same_run(tmp_path / f"{name}_alone", tmp_path / name)
+        assert_same_run(tmp_path / f"{name}_alone", tmp_path / name, key_biases=2e-5)
         assert_same_first_gradients(tmp_path / f"{name}_alone", tmp_path / name)
         assert json.loads((tmp_path / name / "collectives.json").read_text())["rollout"] == {}
     ema, last = (load_file(tmp_path / "td" / name / "model.safetensors") for name in ("ema", "last"))

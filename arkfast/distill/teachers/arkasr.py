@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from arkfast.distill.sequence import Audio, at_predicting_positions
+from arkfast.distill.prefix import ATTENTIONS, Prefix, at_predicting_positions_after, prefill
 from arkfast.engine import Engine
 from arkfast.kernels import linear_topk_lse
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores
@@ -41,9 +41,18 @@ class ArkasrTeacher:
         model: the teacher, on its device; it is put into evaluation mode and never trained.
         allowed: what the student may produce; the teacher's distribution is restricted to the same ids.
         top_k: Kt, how many of its best ids it reports.
+
+    Raises:
+        ValueError: an attention that cannot score answers after prompts.
     """
 
     def __init__(self, model: Any, *, allowed: AllowedTokens, top_k: int) -> None:
+        attention = model.config._attn_implementation
+        if attention not in ATTENTIONS:
+            raise ValueError(
+                f"ArkasrTeacher: the model's attention is {attention!r}, which takes no mask of each row's own; "
+                f"load it with attn_implementation={' or '.join(map(repr, ATTENTIONS))}"
+            )
         self.model = model.eval().requires_grad_(False)
         self.top_k = top_k
         self._engine = Engine(model, allowed=allowed)
@@ -51,28 +60,29 @@ class ArkasrTeacher:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @torch.no_grad()
-    def begin(self, batch: Batch) -> Audio:
-        """See ``Teacher.begin``: the audio's embeddings, on a stream of their own while the student decodes."""
+    def begin(self, batch: Batch) -> Prefix:
+        """See ``Teacher.begin``: the encoder and the decoder over the prompts, on a stream of their own while the student decodes."""
         if self._stream is None:
-            return self.model.get_audio_features(batch.mel, batch.mel_lens)
+            return self._prefill(batch)
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
-            return self.model.get_audio_features(batch.mel, batch.mel_lens)
+            return self._prefill(batch)
+
+    def _prefill(self, batch: Batch) -> Prefix:
+        return prefill(self.model, batch, self.model.get_audio_features(batch.mel, batch.mel_lens))
 
     @torch.no_grad()
-    def score(self, batch: Batch, rollout: Rollout, begun: Audio | None = None) -> TeacherScores:
-        """See ``Teacher.score``: one [N, V] product in bounded chunks, nothing else over the vocabulary."""
+    def score(self, batch: Batch, rollout: Rollout, begun: Prefix | None = None) -> TeacherScores:
+        """See ``Teacher.score``: the decoder over the produced tokens, and one [N, V] product in bounded chunks."""
         assert rollout.topk_ids is not None
         topk_ids = rollout.topk_ids
-        audio = self.begin(batch) if begun is None else begun
+        prefix = self.begin(batch) if begun is None else begun
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
-            for tensor in audio:
-                tensor.record_stream(torch.cuda.current_stream())  # its memory belongs to the other stream
-        best = at_predicting_positions(
+            prefix.record_stream(torch.cuda.current_stream())  # its memory belongs to the other stream
+        best = at_predicting_positions_after(
             self.model,
-            batch,
-            audio,
+            prefix,
             rollout,
             lambda hidden, weight: linear_topk_lse(hidden, weight, self.top_k, blocked=self._engine.blocked, gather_ids=topk_ids),
         )

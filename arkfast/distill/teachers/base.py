@@ -11,7 +11,7 @@ class Teacher(Protocol):
     """A stronger model that scores exactly the tokens that the student produced. It is never trained."""
 
     def begin(self, batch: Batch) -> Any:
-        """Start on what does not wait for the student's tokens, such as hearing the audio; what it returns goes to ``score``."""
+        """Start on what does not wait for the student's tokens, such as the audio and the prompts; what it returns goes to ``score``."""
         ...
 
     def score(self, batch: Batch, rollout: Rollout, begun: Any = None) -> TeacherScores:
