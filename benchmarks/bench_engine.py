@@ -73,6 +73,7 @@ SUITE = Suite(
     work=work,
     ceilings=("copy", "mm"),
     columns=columns,
+    queued=False,
 )
 
 

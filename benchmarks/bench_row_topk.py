@@ -13,7 +13,7 @@ from providers.common import SPREAD, compiled, compiles, installed, normal, our_
 from providers.oracles import TopOracle, first, further, top
 from providers.runner import main
 from providers.suite import Entry, Provider, Suite, Work
-from shapes import Shape, row_shapes
+from shapes import POSITIONS, Shape, row_shapes
 
 from arkfast.kernels import topk_lse
 
@@ -94,7 +94,8 @@ def providers(shape: Shape, device: torch.device) -> list[Provider]:
     if compiles(device, shape):
         found.append(Provider(name="torch.compile", run=compiled(plain), check=check_values, note="ties in any order"))
     if not need_lse:
-        found.append(Provider(name="stable sort", run=functools.partial(stable_sort, k=K), check=check_exact))
+        if shape.T not in POSITIONS[-1:]:  # where it takes seconds and tens of gigabytes
+            found.append(Provider(name="stable sort", run=functools.partial(stable_sort, k=K), check=check_exact))
         if device.type == "cuda" and installed("flashinfer"):
             found.append(Provider(name="FlashInfer", run=functools.partial(flashinfer, k=K), check=check_values, note="deterministic"))
     return found

@@ -61,7 +61,7 @@ def opd_step(
         del begun  # keys and values of every prompt, perhaps: not to be held through the student's pass
     with phase("student_score"):
         loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
-    ends = _end_token_metrics(rollout, scores, engine.allowed.stop_ids)
+    ends = _end_token_metrics(rollout, scores, engine.stop_ids)
     return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends), rollout)
 
 
@@ -114,12 +114,11 @@ def _references(batch: Batch) -> Rollout:
     )
 
 
-def _end_token_metrics(rollout: Rollout, scores: TeacherScores, stop_ids: tuple[int, ...]) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def _end_token_metrics(rollout: Rollout, scores: TeacherScores, stops: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """How many positions end their row, how many do not, and at how many of each an end token is a candidate; sums, so their count is 0."""
     assert rollout.topk_ids is not None
     row, position = rollout.packed_index()
     ends = rollout.stopped[row] & (position == rollout.lens[row] - 1)
-    stops = torch.tensor(stop_ids, device=row.device)
     listed = torch.isin(rollout.topk_ids, stops).any(1) | torch.isin(scores.ids, stops).any(1)
     none = torch.zeros((), device=row.device)
     found = (~ends, ~ends & listed, ends, ends & listed)

@@ -86,8 +86,9 @@ class Engine:
         self._graphs = (self._device.type == "cuda" and not sharded) if graphs is None else graphs
         self.blocked = allowed.blocked(weight.shape[0], self._device)
         """Int32 ids that are never produced, as the kernels take them."""
-        stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=self._device)
-        self._choosing = Choosing(blocked=self.blocked, stop_ids=stop_ids, topk=topk, logprobs=logprobs)
+        self.stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=self._device)
+        """[n] int64 ids that end a row, on the device."""
+        self._choosing = Choosing(blocked=self.blocked, stop_ids=self.stop_ids, topk=topk, logprobs=logprobs)
         self._slots: Slots | None = None
         self._weights: tuple[int, ...] = ()
         self._queue: deque[_Waiting] = deque()

@@ -6,13 +6,22 @@ Knows how to capture and when a capture is stale; knows nothing of what a step d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Numbers of rows that graphs are captured for; beyond the last, multiples of 64."""
+
+Step = Callable[[int, Any], None]
+"""``step(rows, mode)`` runs one step; it must read and write memory that stays where it is."""
+
+_idle_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
+"""Streams whose graphs are gone."""
 
 
 def bucket(rows: int, most: int) -> int:
@@ -25,43 +34,47 @@ class StepGraphs:
     """Captured steps.
 
     Args:
-        step: ``step(rows, mode)`` runs one step; it must read and write memory that stays where it is.
         kept: state that a step changes; capturing leaves it as it was.
+        device: where it lies.
     """
 
-    def __init__(self, step: Callable[[int, Any], None], kept: Any) -> None:
-        self._step, self._kept = step, kept
+    def __init__(self, kept: Any, device: torch.device) -> None:
+        self._kept, self._device = kept, device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._pool: Any = None
+        self._stream: torch.cuda.Stream | None = None
         self.broken = False
         """Whether a capture failed; steps are launched one kernel at a time from then on, which a warning has said."""
 
-    def run(self, rows: int, mode: Any) -> None:
-        """One step of the first ``rows`` rows."""
+    def run(self, step: Step, rows: int, mode: Any) -> None:
+        """One step of the first ``rows`` rows.
+
+        Args:
+            step: the same at every call. It is not kept: its owner owns these graphs too, and its memory goes when it is let go.
+            rows, mode: what ``step`` takes.
+        """
         if self.broken:
-            self._step(rows, mode)
+            step(rows, mode)
             return
         graph = self._graphs.get((rows, mode))
         if graph is None:
-            graph = self._capture(rows, mode)
+            graph = self._capture(step, rows, mode)
         if graph is None:
-            self._step(rows, mode)
+            step(rows, mode)
         else:
             graph.replay()
 
-    def _capture(self, rows: int, mode: Any) -> torch.cuda.CUDAGraph | None:
-        before = self._kept.clone()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
+    def _capture(self, step: Step, rows: int, mode: Any) -> torch.cuda.CUDAGraph | None:
+        self._stream = self._stream or _lent_stream(self, self._device)
+        before, graph = self._kept.clone(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.stream(stream):  # compiles kernels and lets libraries allocate what they keep
-                for _ in range(2):
-                    self._step(rows, mode)
-            torch.cuda.current_stream().wait_stream(stream)
-            self._kept.copy_(before)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                self._step(rows, mode)
+            with _aside(self._stream):
+                for _ in range(2):  # compiles kernels and lets libraries allocate what they keep
+                    step(rows, mode)
+                self._kept.copy_(before)
+                # What other threads ask of the device (pinned memory, a checkpoint's copies) has no part in this capture.
+                with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                    step(rows, mode)
         except RuntimeError as error:
             # What may not stand in a graph is refused with an error of the device too, but one that leaves the device as it was.
             lost = isinstance(error, torch.AcceleratorError) and "captur" not in str(error)
@@ -76,3 +89,30 @@ class StepGraphs:
         self._pool = self._pool or graph.pool()
         self._graphs[rows, mode] = graph
         return graph
+
+
+def _lent_stream(owner: object, device: torch.device) -> torch.cuda.Stream:
+    """A stream for as long as ``owner`` lives, which nobody else captures on meanwhile.
+
+    cuBLAS has a workspace for each stream, and a graph keeps the address of the one that it was captured with. Torch 2.13 frees a stream's
+    workspace with the first of the graphs captured there that goes, while the others still write to it.
+    """
+    idle = _idle_streams[device]
+    stream = idle.pop() if idle else torch.cuda.Stream(device)
+    weakref.finalize(owner, idle.append, stream)
+    return stream
+
+
+@contextmanager
+def _aside(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Work on ``stream``, after what the current one was given and before what it is given next.
+
+    The current stream and device come back even where the end of a capture raises, which torch's own context then does not see to.
+    """
+    here = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(here)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        here.wait_stream(stream)

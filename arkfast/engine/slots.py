@@ -61,7 +61,7 @@ class Slots:
         self.steps = 0
         """Decode steps run so far."""
         self._use_graphs = graphs
-        self._graphs = StepGraphs(self._step, self.state)
+        self._graphs = StepGraphs(self.state, self._device)
 
     @property
     def free(self) -> int:
@@ -86,7 +86,7 @@ class Slots:
         if mode.penalises and self.state.seen is None:
             seen = torch.zeros(self.cache.rows, self._model.lm_head.weight.shape[0], dtype=torch.bool, device=self._device)
             self.state = replace(self.state, seen=seen)
-            self._graphs = StepGraphs(self._step, self.state)
+            self._graphs = StepGraphs(self.state, self._device)
         own = self.state[rows]
         for field, values in (
             (own.position, [entry.prompt - 1 for entry in entries]),
@@ -120,7 +120,7 @@ class Slots:
         for _ in range(steps):
             self.steps += 1
             if self._use_graphs:
-                self._graphs.run(bucket(len(self.entries), self.cache.rows), mode)
+                self._graphs.run(self._step, bucket(len(self.entries), self.cache.rows), mode)
             else:
                 self._step(len(self.entries), mode, self._reach(steps))
 

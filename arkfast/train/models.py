@@ -164,7 +164,7 @@ class WholeEngine:
 
     def __init__(self, engine: Engine, student: Student) -> None:
         self._engine, self._student = engine, student
-        self.blocked, self.allowed = engine.blocked, engine.allowed
+        self.blocked, self.allowed, self.stop_ids = engine.blocked, engine.allowed, engine.stop_ids
 
     def rollout(self, batch: Batch, **options: Any) -> Rollout:
         """See ``Engine.rollout``. No collective runs in it, so ranks may decode for as long as their own rows take."""

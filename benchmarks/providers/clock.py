@@ -18,6 +18,8 @@ Call = Callable[[int], object]
 """Runs an implementation on the input set of a number."""
 LEAST, MOST = 3, 60
 """Samples of a call: no fewer, however slow it is, and no more, however fast."""
+HEAD_START = 2_000_000
+"""Cycles that a GPU is kept busy before a call that stands in a queue: a millisecond at 2 GHz, longer than launching a loss takes."""
 
 
 def l2_bytes(device: torch.device) -> int:
@@ -46,11 +48,15 @@ def percentiles(samples: list[float]) -> dict[str, float]:
 
 
 class Clock:
-    """Times one call at a time on a device."""
+    """Times one call at a time on a device.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # Emptying twice L2 also gives the host a head start, so that launch time does not count where a GPU's queue would hide it.
+    Args:
+        device: as above.
+        queued: give the host a head start, so that launching does not count: in a training step a GPU's queue hides it.
+    """
+
+    def __init__(self, device: torch.device, *, queued: bool = True) -> None:
+        self.device, self.queued = device, queued
         self.flush = torch.empty(max(1, 2 * l2_bytes(device)), dtype=torch.int8, device=device)
 
     def seconds(self, call: Call, index: int) -> float:
@@ -61,6 +67,8 @@ class Clock:
             return time.perf_counter() - started
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         self.flush.zero_()
+        if self.queued:
+            torch.cuda._sleep(HEAD_START)
         begin.record()
         call(index)
         end.record()
@@ -114,23 +122,24 @@ def host_syncs(call: Call, device: torch.device) -> int | None:
             call(0)
         finally:
             torch.cuda.set_sync_debug_mode(before)
-    return sum("synchronizing" in str(one.message) for one in caught)
+    # Not "synchronizing" alone, which stands also in what torch says once of the mode itself.
+    return sum("called a synchronizing" in str(one.message) for one in caught)
 
 
 def graphed(call: Call, sets: int) -> Call:
     """The same calls as CUDA graphs, one for each input set: what a decoding step that launches nothing else pays."""
-    stream = torch.cuda.Stream()
+    stream, graphs, kept = torch.cuda.Stream(), [], []
     stream.wait_stream(torch.cuda.current_stream())
+    # Captured on it too, and within its context: a capture that fails leaves the stream it was on as the current one.
     with torch.cuda.stream(stream):
         for index in range(sets):
             call(index)
+        for index in range(sets):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=stream):
+                kept.append(call(index))
+            graphs.append(graph)
     torch.cuda.current_stream().wait_stream(stream)
-    graphs, kept = [], []
-    for index in range(sets):
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept.append(call(index))
-        graphs.append(graph)
 
     def replay(index: int) -> object:
         graphs[index].replay()

@@ -42,7 +42,7 @@ def run(
     """
     device = device_here()
     torch.manual_seed(0)
-    clock, started = Clock(device), time.monotonic()
+    clock, started = Clock(device, queued=suite.queued), time.monotonic()
     for shape in suite.shapes(device.type)[skip:limit]:
         if time.monotonic() - started > seconds:
             yield not_run(suite.name, shape.sizes(), device.type, OUT_OF_TIME)

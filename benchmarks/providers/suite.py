@@ -71,6 +71,8 @@ class Suite:
     """The provider whose time ``ratio`` divides; the first that is not ours by default."""
     columns: Callable[[Shape, Row], Row] | None = None
     """(shape, a provider's row with its times) → more columns that follow from them."""
+    queued: bool = True
+    """Whether launching is left out of the times, as a queue far ahead of the GPU hides it in training; it counts in decoding."""
 
 
 @dataclass

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
+
+Launcher = TypeVar("Launcher", bound=Callable[..., Any])
 
 INTERPRET = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run in Triton's interpreter, on CPU tensors. Triton reads the variable where a kernel is decorated, so it is set before Python
@@ -105,6 +108,17 @@ def on_device_of(tensor: torch.Tensor) -> AbstractContextManager[object]:
     if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
+
+
+def on_its_device(launcher: Launcher) -> Launcher:
+    """A launcher that runs in ``on_device_of`` its first argument that is a tensor."""
+
+    @functools.wraps(launcher)
+    def run(*arguments: Any, **settings: Any) -> Any:
+        with on_device_of(next(x for x in arguments if isinstance(x, torch.Tensor))):
+            return launcher(*arguments, **settings)
+
+    return run  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.embed_merge import reference
 from arkfast.kernels.sparse_grad import sparse_weight_grad
@@ -30,6 +30,7 @@ class _Merge(torch.autograd.Function):
     """The merged rows; an audio row's gradient is the one at its placeholder, a table row's the sum over its text positions."""
 
     @staticmethod
+    @on_its_device
     def forward(
         ctx: Any, table: torch.Tensor, audio: torch.Tensor, input_ids: torch.Tensor, audio_lens: torch.Tensor, audio_id: int, backend: str
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,6 +85,7 @@ class _Merge(torch.autograd.Function):
         return d_table, d_audio, *(None,) * 4
 
 
+@on_its_device
 def _audio_grad(place: torch.Tensor, grad: torch.Tensor, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
     from arkfast.kernels.embed_merge import kernel
 

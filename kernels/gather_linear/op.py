@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.precision import wide_dtype, without_autocast
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.gather_linear import reference
@@ -51,6 +51,7 @@ class _GatherLinear(torch.autograd.Function):
         return d_hidden, d_weight, None, None
 
 
+@on_its_device
 def launch_scores(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """``reference.scores`` by the kernel, for tensors that ``unfit`` lets pass; no gradient."""
     import triton
@@ -79,6 +80,7 @@ def launch_scores(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor)
     return scores
 
 
+@on_its_device
 def _launch_hidden_grad(grad: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     import triton
 

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.common.chunks import rows_within
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
 from arkfast.kernels.linear_kl import reference
@@ -48,6 +48,7 @@ class Settings:
     """The backend."""
 
 
+@on_its_device
 def row_pass(
     student: torch.Tensor,
     teacher: torch.Tensor,

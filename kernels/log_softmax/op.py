@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes, check_temperature
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.log_softmax import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
@@ -43,6 +43,7 @@ def unfit(ids: torch.Tensor, *tensors: torch.Tensor) -> str | None:
     return f"more than {MAX_IDS} ids a row" if ids.shape[1] > MAX_IDS else None
 
 
+@on_its_device
 def row_stats(
     logits: torch.Tensor, ids: torch.Tensor, *, tau: float, dead: torch.Tensor | None, need_entropy: bool, chosen: str
 ) -> RowStats:
@@ -75,6 +76,7 @@ def row_stats(
     return stats
 
 
+@on_its_device
 def row_grad(
     upstream: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None],
     logits: torch.Tensor,

@@ -8,7 +8,7 @@ import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.precision import wide_dtype
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.sparse_grad import reference
@@ -133,6 +133,7 @@ def _in_torch(
     return result if out is not None else result.to(dtype)
 
 
+@on_its_device
 def _launch(
     grad: torch.Tensor,
     ids: torch.Tensor,

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from arkfast.kernels.common.launch import Config, Rule, pick
+from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.strides import block_of, unit_rows
 
 DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")
@@ -38,6 +38,7 @@ def unfit_slots(slots: int, most: int) -> str | None:
     return f"more than {most} slots a position" if slots > most else None
 
 
+@on_its_device
 def launch_union(student_ids: torch.Tensor, teacher_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``reference.unique_ids`` of both lists [T, Ks], [T, Kt] side by side: (ids [T, Ks + Kt], their number [T])."""
     from arkfast.kernels.union_kl import kernel
@@ -62,6 +63,7 @@ def launch_union(student_ids: torch.Tensor, teacher_ids: torch.Tensor) -> tuple[
     return ids, support
 
 
+@on_its_device
 def launch_rows(
     student: torch.Tensor,
     teacher: torch.Tensor,
@@ -126,6 +128,7 @@ class SparseRows(NamedTuple):
     """[T, H] gradient to the hidden rows, in float32 since it is yet to be scaled; None where it was not asked for."""
 
 
+@on_its_device
 def launch_sparse(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -201,6 +204,7 @@ def launch_sparse(
     return out
 
 
+@on_its_device
 def launch_scatter(grad: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, width: int, dtype: torch.dtype) -> torch.Tensor:
     """[T, width] in ``dtype``: scale [T] · grad [T, U] at ids [T, U] that differ within a row, 0 elsewhere."""
     from arkfast.kernels.union_kl import kernel

@@ -74,6 +74,24 @@ def test_a_group_that_dies_keeps_its_rows_and_goes_on_after_the_shape(monkeypatc
     assert rows[1]["error"] == "the process ended with status -6"
 
 
+def test_a_group_that_cannot_be_loaded_does_not_stop_the_others(run, monkeypatch, tmp_path):
+    load = gpu_suite.load
+
+    def missing(group):
+        if group == "row_topk":
+            raise ImportError("no such name in this version")
+        return load(group)
+
+    monkeypatch.setattr(gpu_suite, "load", missing)
+    status, said = run("--minutes", 2, "--out", tmp_path, "--only", "row_topk", "--only", "sparse_grad")
+    assert status == 1
+    assert "row_topk: crashed" in said
+    (path,) = tmp_path.glob("cpu/*.json")
+    held = json.loads(path.read_text())
+    assert "no such name in this version" in held["groups"]["row_topk"]["said"]
+    assert held["groups"]["sparse_grad"]["state"] == "done"
+
+
 def test_a_failed_check_of_ours_fails_the_suite(monkeypatch, tmp_path, cpu):
     shapes = gpu_suite.load("row_topk").shapes("cpu")
     row = {"group": "row_topk", "device": "cpu", "provider": "ours/torch", "ours": True, "check": "failed: ids differ"}
@@ -100,6 +118,7 @@ def test_gpu_tests_without_hypothesis_leave_out_what_needs_it(monkeypatch):
     files, left = gpu_suite.test_files()
     assert left == []
     assert "tests/kernels/test_row_topk.py" in files
+    assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py")} <= set(files)
     assert "tests/engine/test_engine_gpu.py" in files
     assert not any("interpret" in name or "aot" in name for name in files)
     monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: None)

@@ -28,7 +28,8 @@ names += [f"arkfast.kernels.{path.parent.name}" for path in sorted((root / "kern
 for name in names:
     importlib.import_module(name)
 files = [root / "tests" / "kernels" / "conftest.py", *sorted((root / "tests" / "kernels" / "gpu").glob("*.py"))]
-files += [root / "tests" / "engine" / "conftest.py", *sorted((root / "tests" / "engine").glob("test_*_gpu.py"))]
+for path in sorted(root.glob("tests/*/test_*_gpu.py")):
+    files += [path.parent / "conftest.py", path]
 for path in [*files, root / "benchmarks" / "conftest.py"]:
     spec = importlib.util.spec_from_file_location(f"loaded_{path.parent.name}_{path.stem}", path)
     spec.loader.exec_module(importlib.util.module_from_spec(spec))

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import re
+import warnings
 
 import pytest
 import torch
@@ -68,6 +69,45 @@ def test_a_call_without_memory_does_not_take_the_others_figures(cpu):
     samples = clock.Clock(cpu).interleaved({"greedy": greedy, "modest": lambda index: None}, 2, seconds=0.01)
     assert set(samples) == {"modest"}
     assert len(samples["modest"]) == clock.MOST
+
+
+@pytest.mark.parametrize("waits", [0, 2])
+def test_what_torch_says_of_its_sync_mode_is_no_wait(monkeypatch, waits):
+    """It is said once a process, to the first provider of all."""
+    notice = "Synchronization debug mode is a prototype feature and does not yet detect all synchronizing operations"
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: warnings.warn(notice, stacklevel=1))
+
+    def call(index):
+        for _ in range(waits):
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
+
+    assert clock.host_syncs(call, torch.device("cuda")) == waits
+
+
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_call_that_stands_in_a_queue_is_launched_before_its_time_begins(monkeypatch, queued):
+    order = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            order.append("event")
+
+        def synchronize(self):
+            order.append("waited")
+
+        def elapsed_time(self, end):
+            return 2.0
+
+    watch = clock.Clock(torch.device("cpu"), queued=queued)
+    watch.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: order.append("busy"))
+    assert watch.seconds(lambda index: order.append(f"call {index}"), 3) == 2e-3
+    assert order == [*(["busy"] if queued else []), "event", "call 3", "event", "waited"]
 
 
 def test_enough_input_sets_to_overrun_the_cache(monkeypatch):

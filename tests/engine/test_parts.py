@@ -1,6 +1,8 @@
 """The engine's parts: groups, noise and restrictions, loops, waits for the device."""
 
+import gc
 import math
+import weakref
 from collections import Counter
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arkfast.engine import Engine, token_limit
+from arkfast.engine import Engine, graphs, token_limit
 from arkfast.engine.guards import LONGEST_PERIOD, LOOP_TOKENS, REPEATS, loop_ends
 from arkfast.engine.prefill import LEAST_FILLED, Budget, encode, groups_of_similar_length
 from arkfast.engine.sampling import gumbel_noise, penalise, restrict
@@ -178,3 +180,32 @@ def test_the_host_waits_once_a_look_and_not_once_a_token(model, options, monkeyp
     assert hook.counts == {}
     assert reads["tolist"] <= 1 + math.ceil(tokens / 8) + 1
     assert len({t for row in rows(rollout) for t in row}) >= 10
+
+
+@pytest.mark.parametrize(
+    "let_go", [Engine.close, lambda engine: engine.rollout(make_batch([400]), max_new_tokens=4)], ids=["close", "grow"]
+)
+def test_slots_that_are_given_up_free_their_memory_at_once(model, let_go):
+    """Not when Python happens to look for cycles: new slots are made right afterwards, and the old ones may fill half a GPU."""
+    engine = Engine(model, allowed=ALLOWED)
+    engine.rollout(make_batch([9, 20]), max_new_tokens=4)
+    keys = weakref.ref(engine._slots.cache)
+    gc.disable()
+    try:
+        let_go(engine)
+        assert keys() is None
+    finally:
+        gc.enable()
+
+
+def test_no_two_engines_capture_on_one_stream_at_a_time(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    device = torch.device("cuda", 7)
+    owners = [graphs.StepGraphs(None, device) for _ in range(3)]
+    streams = [graphs._lent_stream(owner, device) for owner in owners]
+    assert len(set(streams)) == 3
+    del owners[1]
+    later = [graphs.StepGraphs(None, device) for _ in range(2)]
+    again = [graphs._lent_stream(owner, device) for owner in later]
+    assert again[0] is streams[1]
+    assert again[1] not in streams
