@@ -50,18 +50,29 @@ def compile_launches(arch: int) -> Compile:
         kernels = aot.compiled(call, arch)
         assert kernels, "the call launched no kernel"
         _table.extend(kernels)
-        assert aot.problems(kernels, _older_spills() | (spills or {})) == []
+        assert aot.problems(kernels, _older_spills(arch) | (spills or {})) == []
         return kernels
 
     return run
 
 
-def _older_spills() -> dict[str, int]:
-    """Bytes that kernels spill under Triton 3.6 (seen on sm_90) and not under 3.9, whose assembler is newer."""
+OLDER_SPILLS = {
+    "gather_linear_hidden_grad": {90: 8},
+    "weight_grad_runs": {80: 4, 90: 8},
+    "linear_kl_rows": {89: 4, 120: 4},
+    "row_log_softmax_fwd": {80: 4, 120: 4},
+}
+"""Kernel → architecture → bytes a thread that it spills under Triton 3.6 and 3.7 and not from 3.8 on. The assembler puts one or two words
+aside so that one more block fits a multiprocessor (40, 48, 64, 72 or 96 registers). It comes from the code that those versions hand it:
+with that code the assembler of Triton 3.9 spills as well. The words are stored and loaded once a row, or once a pass through a loop of
+hundreds of instructions, so no configuration was changed for them."""
+
+
+def _older_spills(arch: int) -> dict[str, int]:
     import triton
 
-    older = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
-    return {"gather_linear_hidden_grad": 8, "weight_grad_runs": 8} if older else {}
+    older = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 8)
+    return {kernel: spilled[arch] for kernel, spilled in OLDER_SPILLS.items() if arch in spilled} if older else {}
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,13 +1,15 @@
-"""Makes Triton's interpreter right for bfloat16 and fast enough for sorts. Knows the interpreter's insides; knows no kernel.
+"""Makes Triton's interpreter right for bfloat16, fast enough for sorts and able to count under any NumPy. Knows the interpreter's
+insides; knows no kernel.
 
-The interpreter keeps a bfloat16 block as numpy uint16. As it comes (Triton 3.6 to 3.9)
+The interpreter keeps a bfloat16 block as numpy uint16, and a number as an array of one element. As it comes (Triton 3.6 to 3.9)
 
 - it does arithmetic and comparisons on those raw bits. Kernels cast to float32 right after each load; here whoever forgot is told;
 - it truncates float32 → bfloat16, where a GPU rounds to the nearest even. Here it rounds;
 - ``tl.dot`` of bfloat16 blocks multiplies raw bits. Here it multiplies what they stand for, and adds in float32;
 - it reduces with any function but max, min and sum one element at a time in Python. Here other functions combine halves of the block;
 - it patches ``triton.language`` anew at each call of one jit function by another. Here once a launch;
-- it runs ``tl.sort`` and ``tl.topk`` as the networks of hundreds of steps that they are on a GPU. Here each is one numpy call.
+- it runs ``tl.sort`` and ``tl.topk`` as the networks of hundreds of steps that they are on a GPU. Here each is one numpy call;
+- under Triton 3.6 a loop's bound is int() of an array with a dimension, which NumPy refuses from 2.4 on. Here it is the array's element.
 
 Import once, before a kernel runs.
 """
@@ -155,6 +157,14 @@ def ordered(x: Any, k: Any, dim: Any, descending: Any) -> Any:
     return tl.core.tensor(Handle(data, dtype), tl.block_type(dtype, list(data.shape)))
 
 
+plain_patch_tensor = interpreter._patch_lang_tensor
+
+
+def patch_tensor(tensor: Any, scope: Any) -> None:
+    plain_patch_tensor(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
 plain_patch, plain_launch = interpreter._patch_lang, interpreter.GridExecutor.__call__
 patched: set[str] = set()
 languages: dict[Any, set[str]] = {}
@@ -185,6 +195,7 @@ for method_name in ("binary_op", "unary_op", "ternary_op"):
     setattr(Builder, method_name, refusing_bf16(method_name))
 Builder.cast_impl, Builder.create_fp_to_fp, Builder.create_dot = cast, convert, dot
 interpreter.ReduceOps.apply_impl = reduce
+interpreter._patch_lang_tensor = patch_tensor
 interpreter._patch_lang, interpreter.GridExecutor.__call__ = patch_once, launch
 library_sort, library_topk = tl.sort, tl.topk
 tl.sort, tl.topk = sort, topk

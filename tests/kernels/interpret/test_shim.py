@@ -26,7 +26,8 @@ def narrow(x_ptr, out_ptr, N: tl.constexpr):
 @triton.jit
 def add(x_ptr, out_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
-    tl.store(out_ptr + i, tl.load(x_ptr + i) + 1.0)
+    x = tl.load(x_ptr + i)
+    tl.store(out_ptr + i, x + x)  # not x + 1.0: Triton 3.6's interpreter has no bfloat16 constants, and would fail on that first
 
 
 @triton.jit
