@@ -188,8 +188,9 @@ def _scatter(points: Sequence[Point]) -> str:
     note += f"{'seconds of audio' if seconds else 'units in the reference'}. A line pools ten parts of equally many clips."
     top, right = edges(points)
     above, longer = sum(p.errors > top * p.units for p in points), sum(x > right for x, _ in lengths(points))
-    note += f" {above:,} clips with more than {percent(top, 0)} stand at the top edge." if above else ""
-    note += f" {longer:,} longer ones stand at the right edge." if longer else ""
+    clips, stand = ("clip", "stands") if above == 1 else ("clips", "stand")
+    note += f" {above:,} {clips} with more than {percent(top, 0)} {stand} at the top edge." if above else ""
+    note += f" {longer:,} longer {'one stands' if longer == 1 else 'ones stand'} at the right edge." if longer else ""
     tones = tones_of(points)
     shared = Counter(tones.values())
     names = {tone: language if shared[tone] == 1 else "others" for language, tone in tones.items()}
