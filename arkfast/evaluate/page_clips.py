@@ -12,10 +12,9 @@ from html import escape
 from typing import Any
 from urllib.parse import quote
 
-from arkfast.evaluate.alignment import Pair
 from arkfast.evaluate.page_facts import Clip, clip_seconds
 from arkfast.infer.result import CUT_SHORT
-from arkfast.metrics import without_word_spaces
+from arkfast.metrics import Pair, without_word_spaces
 
 MOST_PLACES = 400
 """Places of an alignment that are shown; the rest are counted."""

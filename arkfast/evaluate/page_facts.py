@@ -13,8 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from arkfast.evaluate.alignment import Pair, align
-from arkfast.metrics import canonical, tokenize
+from arkfast.metrics import Pair, align, canonical, tokenize
 
 WORST = 24
 """Clips shown with their alignment."""

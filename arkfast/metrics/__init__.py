@@ -1,5 +1,6 @@
 """Text normalisation and error counting; knows no models, rows or files."""
 
+from arkfast.metrics.alignment import Pair, align
 from arkfast.metrics.errors import ErrorCounts, char_errors, count_errors, resampled_rates, word_errors
 from arkfast.metrics.languages import (
     ARK_LANGUAGES,
@@ -25,7 +26,9 @@ __all__ = [
     "ErrorCounts",
     "Normalizer",
     "NormalizerName",
+    "Pair",
     "Unit",
+    "align",
     "bootstrap_difference",
     "canonical",
     "char_errors",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any, Literal
 
-from arkfast.evaluate.alignment import align
+from arkfast.metrics import align
 from arkfast.quickstart.results import ARM_LABELS, TABLE_HEADER, ArmRow, Report, Transcription, table_cells
 
 _SETS: dict[Literal["dev", "test"], str] = {"dev": "dev set", "test": "held-out test set"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from arkfast.evaluate.alignment import align
+from arkfast.metrics import align
 from arkfast.quickstart.results import Report, Transcription
 from arkfast.records import InputError
 

@@ -26,7 +26,7 @@ class Pair(NamedTuple):
 def align(reference: Sequence[str], hypothesis: Sequence[str]) -> list[Pair]:
     """The places of both lists side by side, with the fewest substitutions, deletions and insertions.
 
-    Of several such alignments it is jiwer's, as in ``arkfast.metrics.count_errors``: what a page shows adds up to what was counted.
+    Of several such alignments it is jiwer's, as in ``count_errors``: what a page shows adds up to what was counted.
     """
     import jiwer
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from arkfast.evaluate.alignment import Pair, align
-from arkfast.metrics import count_errors, tokenize
+from arkfast.metrics import Pair, align, count_errors, tokenize
 
 
 def sides(pairs: list[Pair]) -> tuple[list[str], list[str]]:
