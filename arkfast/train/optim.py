@@ -93,6 +93,7 @@ class MasterAdamW:
                 parameter.data = parameter.data.to(compute_dtype)
         self._sharded = {name: p for name, p in self._model.items() if isinstance(p, DTensor)}
         self._copied = [name for name, p in self._model.items() if p is not self._master[name] and name not in self._sharded]
+        assert total is not None or not self._sharded, "sharded gradients need a sum over ranks"
         assert not self._sharded or len(self._sharded) == len(self._model), "a model is sharded or it is not"
         self._copies = next((_copies(p) for p in self._sharded.values()), 1)
         decayed = [p for name, p in self._master.items() if self._model[name].ndim >= 2]

@@ -30,7 +30,7 @@ class StopRequest:
     def __init__(self, parallel: Parallel) -> None:
         self._parallel, self._heard = parallel, False
         self._before: Any = None
-        self.asked = torch.zeros(1, device=parallel.device)
+        self.asked = torch.zeros(1, dtype=torch.float64, device=parallel.device)
         """[1] float64: how many ranks had been asked to stop when the last step's numbers were added up."""
 
     def __enter__(self) -> StopRequest:

@@ -216,7 +216,8 @@ def test_every_way_to_share_a_step_is_the_same_step(world, tmp_path):
     together(world, tmp_path, [(name, many) for name, (many, _) in kinds.items()])
     for name, (_, one) in kinds.items():
         alone(world, tmp_path / f"{name}_alone", **one)
-        assert_same_run(tmp_path / f"{name}_alone", tmp_path / name, key_biases=2e-5)
+        # The sum of two losses, cross-entropy and CTC, rounds more than one: 1.1e-5 was seen.
+        assert_same_run(tmp_path / f"{name}_alone", tmp_path / name, key_biases=2e-5 if name == "sft" else 1e-5)
         assert_same_first_gradients(tmp_path / f"{name}_alone", tmp_path / name)
         assert json.loads((tmp_path / name / "collectives.json").read_text())["rollout"] == {}
     ema, last = (load_file(tmp_path / "td" / name / "model.safetensors") for name in ("ema", "last"))
