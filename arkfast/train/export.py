@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Shard
 
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 
@@ -30,10 +31,25 @@ def whole_weights(
     """
     weights = {}
     for name, value in trained.items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
+        whole = _whole(value) if isinstance(value, DTensor) else value
         if keep:
             weights[name] = whole.to("cpu", dtype, copy=True)
     return weights | {name: value.to("cpu", dtype) for name, value in frozen.items()} if keep else {}
+
+
+def _whole(tensor: DTensor) -> torch.Tensor:
+    """A tensor that FSDP2 shards by rows over the mesh's last dimension, as ``torch.chunk`` cuts them.
+
+    Not ``full_tensor``: its functional collective was seen to corrupt the heap now and then on gloo, while it waits.
+    """
+    mesh, local = tensor.device_mesh, tensor.to_local()
+    assert tensor.placements[-1] == Shard(0), f"expected rows to be sharded, got {tensor.placements}"
+    ranks = mesh.size(mesh.ndim - 1)
+    own = local.new_zeros(-(-tensor.shape[0] // ranks), *tensor.shape[1:])
+    own[: len(local)] = local
+    whole = own.new_empty(ranks * len(own), *tensor.shape[1:])
+    dist.all_gather_into_tensor(whole, own, group=mesh.get_group(mesh.ndim - 1))
+    return whole[: tensor.shape[0]]
 
 
 def write_model(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], processor: Any) -> None:

@@ -32,10 +32,10 @@ class Collectives(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.count, self.bytes, self.rollout = Counter(), Counter(), Counter()
-        self.decoding = False
+        self.decoding = self.exporting = False
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "c10d":
+        if func.namespace == "c10d" and not self.exporting:
             name = func._schema.name.removeprefix("c10d::")
             kind = NAMES.get(name, name)
             self.count[kind] += 1
@@ -69,6 +69,16 @@ def watched(trainer, out):
         counter.__enter__()  # from here on, so that what this check itself sent is not counted
         return step(*args)
 
+    export = trainer._exporter
+
+    def exporter(weights):  # a model that is written gathers its weights, outside every step
+        counter.exporting = True
+        try:
+            return export(weights)
+        finally:
+            counter.exporting = False
+
+    trainer._exporter = exporter
     trainer.optimizer.step, Engine.rollout = first_step, rollout
     try:
         yield counter
