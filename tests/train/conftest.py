@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +36,19 @@ env -0 >"{here}/$STAND_IN_HOST.env"
 echo $$ >"{here}/$STAND_IN_HOST.pid"
 if [ -e "{here}/do_$STAND_IN_HOST" ]; then . "{here}/do_$STAND_IN_HOST"; fi
 """
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port that nothing listens on, from below those that systems hand out by themselves, lest a connection take it before its use."""
+    while True:
+        port = random.SystemRandom().randrange(20000, 30000)
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+        return port
 
 
 class Cluster:

@@ -1,12 +1,14 @@
 """One rank of a run of several processes, for the tests: does one scenario after the other in a process that has imported once.
 
-``python ranks.py SCENARIOS.json RANK WORLD``: the file holds a list of scenarios, each {"config": fields of TrainConfig, "port": …,
-"halt": a step after which the run is abandoned as if killed, or absent}. Rank 0 leaves ``first_gradients.pt`` and ``collectives.json`` in
+``python ranks.py SCENARIOS.json RANK WORLD``: the file holds a list of scenarios, each {"config": fields of TrainConfig, "halt": a step
+after which the run is abandoned as if killed, or absent}. Rank 0 leaves ``first_gradients.pt`` and ``collectives.json`` in
 each run's folder. Not a test itself.
 """
 
+import faulthandler
 import json
 import os
+import signal
 import sys
 from collections import Counter
 from contextlib import contextmanager
@@ -102,7 +104,6 @@ def halt_after(trainer, steps):
 
 def play(scenario):
     config = TrainConfig(**{name: Path(v) if name in PATHS and v is not None else v for name, v in scenario["config"].items()})
-    os.environ["MASTER_PORT"] = str(scenario.get("port", 0))
     trainer = Trainer(config)
     if "halt" in scenario:
         halt_after(trainer, scenario["halt"])
@@ -122,8 +123,8 @@ PATHS = {"student_model", "teacher_model", "train_data", "eval_data", "output_di
 
 if __name__ == "__main__":
     scenarios, rank, world = sys.argv[1:]
-    if int(world) > 1:
-        os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1"}
+    faulthandler.register(signal.SIGUSR1)  # whoever waits in vain asks where this process stands
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
     for one in json.loads(Path(scenarios).read_text()):
         play(one)
     assert not dist.is_initialized()

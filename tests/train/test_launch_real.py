@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,11 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
 
 
-def test_two_hosts_meet_in_one_world(cluster) -> None:
+def test_two_hosts_meet_in_one_world(cluster, free_port) -> None:
     """The processes of both hosts add up to one world."""
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     root = cluster.folder / "a checkout"
     (root / "scripts").mkdir(parents=True)
     (root / "scripts" / "on_host.py").write_text((ROOT / "scripts" / "on_host.py").read_text())
@@ -38,7 +34,7 @@ def test_two_hosts_meet_in_one_world(cluster) -> None:
     (cluster.folder / "py").write_text(
         f'#!/usr/bin/env bash\nif [ "$2" = check ]; then echo same; exit; fi\nexec env OMP_NUM_THREADS=1 {sys.executable} "$@"\n'
     )
-    variables = {"ROOT": str(root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    variables = {"ROOT": str(root), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port)}
     done = cluster.launch("--device", "cpu", **variables)
     logs = "".join(path.read_text() for path in sorted(cluster.run_dir.glob("node_*.out")))
     assert done.returncode == 0, done.stdout + logs
@@ -46,7 +42,7 @@ def test_two_hosts_meet_in_one_world(cluster) -> None:
 
 
 @pytest.fixture
-def real(cluster) -> dict[str, str]:
+def real(cluster, free_port) -> dict[str, str]:
     """Settings of a tiny run on two hosts, both of them here, with a process each."""
     from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
@@ -58,11 +54,8 @@ def real(cluster) -> dict[str, str]:
         rows.append({"audio": f"{i}.wav", "text": "one two", "id": f"clip{i}"})
     (cluster.folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     cluster.hostfile("127.0.0.1 slots=1\nlocalhost slots=1\n")
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = free.getsockname()[1]
     return {
-        "PY": sys.executable, "MASTER_PORT": str(port), "STUDENT_MODEL": str(cluster.folder / "student"),
+        "PY": sys.executable, "MASTER_PORT": str(free_port), "STUDENT_MODEL": str(cluster.folder / "student"),
         "TEACHER_MODEL": str(cluster.folder / "teacher"), "TRAIN_DATA": str(cluster.folder / "train.jsonl"), "MAX_STEPS": "100000",
         "WARMUP_STEPS": "0", "PER_DEVICE_TRAIN_BATCH_SIZE": "1", "OPD_TOP_K": "8", "ASR_OPD_MAX_NEW_TOKENS": "4",
         "DATALOADER_NUM_WORKERS": "0", "OMP_NUM_THREADS": "1", "STOP_GRACE": "60",

@@ -3,13 +3,15 @@
 import importlib.util
 import json
 import os
-import socket
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file
 
 from arkfast.records import InputError
@@ -55,34 +57,47 @@ def scenario(world, out, **options):
     return {"config": {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}, **extra}
 
 
-def together(world, root, runs, ranks=2):
-    """Runs of ``ranks`` processes, one after the other: (folder under ``root``, options)."""
+def together(world, root, runs, ranks=2, seconds=300):
+    """Runs of ``ranks`` processes, one after the other: (folder under ``root``, options). They meet in a store that this process holds."""
     path = root / "scenarios.json"
-    path.write_text(json.dumps([{**scenario(world, root / name, **options), "port": free_port()} for name, options in runs]))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    path.write_text(json.dumps([scenario(world, root / name, **options) for name, options in runs]))
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
     logs = [root / f"rank{rank}.log" for rank in range(ranks)]
     processes = []
     for rank, log in enumerate(logs):
         with log.open("wb") as file:
             words = [sys.executable, RANKS, path, str(rank), str(ranks)]
             processes.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment))
-    try:
-        codes = [process.wait(timeout=300) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert codes == [0] * ranks, "\n".join(log.read_text(errors="replace")[-3000:] for log in logs)
+    codes = outcome(processes, seconds)
+    assert codes == [0] * ranks, f"exit codes {codes}\n" + "\n".join(log.read_text(errors="replace")[-6000:] for log in logs)
+
+
+def outcome(processes, seconds):
+    """Exit codes, as soon as all have ended or one has failed; those that go on then are told to say where they stand, and killed."""
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.05)
+    codes = [process.poll() for process in processes]
+    left = [process for process in processes if process.poll() is None]
+    for process in left:
+        process.send_signal(signal.SIGUSR1)
+    if left:
+        time.sleep(2)
+    for process in left:
+        process.kill()
+        process.wait()
+    return codes
 
 
 def alone(world, out, **options):
     """A run of this one process."""
     play(scenario(world, out, **options))
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def log(out):

@@ -4,7 +4,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -114,11 +113,8 @@ def test_the_last_step_ends_the_run_as_ever(world, tmp_path):
 
 def torchrun(world, out, *, ranks=2, restarts=0, **overrides):
     words = [word for name, value in flags(world, out, **overrides).items() for word in (f"--{name}", str(value))]
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", 1, "--nproc_per_node", ranks, "--max-restarts", restarts,
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", SCRIPT, *words]  # fmt: skip
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", ranks, "--max-restarts", restarts,
+               SCRIPT, *words]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with out.with_suffix(".log").open("ab") as log:
         return subprocess.Popen(list(map(str, command)), stdout=log, stderr=subprocess.STDOUT, env=environment)
