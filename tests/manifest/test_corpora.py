@@ -1,4 +1,4 @@
-"""Manifests from LibriSpeech's, AISHELL-1's and WenetSpeech's own layouts, on miniature trees made here."""
+"""Manifests from LibriSpeech's, AISHELL-1's, WenetSpeech's and Kaldi's own layouts, on miniature trees made here."""
 
 from __future__ import annotations
 
@@ -313,3 +313,60 @@ def test_clips_of_any_length_stay_unless_a_limit_is_asked_for(tmp_path: Path) ->
     assert main(["from-librispeech", str(root), "--output", str(output), "--max_audio_seconds", "30"]) == 1
     assert rows_of(output / "test_other.jsonl") == []
     assert rows_of(output / "librispeech.rejects.jsonl")[0]["kind"] == "too long"
+
+
+def kaldi_folder(folder: Path, audio: Path, **files: str) -> Path:
+    """A data folder of three recordings: one that is there, one behind a command, one in an archive."""
+    clip(audio / "a.wav", 2.0)
+    folder.mkdir(parents=True)
+    (folder / "wav.scp").write_text(f"rec-a {audio / 'a.wav'}\nrec-b flac -c -d -s {audio / 'b.flac'} |\nrec-c {audio / 'c'}.ark:9\n")
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_kaldi_segments_become_rows_with_times_speakers_and_languages(tmp_path: Path) -> None:
+    audio = tmp_path / "audio"
+    segments = "a-1 rec-a 0.25 1.5\na-2 rec-a 1.5 -1\na-3 rec-z 0 1\na-4 rec-a 0 soon\nb-1 rec-b 0 1\nc-1 rec-c 0 1\na-5 rec-a 0 1\n"
+    text = "a-1 one two\na-2 three\na-3 x\na-4 x\nb-1 x\nc-1 x\na-9 x\na-1 again\na-10\n"
+    spoken = "a-1 ann\na-2 ben\n"
+    data = kaldi_folder(tmp_path / "data" / "dev", audio, segments=segments, text=text, utt2spk=spoken, utt2lang="a-1 en\n")
+    output = tmp_path / "out"
+    assert main(["from-kaldi", str(data), "--output", str(output)]) == 1
+    assert rows_of(output / "dev.jsonl") == [
+        {"id": "a-1", "audio": str(audio / "a.wav"), "text": "one two", "language": "en", "begin_time": 0.25, "end_time": 1.5,
+         "duration": 2.0, "recording": "rec-a", "speaker": "ann"},
+        {"id": "a-2", "audio": str(audio / "a.wav"), "text": "three", "begin_time": 1.5, "duration": 2.0,
+         "recording": "rec-a", "speaker": "ben"},
+    ]  # fmt: skip
+    rejects = rows_of(output / "kaldi.rejects.jsonl")
+    assert [(Path(row["source"]).name, row["line"], row["kind"]) for row in rejects] == [
+        ("segments", 3, "missing recording"),
+        ("segments", 4, "segment"),
+        ("segments", 5, "command"),
+        ("segments", 6, "archive"),
+        ("segments", 7, "no transcript"),
+        ("text", 7, "missing recording"),
+        ("text", 8, "repeated id"),
+        ("text", 9, "transcript line"),
+    ]
+    assert "write the recording to a file" in rejects[2]["reason"]
+    assert all(row["split"] == "dev" for row in rejects)
+
+
+def test_kaldi_folders_without_segments_and_text_are_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    audio, data = tmp_path / "audio", tmp_path / "data"
+    for name in ("train", "test"):
+        kaldi_folder(data / name, audio)
+        (data / name / "wav.scp").write_text("rec-a audio/a.wav\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["from-kaldi", str(data), "--output", str(tmp_path / "out")]) == 0
+    for name in ("train", "test"):
+        assert rows_of(tmp_path / "out" / f"{name}.jsonl") == [{"id": "rec-a", "audio": str(audio / "a.wav"), "duration": 2.0}]
+    capsys.readouterr()
+    assert main(["from-kaldi", str(data), "--output", str(tmp_path / "out"), "--splits", "dev"]) == 2
+    assert "'dev' is none of the corpus' splits: test, train" in capsys.readouterr().err
+    assert main(["from-kaldi", str(audio), "--output", str(tmp_path / "out")]) == 2
+    assert "neither it nor a folder in it has a wav.scp; give a Kaldi data folder" in capsys.readouterr().err

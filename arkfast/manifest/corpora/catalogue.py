@@ -10,6 +10,7 @@ from pathlib import Path
 
 from arkfast.manifest.corpora.aishell import open_aishell
 from arkfast.manifest.corpora.corpus import Corpus
+from arkfast.manifest.corpora.kaldi import open_kaldi
 from arkfast.manifest.corpora.librispeech import open_librispeech
 from arkfast.manifest.corpora.wenetspeech import open_wenetspeech
 from arkfast.records import InputError
@@ -18,6 +19,7 @@ CORPORA: dict[str, Callable[[Path, Sequence[str]], Corpus]] = {
     "librispeech": open_librispeech,
     "aishell": open_aishell,
     "wenetspeech": open_wenetspeech,
+    "kaldi": open_kaldi,
 }
 """Name → what opens the corpus in a folder, for some of its splits (none named: its usual ones)."""
 

@@ -1,4 +1,4 @@
-"""``arkfast manifest from-librispeech``, ``from-aishell`` and ``from-wenetspeech``.
+"""``arkfast manifest from-librispeech``, ``from-aishell``, ``from-wenetspeech`` and ``from-kaldi``.
 
 Knows flags and the progress bar; the work is ``convert``'s.
 """

@@ -88,7 +88,7 @@ def make_row(source: Path, number: int, raw: str, split: str, fields: Mapping[st
 
 @dataclass(frozen=True)
 class TranscriptLine:
-    """A line ``<utterance> <text>`` of a transcript file, or what is wrong with it."""
+    """A line ``<utterance> <text>`` of a transcript file or of another that is laid out so, or what is wrong with it."""
 
     number: int
     """From 1."""
@@ -102,8 +102,12 @@ class TranscriptLine:
     """Why the line is none."""
 
 
-def transcript_lines(path: Path) -> Iterator[TranscriptLine]:
+def transcript_lines(path: Path, rest: str = "text") -> Iterator[TranscriptLine]:
     """The lines of a transcript file, blank ones skipped.
+
+    Args:
+        path: the file.
+        rest: what errors call that which follows the utterance's name.
 
     Raises:
         InputError: the file cannot be read.
@@ -115,10 +119,10 @@ def transcript_lines(path: Path) -> Iterator[TranscriptLine]:
     with file:
         for number, data in enumerate(file, start=1):
             if data.strip():
-                yield _line(path, number, data)
+                yield _line(path, number, data, rest)
 
 
-def _line(path: Path, number: int, data: bytes) -> TranscriptLine:
+def _line(path: Path, number: int, data: bytes, rest: str) -> TranscriptLine:
     try:
         raw = data.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
     except UnicodeDecodeError as error:
@@ -127,7 +131,7 @@ def _line(path: Path, number: int, data: bytes) -> TranscriptLine:
         return TranscriptLine(number, raw, "", "", fault)
     name, *text = raw.split(maxsplit=1)
     if not text or "/" in name or "\\" in name:
-        fault = RowError(f"{path}:{number}: expected the utterance's name and its text; repair the line", "transcript line")
+        fault = RowError(f"{path}:{number}: expected the utterance's name and its {rest}; repair the line", "transcript line")
         return TranscriptLine(number, raw, "", "", fault)
     return TranscriptLine(number, raw, name, text[0].strip())
 
