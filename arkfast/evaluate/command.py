@@ -14,17 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.config import parse
+from arkfast.evaluate.baseline import baseline_rows, read_baseline
+from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.compare import Comparison, compare
 from arkfast.evaluate.files import sha256_of, write_text
 from arkfast.evaluate.gate import Verdict, judge
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.scores import Scores
 from arkfast.evaluate.scoring import score_rows
-from arkfast.evaluate.summary import markdown, read_baseline, summarise
+from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
 from arkfast.infer.command import Summary, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl, read_rows
-from arkfast.metrics import Normalizer, get_normalizer
+from arkfast.metrics import Normalizer
 from arkfast.records import InputError
 
 
@@ -46,16 +48,11 @@ def run(config: EvaluateConfig) -> Evaluation:
     """Transcribe if asked to, score, compare, and write what was asked for.
 
     Raises:
-        InputError: a file cannot be read or written, no row carries a transcript, a normaliser is missing (told before transcription), or
-            what is to be compared does not match.
+        InputError: a file cannot be read or written, no row carries a transcript, or what is to be compared does not match; told
+            before transcription: a normaliser is missing or has no rules for a row's language, or a row lacks the field of ``--group_by``.
     """
     _check_paths(config)
-    normalizer = get_normalizer(
-        config.normalizer_name,
-        python=config.text_normalize_python,
-        workdir=config.text_normalize_workdir,
-        leaderboard_path=config.leaderboard_path,
-    )
+    normalizer = load_normalizer(config)
     with closing(normalizer):
         return _run(config, normalizer)
 
@@ -64,14 +61,16 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
     # what is compared with is read first: a fault is told before the work, and this run's output may be the baseline's
     others = None if config.compare is None else list(read_rows(config.compare))
     baseline = None if config.baseline is None else read_baseline(config.baseline)
-    earlier, pairing = (None, "") if baseline is None else _rows_of(baseline, config, others)
+    earlier, pairing = (None, "") if baseline is None else baseline_rows(baseline, config.compare, others)
     source, transcription = config.input, None
     if config.model_path is not None:
         assert config.transcripts is not None, "checked when the configuration was made"
         source = config.transcripts
+        check_manifest(config, normalizer)
         transcription = transcribe_file(config.input, source, config.model_path, config)
-    fields = config.fields
-    scores, scored = score_rows(_read(source, config), normalizer=normalizer, unit=config.unit, fields=fields)
+    fields, rows = config.fields, _read(source, config)
+    digest = sha256_of(source) if source.is_file() else None  # a pipe has been read and is empty now
+    scores, scored = score_rows(rows, normalizer=normalizer, unit=config.unit, fields=fields)
 
     def compared(rows: list[dict[str, Any]], path: object) -> Comparison:
         return compare(scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit)
@@ -82,7 +81,7 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
         pairs = None if earlier is None else comparison if earlier is others else compared(earlier, baseline["output"])
         verdict = judge(scores, baseline, str(config.baseline), max_regression=config.max_regression, comparison=pairs, pairing=pairing)
     found = Evaluation(scores=scores, transcription=transcription, comparison=comparison, verdict=verdict)
-    _write(config, found, scored)
+    _write(config, found, scored, digest)
     return found
 
 
@@ -112,24 +111,7 @@ def _read(source: Path, config: EvaluateConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _rows_of(
-    baseline: dict[str, Any], config: EvaluateConfig, others: list[dict[str, Any]] | None
-) -> tuple[list[dict[str, Any]] | None, str]:
-    """The baseline's rows where they are at hand and still what they were, and the sentence that says why they are or are not."""
-    digest = baseline["output_sha256"]
-    if others is not None and config.compare is not None and digest == sha256_of(config.compare):
-        return others, f"its rows are those of {config.compare}"
-    if digest is None or baseline["output"] is None:
-        return None, "its rows were not kept"
-    path = Path(baseline["output"])
-    if not path.is_file():
-        return None, f"its rows are not at {path} any more"
-    if sha256_of(path) != digest:
-        return None, f"{path} has been changed since"
-    return list(read_rows(path)), f"its rows are in {path}"
-
-
-def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any]]) -> None:
+def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any]], transcripts_sha256: str | None) -> None:
     digest = None
     if config.output is not None:
         with AtomicJsonl(config.output) as writer:
@@ -140,6 +122,7 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any
         found.scores,
         input=str(config.input),
         output=None if config.output is None else str(config.output),
+        transcripts_sha256=transcripts_sha256,
         output_sha256=digest,
         model_path=None if config.model_path is None else str(config.model_path),
         group_by=config.group_by,
@@ -152,7 +135,7 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any
     if config.markdown is not None:
         write_text(config.markdown, markdown([summary]))
     if config.html is not None:
-        write_text(config.html, _page(summary, scored))
+        write_text(config.html, _page(summary, scored, config.input.parent, config.html.parent))
 
 
 def _sorted(rows: list[dict[str, Any]], order: str) -> Iterable[dict[str, Any]]:
@@ -162,10 +145,11 @@ def _sorted(rows: list[dict[str, Any]], order: str) -> Iterable[dict[str, Any]]:
     return sorted(rows, key=lambda row: -1 if row["cer_errors"] is None else row["cer_errors"], reverse=True)
 
 
-def _page(summary: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def _page(summary: dict[str, Any], rows: list[dict[str, Any]], start: Path, folder: Path) -> str:
     from arkfast.evaluate.page import page
+    from arkfast.evaluate.page_paths import from_page
 
-    return page(summary, rows)
+    return page(summary, from_page(rows, start, folder), folder)
 
 
 def speed(transcription: Summary | None) -> dict[str, Any]:

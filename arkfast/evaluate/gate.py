@@ -126,24 +126,25 @@ def judge(
     """
     if comparison is None and baseline["normalizer"] != scores.normalizer.identity():
         raise InputError(
-            f"{path}: was scored by normaliser {_rules(baseline['normalizer'])}, this by {_rules(scores.normalizer.identity())}; score the "
-            "baseline's rows again, or give them with --compare"
+            f"{path}: was scored by normaliser {_rules(baseline['normalizer'])}, this by {_rules(scores.normalizer.identity())}, and "
+            f"{pairing}; give the file that the baseline was made from with --compare, or score it anew by this normaliser"
         )
-    entries = []
-    theirs: list[Mapping[str, Any]] = [baseline, *(baseline["groups"] if len(baseline["groups"]) > 1 else [])]
-    for place, then in enumerate(theirs):
-        group = (then["preset"], then["language"])
-        now = scores if place == 0 else next((g for g in scores.groups if (g.preset, g.language) == group), None)
-        if now is None:
-            raise InputError(
-                f"{path}: has a group (preset {group[0]}, language {group[1]}) that this evaluation lacks; evaluate the same sets"
-            )
-        entries.append(_entry(now, then, path, comparison, place == 0))
+    entries = [_entry(scores, baseline, path, comparison, True)]
+    groups = baseline["groups"] if len(baseline["groups"]) > 1 else []
+    # a file is another preset under another name; where each side has one, its languages say which group is which
+    by_language = len({then["preset"] for then in groups}) == 1 == len({now.preset for now in scores.groups})
+    here = {(None if by_language else now.preset, now.language): now for now in scores.groups}
+    for then in groups:
+        group = here.get((None if by_language else then["preset"], then["language"]))
+        if group is None:
+            lacking = f"(preset {then['preset']}, language {then['language']}) that this evaluation lacks"
+            raise InputError(f"{path}: has a group {lacking}; evaluate the same sets, each under the same name (--preset)")
+        entries.append(_entry(group, then, path, comparison, False))
     return Verdict(baseline=path, paired=comparison is not None, pairing=pairing, max_regression=max_regression, entries=tuple(entries))
 
 
 def _entry(now: Scores, then: Mapping[str, Any], path: str, comparison: Comparison | None, is_total: bool) -> Entry:
-    group = (then["preset"], then["language"])
+    group = (now.preset, now.language)
     if comparison is None:
         if (then["metric"], then["utterances"]) != (now.metric, now.utterances):
             raise InputError(

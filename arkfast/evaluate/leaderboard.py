@@ -27,6 +27,9 @@ IGNORED = "ignore time segment in scoring"
 """A reference that normalises to this, or to nothing, is no part of the leaderboard's data."""
 PARENT, INDEX = "parent_id", "chunk_index"
 """Fields of a chunk of a longer session; every chunk's ``text`` is the whole session's."""
+UNREAD = 1e-9
+"""Seconds of audio and of transcription of a clip that could not be read. The leaderboard's scorer takes 0 or null in one row for a file
+without measurements, and fails where other files have some; so little changes no sum."""
 
 _WINDOW_BATCHES = 8  # batches handed over at a time, so that clips of like length are decoded together
 
@@ -124,7 +127,8 @@ def timed_rows(transcribe: Transcribe, utterances: Sequence[Utterance], *, windo
     """The result rows, in order, each with its share of the time that its window took.
 
     Recordings are decoded before the clock starts, as the leaderboard's data sets are; features, transfers, generation and text are
-    inside. A failed row has a ``pred_text`` of None, and ``error``.
+    inside. A failed row has a ``pred_text`` of None, and ``error``; one whose clip could not be read has ``UNREAD`` for
+    its length and its time.
     """
     for start in range(0, len(utterances), window):
         loaded = [_load(utterance, max_seconds) for utterance in utterances[start : start + window]]
@@ -136,7 +140,7 @@ def timed_rows(transcribe: Transcribe, utterances: Sequence[Utterance], *, windo
             if isinstance(item, Utterance):
                 yield _result_row(utterance, next(rows), len(item.audio) / _rate(), seconds)
             else:
-                yield _result_row(utterance, {"status": "error", "error": item}, None, None)
+                yield _result_row(utterance, {"status": "error", "error": item}, UNREAD, UNREAD)
 
 
 def _rate() -> int:
@@ -160,7 +164,7 @@ def _load(utterance: Utterance, max_seconds: float) -> Utterance | str:
     return replace(utterance, audio=samples, begin=None, end=None)
 
 
-def _result_row(utterance: Utterance, row: Mapping[str, Any], duration: float | None, seconds: float | None) -> dict[str, Any]:
+def _result_row(utterance: Utterance, row: Mapping[str, Any], duration: float, seconds: float) -> dict[str, Any]:
     failed = row.get("status") == "error" or row.get("pred_text") is None
     result = {
         "audio_filepath": os.path.basename(utterance.id),
@@ -198,9 +202,8 @@ def figures(rows: Sequence[Mapping[str, Any]], normalizer: Normalizer, language:
     references, hypotheses = (list(side) for side in zip(*sessions(rows), strict=True))
     languages = [language] * len(references)
     counts = count_errors(normalizer.apply(references, languages), normalizer.apply(hypotheses, languages), unit="word")
-    timed = [row for row in rows if row["time"] is not None]
-    taken = sum(row["time"] for row in timed)
-    return counts.rate(), sum(row["duration"] for row in timed) / taken if taken else 0.0
+    taken = sum(row["time"] for row in rows)
+    return counts.rate(), sum(row["duration"] for row in rows) / taken if taken else 0.0
 
 
 def run(config: LeaderboardConfig, transcribe: Transcribe | None = None) -> tuple[float, float]:
@@ -249,11 +252,19 @@ def _write(config: LeaderboardConfig, rows: Iterator[dict[str, Any]]) -> list[di
                     row["pred_text"] = ""
             written.append(row)
             file.write(row)
-        if failed and not config.allow_failures:
+        if failed and (not config.allow_failures or len(failed) == len(written)):
+            advice = "" if config.allow_failures else ", or count them as deletions with --allow_failures true"
             raise InputError(
                 f"{len(failed)} of {len(written)} rows failed, the first because of: {failed[0]['error']}; all rows are in {file.partial}. "
-                "Repair them, or count them as deletions with --allow_failures true"
+                f"Repair them{advice}"
             )
+    if failed:
+        unread = sum(row["duration"] == UNREAD for row in failed)
+        print(
+            f"leaderboard_eval: warning: {len(failed)} of {len(written)} rows failed and count as deletions, {unread} of them without "
+            f"length or time because their clips could not be read; the first because of: {failed[0]['error']}",
+            file=sys.stderr,
+        )
     return written
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from arkfast.evaluate.files import write_text
 from arkfast.evaluate.page import page
+from arkfast.evaluate.page_paths import from_page
 from arkfast.infer.jsonl import read_rows
 
 _COUNTS = (
@@ -45,14 +46,14 @@ def write_page(path: Path, summaries: Sequence[Mapping[str, Any]], outputs: Iter
     Args:
         path: the HTML file.
         summaries: of the evaluations.
-        outputs: their scored rows.
+        outputs: their scored rows, in the same order.
 
     Raises:
         InputError: rows cannot be read, or the page cannot be written.
     """
-    write_text(path, page(merge(summaries), _rows(outputs)))
+    write_text(path, page(merge(summaries), _rows(summaries, outputs, path.parent), path.parent))
 
 
-def _rows(outputs: Iterable[Path]) -> Iterator[dict[str, Any]]:
-    for path in outputs:
-        yield from read_rows(path)
+def _rows(summaries: Iterable[Mapping[str, Any]], outputs: Iterable[Path], folder: Path) -> Iterator[Mapping[str, Any]]:
+    for summary, path in zip(summaries, outputs, strict=True):
+        yield from from_page(read_rows(path), Path(summary["input"] or path).parent, folder)

@@ -1,7 +1,7 @@
 """An evaluation as one HTML page that needs nothing else: no script, no address outside, drawings inside.
 
 Knows the contract of ``summary`` and how to say what the figures say; what was not scored stands first. Texts come from rows and are
-escaped; of paths only names are shown, save a recording's, which the player needs as the row gives it.
+escaped; of whole paths only names are shown, save a recording's, which its player needs.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from arkfast import plots
@@ -29,17 +29,19 @@ from arkfast.evaluate.page_charts import (
 from arkfast.evaluate.page_clips import clip_markup
 from arkfast.evaluate.page_compared import compared
 from arkfast.evaluate.page_facts import FAILURES, Facts, Point, gather
+from arkfast.evaluate.page_paths import title, without_folders
 from arkfast.evaluate.page_style import STYLE
 
 _LISTED = 15  # confusions of each kind
 
 
-def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
+def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], folder: Path) -> str:
     """The whole page.
 
     Args:
         summary: as ``summary.json`` has it (``arkfast.evaluate.summary``).
-        rows: the scored rows, which are read once.
+        rows: the scored rows, which are read once; a relative ``audio`` starts from ``folder`` (``page_paths.from_page``).
+        folder: where the page will stand. Recordings that are there now get a player.
     """
     facts = gather(summary, rows)
     groups = summary.get("groups") or [summary]
@@ -51,11 +53,11 @@ def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> str:
         compared(summary),
         _scatter(facts.points),
         _confusions(facts),
-        _worst(facts),
+        _worst(facts, folder),
         _method(summary, groups),
     ]
-    title = f"Evaluation of {_subject(summary, groups)}"
-    return plots.page(title, f"<main>{''.join(sections)}</main>", style=STYLE)
+    name = f"Evaluation of {_subject(summary, groups)}"
+    return plots.page(name, f"<main>{''.join(sections)}</main>", style=STYLE)
 
 
 def headline(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
@@ -69,9 +71,13 @@ def headline(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
     if not rated:
         return "No error rate: no scored row has a reference with a word in it"
     best, worst = min(rated, key=lambda group: group["rate"]), max(rated, key=lambda group: group["rate"])
-    names = {" ".join(label_of(group)).strip(): group for group in (best, worst)}
-    ends = " to ".join(f"{metric_of(group)} {percent(group['rate'])} ({name})" for name, group in names.items())
-    return f"{len(groups)} test sets, from {ends}"
+    sets = f"{len(groups)} test sets, "
+    if best["rate"] == worst["rate"]:
+        metrics = " or ".join(dict.fromkeys(metric_of(group) for group in rated))
+        where = "each with" if len(rated) == len(groups) else f"{len(rated)} of them with"
+        return f"{sets}{where} {metrics} {percent(best['rate'])}"
+    ends = (f"{metric_of(group)} {percent(group['rate'])} ({' '.join(label_of(group)).strip()})" for group in (best, worst))
+    return f"{sets}from {' to '.join(ends)}"
 
 
 def _name(path: Any) -> str:
@@ -116,7 +122,8 @@ def _tiles(summary: Mapping[str, Any]) -> str:
         tiles.append(_tile("hallucinated", f"{int(summary.get('hallucinated') or 0):,} of {empty:,} silences", words))
     if summary.get("rtfx") is not None:
         whole = summary.get("rtfx_end_to_end")
-        note = "seconds of audio a second" + (f"; {plots.number(whole)} end to end" if whole is not None else "")
+        note = "by processing time, which leaves out the decoding of files and workers' log-mel"
+        note += f"; {plots.number(whole)} end to end" if whole is not None else ""
         tiles.append(_tile("RTFx", plots.number(summary["rtfx"]), note))
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
@@ -134,8 +141,7 @@ def _failures(summary: Mapping[str, Any], facts: Facts) -> str:
     if not facts.failed:
         return ""
     items = "".join(
-        f"<li><b>{escape(str(row.get('id') or row.get('audio') or 'unnamed'))}</b> {escape(str(row.get('error') or 'no transcript'))}</li>"
-        for row in facts.failed
+        f"<li><b>{escape(title(row))}</b> {escape(without_folders(str(row.get('error') or 'no transcript')))}</li>" for row in facts.failed
     )
     failed = int(summary.get("failed") or len(facts.failed))
     more = f"<p class=faint>The first {FAILURES} of {failed:,}.</p>" if failed > len(facts.failed) else ""
@@ -239,12 +245,12 @@ def _list(title: str, tone: int, items: Sequence[tuple[str, int]], counted: Coun
     return f'<div class="card"><h3>{title}</h3><span class="faint">{of}</span>{body}</div>'
 
 
-def _worst(facts: Facts) -> str:
+def _worst(facts: Facts, folder: Path) -> str:
     if not facts.worst:
         return '<section><h2>Worst clips</h2><p class="none">No scored clip has an error.</p></section>'
     key = '<span class="key"><del>said</del> and not heard</span><span class="key"><ins>heard</ins> and not said</span>'
     note = "Those with the most errors beyond what their test set's rate gives a reference of their length; texts after normalisation."
-    clips = "".join(clip_markup(clip) for clip in facts.worst)
+    clips = "".join(clip_markup(clip, folder) for clip in facts.worst)
     return f'<section><h2>Worst clips</h2><p class="faint">{note}</p><p>{key}</p><div class="clips">{clips}</div></section>'
 
 

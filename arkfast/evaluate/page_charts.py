@@ -15,6 +15,7 @@ from html import escape
 from typing import Any
 
 from arkfast.evaluate.page_facts import Point
+from arkfast.evaluate.page_paths import without_folders
 from arkfast.plots import number, ticks
 
 MOST_POINTS = 1200
@@ -197,7 +198,7 @@ def _dots(
     if len(placed) <= MOST_POINTS:
         return [
             f'<circle cx="{_of(x, right)}" cy="{down(point.errors / point.units)}" r="3.5" class="dot t{tones[point.language]}">'
-            f"<title>{escape(point.name)}: {point.errors} of {point.units} wrong</title></circle>"
+            f"<title>{escape(without_folders(point.name))}: {point.errors} of {point.units} wrong</title></circle>"
             for x, point in placed
         ]
     cells: Counter[tuple[int, int]] = Counter()

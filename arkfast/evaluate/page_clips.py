@@ -1,6 +1,6 @@
 """The worst clips as markup: what was said and heard side by side, and a player where the recording is a local file.
 
-Knows aligned clips and paths as rows give them; opens no file. Everything from a row is escaped.
+Knows aligned clips; opens no file. Everything from a row is escaped.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from arkfast.evaluate.page_facts import Clip, clip_seconds
+from arkfast.evaluate.page_paths import address, title
 from arkfast.infer.result import CUT_SHORT
 from arkfast.metrics import Pair, without_word_spaces
 
@@ -22,8 +23,8 @@ MOST_PLACES = 400
 _LANGUAGE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{1,8})*")
 
 
-def clip_markup(clip: Clip) -> str:
-    """One clip: its name and figures, its player, its alignment."""
+def clip_markup(clip: Clip, folder: Path) -> str:
+    """One clip: its name and figures, its player, its alignment; ``folder`` is the page's."""
     row = clip.row
     errors, units, unit = int(row["errors"]), int(row["ref_units"]), str(row["unit"])
     noun = {"word": "words", "char": "characters"}.get(unit, "units")
@@ -33,34 +34,20 @@ def clip_markup(clip: Clip) -> str:
     figures += [f"{seconds:.1f} s"] if seconds is not None else []
     figures += ["cut short"] if row.get("finish_reason") in CUT_SHORT else []
     spans = "".join(f"<span>{escape(figure)}</span>" for figure in figures if figure)
-    name = escape(str(row.get("id") or row.get("audio") or "unnamed clip"))
-    return f'<article class="card clip"><header><h3>{name}</h3>{spans}</header>{player(row)}{_diff(clip.pairs, row)}</article>'
+    head = f"<header><h3>{escape(title(row))}</h3>{spans}</header>"
+    return f'<article class="card clip">{head}{player(row, folder)}{_diff(clip.pairs, row)}</article>'
 
 
-def player(row: Mapping[str, Any]) -> str:
-    """An audio element for a row's recording, or nothing where it is no file of its own: a shard's member, an address, samples."""
-    source = address(row.get("audio"))
+def player(row: Mapping[str, Any], folder: Path) -> str:
+    """An audio element for a row's recording, or nothing where ``address`` has none; ``folder`` is the page's."""
+    source = address(row.get("audio"), folder)
     if not source:
         return ""
     times = [row.get("begin_time"), row.get("end_time")]
     begin, end = (float(t) if isinstance(t, (int, float)) and not isinstance(t, bool) and t >= 0 else None for t in times)
     part = "" if begin is None and end is None else f"#t={begin or 0:g}" + ("" if end is None else f",{end:g}")
-    label = f"recording of {row.get('id') or row.get('audio')}"
+    label = f"recording of {title(row)}"
     return f'<audio controls preload="none" src="{escape(source + part)}" aria-label="{escape(label)}"></audio>'
-
-
-def address(audio: Any) -> str:
-    """What a page links to for a row's ``audio``: a file: address for a whole path, a relative one for a relative path; else nothing."""
-    if not isinstance(audio, str) or not audio or "::" in audio or "\0" in audio:
-        return ""
-    if audio.startswith("file://"):
-        return audio
-    if "://" in audio:
-        return ""
-    try:
-        return ("file://" if audio.startswith("/") else "") + quote(audio)
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return ""
 
 
 def _diff(pairs: Sequence[Pair], row: Mapping[str, Any]) -> str:

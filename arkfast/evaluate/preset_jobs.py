@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.config import parse
+from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.records import InputError
 
@@ -139,7 +140,7 @@ def check(settings: Settings) -> list[Job]:
     """The jobs, when every one of them can be started.
 
     Raises:
-        InputError: the checkpoint, an input or the output folder is not usable; every fault is named, not only the first.
+        InputError: the checkpoint, an input, a flag or the output folder is not usable; every preset's fault is named, not only the first.
     """
     faults = []
     if not settings.model_path.is_dir():
@@ -168,21 +169,33 @@ def check(settings: Settings) -> list[Job]:
     except OSError as error:
         faults.append(f"OUTPUT_DIR {settings.output_dir}: cannot be made ({error.strerror}); give another folder")
     if not settings.eval_script:
-        faults += _flag_faults(settings.command(jobs[0], "cpu", "")[len(_EVALUATE) + 1 :])
+        faults += _evaluate_faults(settings, jobs)
     if faults:
         raise InputError("nothing was started:\n  " + "\n  ".join(faults))
     return jobs
 
 
-def _flag_faults(flags: Sequence[str]) -> list[str]:
-    """What ``arkfast evaluate`` would say against its flags, which stand for the variables' values and the further flags."""
+def _evaluate_faults(settings: Settings, jobs: Sequence[Job]) -> list[str]:
+    """What ``arkfast evaluate`` would say against its flags, which stand for the variables' values and the further flags, or its inputs."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            parse(EvaluateConfig, flags, prog="arkfast evaluate", description="")
+            words = [settings.command(job, "cpu", "")[len(_EVALUATE) + 1 :] for job in jobs]
+            configs = [parse(EvaluateConfig, flags, prog="arkfast evaluate", description="") for flags in words]
     except SystemExit:
         return [said.getvalue().strip()]
-    return []
+    faults = []
+    try:
+        with contextlib.closing(load_normalizer(configs[0])) as normalizer:
+            for job, config in zip(jobs, configs, strict=True):
+                try:
+                    if job.rows:
+                        check_manifest(config, normalizer)
+                except InputError as error:
+                    faults.append(str(error))
+    except InputError as error:
+        faults.append(str(error))
+    return faults
 
 
 def devices(settings: Settings, environment: Mapping[str, str]) -> list[str]:

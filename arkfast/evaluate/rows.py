@@ -43,7 +43,7 @@ class Item:
     preset: str | None
     """The set that the row belongs to."""
     cluster: str | int | None
-    """The value of ``Fields.group_by``."""
+    """The value of ``Fields.group_by``; None in a failed row, which is not resampled."""
 
     @property
     def outcome(self) -> str:
@@ -62,13 +62,14 @@ def read_item(row: Mapping[str, Any], place: int, fields: Fields) -> Item:
     """What row number ``place`` (from 0) says.
 
     Raises:
-        InputError: a field is not text, or the row lacks the field to resample by.
+        InputError: a field is not text, or a row with a transcript lacks the field to resample by.
     """
     name = f"row {row.get('id', place + 1)}"
     reference = _text(row, fields.text if fields.text in row else "ref_text", name)
     language, preset = _text(row, "language", name), _text(row, "preset", name)
+    hypothesis = _hypothesis(row, fields.prediction, name)
     cluster = None
-    if fields.group_by is not None:
+    if fields.group_by is not None and hypothesis is not None:
         cluster = row.get(fields.group_by)
         if not isinstance(cluster, (str, int)):
             raise InputError(
@@ -76,7 +77,7 @@ def read_item(row: Mapping[str, Any], place: int, fields: Fields) -> Item:
             )
     return Item(
         reference=reference,
-        hypothesis=_hypothesis(row, fields.prediction, name),
+        hypothesis=hypothesis,
         language=language if canonical(language) is not None else fields.language,
         preset=preset if preset is not None else fields.preset,
         cluster=cluster,

@@ -6,7 +6,9 @@ Knows the files' fields; counts nothing and reads no audio. Rates are fractions 
 
     schema              1
     input, output       the paths that were read and written (output is null where no rows were written)
-    output_sha256       of the written rows, so that a later comparison can tell that they are still the same
+    transcripts_sha256, output_sha256
+                        of the file whose transcripts were scored (the input, or what the model wrote; null where it is no regular file,
+                        and in files of earlier versions) and of the written rows, so that a later comparison knows them again
     model_path          the checkpoint, null where the transcripts were given
     normalizer          {"name": "basic", "version": "1", "sha256": "…"}
     confidence          0.95
@@ -71,7 +73,6 @@ from arkfast.records import InputError
 
 SCHEMA = 1
 SEED = 0
-_COMPARED = {"preset", "language", "metric", "utterances", "reference_units", "rate", "rate_with_failures", "counts"}
 
 
 def summarise(scores: Scores, **more: Any) -> dict[str, Any]:
@@ -80,6 +81,7 @@ def summarise(scores: Scores, **more: Any) -> dict[str, Any]:
         "schema": SCHEMA,
         "input": None,
         "output": None,
+        "transcripts_sha256": None,
         "output_sha256": None,
         "model_path": None,
         "normalizer": scores.normalizer.identity(),
@@ -118,21 +120,6 @@ def read_summary(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_baseline(path: Path) -> dict[str, Any]:
-    """``read_summary`` with all that a comparison needs.
-
-    Raises:
-        InputError: as ``read_summary``, or fields are missing.
-    """
-    value = read_summary(path)
-    missing = {"normalizer", "output", "output_sha256"} - set(value)
-    for group in [value, *value["groups"]]:
-        missing |= _COMPARED - set(group if isinstance(group, dict) else ())
-    if missing:
-        raise InputError(f"{path}: lacks {', '.join(sorted(missing))}; write it anew with arkfast evaluate --summary")
-    return value
-
-
 def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
     """One Markdown table of the groups of one or several summaries, and below it the normalisers they were made with.
 
@@ -157,8 +144,11 @@ def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
             ]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     rules = {(n["name"], n["version"], n["sha256"][:12]) for n in (summary["normalizer"] for summary in summaries)}
-    notes = "; ".join(f"`{name}` {version} ({sha256})" for name, version, sha256 in sorted(rules))
-    return "\n".join([*lines, "", f"Normaliser: {notes}. Rates in %; intervals by bootstrap.", ""])
+    normalizers = "; ".join(f"`{name}` {version} ({sha256})" for name, version, sha256 in sorted(rules))
+    notes = f"Normaliser: {normalizers}. Rates in %; intervals by bootstrap."
+    if any(summary["rtfx"] is not None for summary in summaries):
+        notes += " RTFx by processing time, which leaves out the decoding of files and workers' log-mel."
+    return "\n".join([*lines, "", notes, ""])
 
 
 def percent(value: float | None) -> str:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from arkfast.evaluate import score_rows
 from arkfast.evaluate.command import main, speed
+from arkfast.evaluate.summary import markdown, summarise
 from arkfast.infer.command import Summary
 from arkfast.metrics import get_normalizer
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
@@ -192,6 +194,57 @@ def test_a_missing_normaliser_is_told_before_anything_is_read(tmp_path: Path, ca
     assert "needs --text_normalize_python" in capsys.readouterr().err
 
 
+def checkout(folder: Path) -> str:
+    """A stand-in for the leaderboard's repository with English rules alone, as where a package of the others is missing."""
+    package = folder / "normalizer"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("class EnglishTextNormalizer:\n    def __call__(self, s):\n        return s.lower()\n")
+    (package / "data_utils.py").write_text("import a_package_that_nobody_has\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("row", "flags", "message"),
+    [
+        ({"text": "a"}, ["--group_by", "speaker"], "in.jsonl:2: row in.jsonl:2: field 'speaker', by which --group_by resamples"),
+        ({"text": "a", "speaker": "s", "language": "de"}, ["--leaderboard_path", "CHECKOUT"], "in.jsonl:2: --leaderboard_path"),
+        ({"text": "a", "preset": 5}, [], "field 'preset' must be text"),
+    ],
+)
+def test_rows_that_could_not_be_scored_are_told_before_the_model_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], row: dict[str, Any], flags: list[str], message: str
+) -> None:
+    rows = [{"audio": "a.wav", "text": "a", "speaker": "s"}, {"audio": "b.wav", **row}]
+    flags = [checkout(tmp_path / "checkout") if flag == "CHECKOUT" else flag for flag in flags]
+    output = tmp_path / "out.jsonl"
+    flags += ["--model_path", str(tmp_path / "no model"), "--output", str(output)]
+    assert main(["--input", write(tmp_path / "in.jsonl", rows), *flags]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "nothing was transcribed" in said
+    assert list(tmp_path.glob("out*")) == []
+
+
+def test_a_manifest_without_references_is_not_transcribed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--model_path", str(tmp_path / "no model"), "--output", str(tmp_path / "out.jsonl"), "--text_field", "ref"]
+    assert main(["--input", write(tmp_path / "in.jsonl", [{"audio": "a.wav", "text": "a"}]), *flags]) == 2
+    assert "no row has a reference in field 'ref'" in capsys.readouterr().err
+
+
+def test_a_bad_line_needs_no_field_to_resample_by(tmp_path: Path) -> None:
+    """It is a failed row, which costs itself and nothing else."""
+    write_wav(tmp_path / "a.wav", synthetic_speech(0.5))
+    source = write(tmp_path / "in.jsonl", [{"audio": "a.wav", "text": "a", "speaker": "s"}])
+    with Path(source).open("a", encoding="utf-8") as file:
+        file.write('{"audio": \n')
+    output, summary = tmp_path / "out.jsonl", tmp_path / "summary.json"
+    flags = ["--model_path", str(tiny_checkpoint(tmp_path / "model")), "--max_new_tokens", "8", "--device", "cpu", "--allow_failures"]
+    files = ["--output", str(output), "--summary", str(summary)]
+    assert main(["--input", source, *files, *flags, "--group_by", "speaker"]) == 0
+    assert [row["outcome"] for row in rows_of(output)] == ["scored", "failed"]
+    assert json.loads(summary.read_text())["failed"] == 1
+
+
 def test_two_outputs_in_one_file_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, path = write(tmp_path / "in.jsonl", perfect(1)), str(tmp_path / "out")
     assert main(["--input", source, "--output", path, "--summary", path]) == 2
@@ -214,7 +267,11 @@ def test_markdown_has_a_line_for_each_preset_and_language(tmp_path: Path) -> Non
     assert (clean["preset"], clean["language"], clean["rate"], clean["units"]) == ("clean", "en", "WER 100.00", "2")
     assert (clean["del"], clean["ins"], clean["on empty references"], clean["RTFx"]) == ("1", "1", "1 in 1 of 1", "–")
     assert second.startswith("| net\\|1 | zh | CER 50.00 |")
-    assert f"`basic` {get_normalizer('basic').version}" in path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8")
+    assert f"`basic` {get_normalizer('basic').version}" in text
+    assert "RTFx by processing time" not in text
+    summary = summarise(score_rows(rows)[0])
+    assert "RTFx by processing time, which leaves out" in markdown([summary | {"rtfx": 3.0}, summary])
 
 
 def test_the_page_has_the_scores_and_the_rows(tmp_path: Path) -> None:
@@ -226,6 +283,32 @@ def test_the_page_has_the_scores_and_the_rows(tmp_path: Path) -> None:
     assert "clip-seven" in text
     assert "50.00" in text  # x for c, and i missing, of four words
     assert "<i>" not in text
+
+
+@pytest.mark.parametrize("page", ["pages/page.html", "page.html", "data/page.html"])
+def test_players_find_the_recordings_of_a_relative_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page: str) -> None:
+    """And still do when the folder of both is moved."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data" / "wav").mkdir(parents=True)
+    (tmp_path / "data" / "wav" / "a.wav").touch()
+    rows = [{"id": name, "audio": f"wav/{name}.wav", "text": "a", "pred_text": "b"} for name in ("a", "gone")]
+    assert main(["--input", write(Path("data/in.jsonl"), rows), "--html", page]) == 0
+    sources = re.findall(r'<audio [^>]*src="([^"]*)"', Path(page).read_text())
+    assert len(sources) == 1
+    assert not sources[0].startswith("/")
+    assert (Path(page).parent / sources[0]).resolve() == tmp_path / "data" / "wav" / "a.wav"
+
+
+def test_half_of_a_surrogate_pair_is_written_as_its_escape(tmp_path: Path) -> None:
+    rows = [{"id": "x\ud800", "text": "a", "pred_text": "b\udfff", "preset": "p\ud800"}]
+    files = {name: tmp_path / f"out.{name}" for name in ("html", "markdown", "summary", "output")}
+    flags = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    source = write(tmp_path / "in.jsonl", rows)
+    done = subprocess.run([sys.executable, "-m", "arkfast.cli", "evaluate", "--input", source, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "x\\ud800" in files["html"].read_text(encoding="utf-8")
+    assert json.loads(files["summary"].read_text(encoding="utf-8"))["groups"][0]["preset"] == "p\ud800"
+    assert rows_of(files["output"])[0]["id"] == "x\ud800"
 
 
 def test_both_real_time_factors() -> None:

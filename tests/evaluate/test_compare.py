@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from arkfast.evaluate.baseline import read_baseline
 from arkfast.evaluate.command import main
+from arkfast.records import InputError
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
@@ -131,6 +133,50 @@ def test_a_baseline_pairs_with_the_rows_given_for_comparison(tmp_path: Path) -> 
     assert summary["gate"]["paired"]
 
 
+@pytest.mark.parametrize("normalizer", ["basic", "none"])
+def test_a_baseline_pairs_with_the_file_that_it_scored(tmp_path: Path, normalizer: str) -> None:
+    """No --output was asked for then; pairs are scored anew, so their normaliser may be another."""
+    evaluate(tmp_path, system(lambda i: i < 20), name="old")
+    scored = str(tmp_path / "old.in.jsonl")
+    flags = ["--baseline", str(tmp_path / "old.json"), "--compare", scored, "--normalizer", normalizer]
+    _, summary = evaluate(tmp_path, system(lambda i: i < 20), *flags)
+    assert (summary["gate"]["paired"], summary["gate"]["pairing"]) == (True, f"its rows are those of {scored}")
+
+
+def test_another_file_than_the_baselines_is_said_to_be_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = system(lambda i: i < 20)
+    evaluate(tmp_path, rows, name="old")
+    other = write(tmp_path / "other.jsonl", rows[::-1])
+    flags = ["--baseline", str(tmp_path / "old.json"), "--compare", other]
+    _, summary = evaluate(tmp_path, rows, *flags)
+    said = f"its rows were not kept, and {other} is neither the file that it scored nor the one that it wrote"
+    assert (summary["gate"]["paired"], summary["gate"]["pairing"]) == (False, said)
+    assert evaluate(tmp_path, rows, *flags, "--normalizer", "none", name="third")[0] == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_baseline_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    _, old = evaluate(tmp_path, system(lambda i: i < 20), name="old")
+    (tmp_path / "old.json").write_text(json.dumps({name: value for name, value in old.items() if name != "transcripts_sha256"}))
+    assert evaluate(tmp_path, system(lambda i: i < 20), "--baseline", str(tmp_path / "old.json"))[0] == 0
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["paired", "unpaired"])
+def test_a_file_under_another_name_is_matched_by_its_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str], kept: bool) -> None:
+    """A preset is called after its file; where each side has one, the name decides nothing."""
+    rows = system(lambda i: i < 20) + system(lambda i: i < 5, count=20, language="zh")
+    output = ["--output", str(tmp_path / "old.out.jsonl")] if kept else []
+    assert main(["--input", write(tmp_path / "old.jsonl", rows), "--summary", str(tmp_path / "old.json"), *output]) == 0
+    new, baseline = write(tmp_path / "new.jsonl", rows), ["--baseline", str(tmp_path / "old.json")]
+    assert main(["--input", new, *baseline, "--summary", str(tmp_path / "new.json")]) == 0
+    gate = json.loads((tmp_path / "new.json").read_text())["gate"]
+    assert gate["paired"] == kept
+    assert [(e["preset"], e["language"], e["difference"]) for e in gate["entries"]] == [(None, None, 0), ("new", "en", 0), ("new", "zh", 0)]
+    several = write(tmp_path / "several.jsonl", [row | {"preset": f"p{i % 2}"} for i, row in enumerate(rows)])
+    assert main(["--input", several, *baseline]) == 2
+    assert "has a group (preset old, language en) that this evaluation lacks" in capsys.readouterr().err
+
+
 def test_each_group_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     english = system(lambda i: i < 20)
     evaluate(tmp_path, english + system(lambda i: i < 5, count=20, language="de"), name="old")
@@ -169,6 +215,39 @@ def test_what_cannot_be_compared_is_an_error(
     evaluate(tmp_path, system(lambda i: False, count=10), name="old")
     assert evaluate(tmp_path, rows, *flags, "--baseline", str(tmp_path / "old.json"))[0] == 2
     assert message in capsys.readouterr().err
+
+
+def spoiled(summary: dict[str, Any], where: str, value: Any) -> dict[str, Any]:
+    *path, name = where.split(".")
+    target = summary
+    for key in path:
+        target = target[key] if isinstance(target, dict) else target[int(key)]
+    target[name] = value
+    return summary
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "named"),
+    [
+        ("output", 5, "output"),
+        ("output_sha256", ["x"], "output_sha256"),
+        ("transcripts_sha256", 5, "transcripts_sha256"),
+        ("normalizer", "x", "normalizer"),
+        ("normalizer", {"name": "basic"}, "normalizer"),
+        ("counts", [[0, 4, 1], [1, 4]], "counts"),
+        ("counts", [[0, 4, 1.5]], "counts"),
+        ("counts", [], "counts"),
+        ("rate", None, "rate"),
+        ("groups.0.rate", "0.1", r"groups\[0\]\.rate"),
+        ("groups.0.language", 7, r"groups\[0\]\.language"),
+        ("groups.0.utterances", True, r"groups\[0\]\.utterances"),
+    ],
+)
+def test_a_baseline_with_a_field_of_another_kind_is_named(tmp_path: Path, where: str, value: Any, named: str) -> None:
+    _, old = evaluate(tmp_path, system(lambda i: i < 2, count=10), name="old")
+    (tmp_path / "old.json").write_text(json.dumps(spoiled(old, where, value)))
+    with pytest.raises(InputError, match=rf"old\.json: {named}: not what arkfast evaluate --summary writes there"):
+        read_baseline(tmp_path / "old.json")
 
 
 @pytest.mark.parametrize(

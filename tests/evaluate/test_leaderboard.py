@@ -155,7 +155,7 @@ def test_a_session_with_a_hole_is_an_error() -> None:
         sessions(rows)
 
 
-def test_a_failed_row_is_no_empty_transcript(tmp_path: Path, clock: Clock) -> None:
+def test_a_failed_row_is_no_empty_transcript(tmp_path: Path, clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     settings = config(tmp_path, [dict(row) for row in THREE])
     write_wav(tmp_path / "c.wav", np.zeros(0, dtype=np.float32))
     echo = Echo(clock, {"61-2": None})
@@ -167,10 +167,20 @@ def test_a_failed_row_is_no_empty_transcript(tmp_path: Path, clock: Clock) -> No
     assert "c.wav" in partial[2]["error"]
     wer, rtfx = run(replace(settings, allow_failures=True), echo)
     assert wer == 5 / 8
-    assert rtfx == 1.25 / 2  # the clip that could not be read has neither length nor time
+    assert rtfx == pytest.approx(1.25 / 2, abs=1e-6)  # the clip that could not be read adds neither length nor time
+    assert "2 of 3 rows failed and count as deletions, 1 of them without length or time because" in capsys.readouterr().err
     rows = rows_of(settings.result)
     assert [row["pred_text"] for row in rows] == [THREE[0]["text"], "", ""]
     assert rows[1]["error"] == "out of luck"
+    assert [(row["duration"], row["time"]) for row in rows] == [(0.5, 1.0), (0.75, 1.0), (1e-9, 1e-9)]
+    assert all(row[name] for row in rows for name in ("duration", "time")), "the scorer asks this before it adds them up"
+
+
+def test_a_set_of_which_nothing_was_transcribed_is_no_result(tmp_path: Path, clock: Clock) -> None:
+    settings = config(tmp_path, [dict(THREE[0])], allow_failures=True)
+    with pytest.raises(InputError, match=r"1 of 1 rows failed.*Repair them$"):
+        run(settings, Echo(clock, {"data/61-1": None}))
+    assert not settings.result.exists()
 
 
 def test_the_normaliser_of_a_checkout_is_used(tmp_path: Path, clock: Clock) -> None:

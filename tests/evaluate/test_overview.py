@@ -56,3 +56,19 @@ def test_the_page_shows_all_sets(tmp_path: Path) -> None:
     assert path.read_text() == source
     write_page(tmp_path / "absent" / "all.html", *evaluated(tmp_path))
     assert (tmp_path / "absent" / "all.html").read_text() == source
+
+
+def test_players_find_each_sets_own_recordings(tmp_path: Path) -> None:
+    """Every set's relative paths start from its own manifest."""
+    summaries, outputs = [], []
+    for name in ("clean", "net"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.wav").touch()
+        scores, scored = score_rows([{"id": name, "audio": "a.wav", "text": "a", "pred_text": "b", "preset": name}])
+        outputs.append(tmp_path / f"{name}_result.jsonl")
+        outputs[-1].write_text("".join(json.dumps(row) + "\n" for row in scored))
+        summaries.append(summarise(scores, input=str(tmp_path / name / "test.jsonl")))
+    write_page(tmp_path / "all.html", summaries, outputs)
+    source = (tmp_path / "all.html").read_text()
+    assert 'src="clean/a.wav"' in source
+    assert 'src="net/a.wav"' in source

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable, Mapping
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from arkfast.evaluate import score_rows
-from arkfast.evaluate.page import headline, page
+from arkfast.evaluate.page import headline
+from arkfast.evaluate.page import page as whole_page
 from arkfast.evaluate.page_charts import MOST_POINTS, bars, bins, edges, lengths, scatter, tones_of
-from arkfast.evaluate.page_clips import MOST_PLACES, address, player
+from arkfast.evaluate.page_clips import MOST_PLACES, player
 from arkfast.evaluate.page_facts import FAILURES, WORST, Point, clip_seconds, gather
+from arkfast.evaluate.page_paths import address, from_page, title, without_folders
 from arkfast.evaluate.summary import summarise
 
 ROWS: list[dict[str, Any]] = [
@@ -33,6 +37,10 @@ ROWS: list[dict[str, Any]] = [
 def scored(rows: list[dict[str, Any]], **more: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     scores, out = score_rows(rows)
     return summarise(scores, **more), out
+
+
+def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], folder: Path = Path("nowhere")) -> str:
+    return whole_page(summary, rows, folder)
 
 
 class Page(HTMLParser):
@@ -80,7 +88,7 @@ def test_page_says_what_the_summary_says() -> None:
         "without a reference",
         "cut short",
         "3,120",
-        "2,210 end to end",
+        "by processing time, which leaves out the decoding of files and workers' log-mel; 2,210 end to end",
     ):
         assert said in text
     assert f"counted as deletions: {100 * summary['rate_with_failures']:.2f} %" in text
@@ -111,10 +119,16 @@ def test_headline_follows_the_groups() -> None:
     interval = f"{100 * one[0]['rate_low']:.2f} to {100 * one[0]['rate_high']:.2f}"
     assert headline(summary, one) == f"WER 27.27 % (95 % interval {interval})"
     assert headline(summary, [{"rate": None}]).startswith("No error rate")
+    clean, net = ({**group, "rate": 1.5} for group in summary["groups"])
+    assert headline(summary, [clean, clean | {"preset": "other"}]) == "2 test sets, each with WER 150.00 %"
+    assert headline(summary, [clean, net]) == "2 test sets, each with WER or CER 150.00 %"
+    assert headline(summary, [clean, net | {"rate": None}]) == "2 test sets, 1 of them with WER 150.00 %"
 
 
-def test_page_fetches_nothing_and_runs_nothing() -> None:
-    source = page(*scored(ROWS))
+def test_page_fetches_nothing_and_runs_nothing(tmp_path: Path) -> None:
+    for row in ROWS:
+        (tmp_path / f"{row['id']}.wav").touch()
+    source = page(*scored(ROWS), tmp_path)
     parsed = Page(source)
     assert not {"script", "link", "iframe", "object", "img", "form", "base"} & set(parsed.tags)
     assert "http://" not in source
@@ -230,9 +244,12 @@ def test_an_endless_transcript_is_cut_with_a_word() -> None:
     [
         ("wav/a b.wav", "wav/a%20b.wav"),
         ("../x#1.flac", "../x%231.flac"),
-        ("/data/ü.wav", "file:///data/%C3%BC.wav"),
-        ("file:///data/a.wav", "file:///data/a.wav"),
+        ("ROOT/ü.wav", "file://ROOT/%C3%BC.wav"),
+        ("file://ROOT/%C3%BC.wav", "file://ROOT/%C3%BC.wav"),
         ("javascript:alert(1)", "javascript%3Aalert%281%29"),
+        ("wav", ""),
+        ("gone.wav", ""),
+        ("ROOT/gone.wav", ""),
         ("https://example.org/a.wav", ""),
         ("shard.tar::a.wav@512+10", ""),
         ("a\0b", ""),
@@ -242,15 +259,61 @@ def test_an_endless_transcript_is_cut_with_a_word() -> None:
         (7, ""),
     ],
 )
-def test_only_local_files_get_a_player(audio: Any, expected: str) -> None:
-    assert address(audio) == expected
-    assert ("<audio" in player({"audio": audio})) == bool(expected)
+def test_only_local_files_that_are_there_get_a_player(tmp_path: Path, audio: Any, expected: str) -> None:
+    folder = tmp_path / "pages"
+    (folder / "wav").mkdir(parents=True)
+    for path in ("pages/wav/a b.wav", "x#1.flac", "ü.wav", "pages/javascript:alert(1)", "pages/shard.tar"):
+        (tmp_path / path).touch()
+    audio, expected = audio.replace("ROOT", str(tmp_path)) if isinstance(audio, str) else audio, expected.replace("ROOT", str(tmp_path))
+    assert address(audio, folder) == expected
+    assert ("<audio" in player({"audio": audio}, folder)) == bool(expected)
 
 
-def test_a_player_starts_where_the_segment_does() -> None:
-    assert 'src="a.opus#t=1.5,4"' in player({"audio": "a.opus", "begin_time": 1.5, "end_time": 4})
-    assert 'src="a.opus#t=0,4"' in player({"audio": "a.opus", "begin_time": -1, "end_time": 4.0})
-    assert 'src="a.opus"' in player({"audio": "a.opus", "begin_time": -1, "end_time": -1})
+def test_relative_recordings_start_from_the_manifest_wherever_the_page_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ["a/b.wav", "../b.wav", "/x/b.wav", "shard.tar::b.wav", "https://example.org/b.wav", None, ""]
+    rows = [{"id": "i", "audio": audio} for audio in given]
+    expected = ["../data/a/b.wav", "../b.wav", *given[2:]]
+    for start, folder in ((Path("data"), Path("pages")), (tmp_path / "data", Path("pages")), (Path("data"), tmp_path / "pages")):
+        assert [row["audio"] for row in from_page(rows, start, folder)] == expected
+    assert [row["audio"] for row in from_page(rows[:1], Path("data"), Path("data"))] == ["a/b.wav"]
+    assert rows[0] == {"id": "i", "audio": "a/b.wav"}
+
+
+def test_a_player_starts_where_the_segment_does(tmp_path: Path) -> None:
+    (tmp_path / "a.opus").touch()
+    assert 'src="a.opus#t=1.5,4"' in player({"audio": "a.opus", "begin_time": 1.5, "end_time": 4}, tmp_path)
+    assert 'src="a.opus#t=0,4"' in player({"audio": "a.opus", "begin_time": -1, "end_time": 4.0}, tmp_path)
+    assert 'src="a.opus"' in player({"audio": "a.opus", "begin_time": -1, "end_time": -1}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/data/private set/x.jsonl:7: /data/private set/a.wav: no such file", "x.jsonl:7: a.wav: no such file"),
+        ("in.jsonl:7: '/data/a.wav' and file:///home/me/b.wav", "in.jsonl:7: 'a.wav' and b.wav"),
+        ("/data/a.wav and /data/b.wav differ", "a.wav and b.wav differ"),
+        ("/data/private/: is a folder (/root)", "private/: is a folder (/root)"),
+        ("https://example.org/a/b.wav, and/or/not 1/2/3, wav/a.wav", "https://example.org/a/b.wav, and/or/not 1/2/3, wav/a.wav"),
+    ],
+)
+def test_of_whole_paths_in_texts_the_last_name_is_left(text: str, shown: str) -> None:
+    assert without_folders(text) == shown
+
+
+def test_no_folder_of_the_machine_stands_on_the_page() -> None:
+    error = "/home/secret/in.jsonl:2: /home/secret/b.wav: no such file"
+    rows = [
+        {"audio": "/home/secret/a.wav", "text": "one", "pred_text": "two"},
+        {"audio": "/home/secret/b.wav", "text": "one", "pred_text": None, "status": "error", "error": error},
+        {"id": "/home/secret/c", "audio": None, "text": "one", "pred_text": "two"},
+    ]
+    source = page(*scored(rows))
+    assert "secret" not in source
+    assert re.findall(r"<h3>([^<]*)</h3><span>", source) == ["a.wav", "c"]
+    assert "<b>b.wav</b> in.jsonl:2: b.wav: no such file" in source
+    assert title({"audio": "set.tar::x/d.flac"}) == "d.flac"
+    assert title({}) == "unnamed clip"
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     comparison = {"other": "old.jsonl", "metric": "joint", "rows": 180, "left_out": 1, "rate_of_other": 0.1, "groups": []}
     comparison |= {"difference": 0.01, "low": -0.01, "high": 0.03, "p_value": 0.2}
     path = tmp_path_factory.mktemp("page") / "evaluation.html"
-    path.write_text(page(summarise(scores, rtfx=1234.5, comparison=comparison), scored), encoding="utf-8")
+    for i in range(60):
+        (path.parent / f"{i}.wav").touch()
+    path.write_text(page(summarise(scores, rtfx=1234.5, comparison=comparison), scored, path.parent), encoding="utf-8")
     return path
 
 

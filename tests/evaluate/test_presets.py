@@ -54,7 +54,7 @@ def world(tmp_path: Path) -> dict[str, str]:
     data = tmp_path / "eval data"
     data.mkdir()
     for rows, name in enumerate(PRESETS.split(), start=1):
-        (data / f"test_{name}.jsonl").write_text('{"audio": "a.wav"}\n' * rows)
+        (data / f"test_{name}.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n' * rows)
     stand_in = tmp_path / "stand_in.py"
     stand_in.write_text(STAND_IN.format(python=sys.executable))
     stand_in.chmod(0o755)
@@ -209,6 +209,20 @@ def test_what_evaluate_would_refuse_starts_nothing(
     check(Settings.from_environment(world | {"EVAL_SCRIPT": ""}, ["--normalizer", "none"]))
 
 
+def test_inputs_that_could_not_be_scored_start_nothing(world: dict[str, str]) -> None:
+    data = Path(world["EVAL_DATA_DIR"])
+    (data / "test_clean.jsonl").write_text('{"audio": "a.wav", "text": "x", "speaker": "s"}\n' * 2)
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "PRESETS": "clean net meeting"}, ["--group_by", "speaker"])
+    with pytest.raises(InputError, match="nothing was started") as caught:
+        check(settings)
+    faults = str(caught.value).splitlines()[1:]
+    assert [fault.split(": ")[0].strip() for fault in faults] == [f"{data}/test_{name}.jsonl:1" for name in ("net", "meeting")]
+    assert all("field 'speaker', by which --group_by resamples" in fault for fault in faults)
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "TEXT_NORMALIZE_PYTHON": "/nowhere/python"})
+    with pytest.raises(InputError, match="--text_normalize_python /nowhere/python: cannot be started"):
+        check(settings)
+
+
 def test_being_ended_ends_the_jobs(world: dict[str, str]) -> None:
     Path(world["EVAL_DATA_DIR"], "test_endless.jsonl").write_text('{"audio": "a.wav"}\n' * 9)
     process = subprocess.Popen(
@@ -219,9 +233,10 @@ def test_being_ended_ends_the_jobs(world: dict[str, str]) -> None:
         text=True,
     )
     end = time.monotonic() + 120
-    while not events(world) and time.monotonic() < end:
+    pid = Path(world["OUTPUT_DIR"], "endless.pid")  # written after the job has been started, so its own note may come first
+    while not (events(world) and pid.is_file() and pid.read_text().endswith("\n")) and time.monotonic() < end:
         time.sleep(0.02)
-    job = int(Path(world["OUTPUT_DIR"], "endless.pid").read_text())
+    job = int(pid.read_text())
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=240)
     assert process.returncode == 130
@@ -312,6 +327,6 @@ def test_two_presets_with_a_real_checkpoint(tmp_path: Path) -> None:
         assert (out / f"test_{name}_arkasr.html").read_text().startswith("<!DOCTYPE html>")
     assert "| clean |" in done.stdout
     overall = (out / "presets_arkasr.html").read_text()
-    assert "2 test sets, from" in overall
+    assert "2 test sets, " in overall
     assert "2 of 2" in overall
     assert (out / "presets_arkasr.md").read_text() in done.stdout

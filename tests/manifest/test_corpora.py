@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -370,3 +371,33 @@ def test_kaldi_folders_without_segments_and_text_are_splits(
     assert "'dev' is none of the corpus' splits: test, train" in capsys.readouterr().err
     assert main(["from-kaldi", str(audio), "--output", str(tmp_path / "out")]) == 2
     assert "neither it nor a folder in it has a wav.scp; give a Kaldi data folder" in capsys.readouterr().err
+
+
+def kaldi_data(root: Path) -> Path:
+    """A folder of one data folder, whose recording is named from the folder that the command is run in."""
+    kaldi_folder(root / "test", Path.cwd() / "audio", text="rec-a x\n")
+    (root / "test" / "wav.scp").write_text("rec-a audio/a.wav\n")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("corpus", "make"), [("librispeech", librispeech), ("aishell", aishell_tree), ("wenetspeech", wenet), ("kaldi", kaldi_data)]
+)
+@pytest.mark.parametrize("given", ["../disk", "link"])
+def test_a_relative_folder_gives_the_same_rows_and_a_link_keeps_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, corpus: str, make: Callable[[Path], Path], given: str
+) -> None:
+    root, home = tmp_path / "disk", tmp_path / "home"
+    home.mkdir()
+    (home / "link").symlink_to(root)
+    monkeypatch.chdir(home)
+    make(root)
+    whole, relative = tmp_path / "whole", tmp_path / "relative"
+    flags = ["--splits", "TEST_NET,TEST_MEETING"] if corpus == "wenetspeech" else []
+    assert main([f"from-{corpus}", str(root), "--output", str(whole), *flags]) == 0
+    assert main([f"from-{corpus}", given, "--output", str(relative), *flags]) == 0
+    manifests = sorted(path.name for path in whole.glob("*.jsonl") if path.stat().st_size)
+    assert manifests
+    for name in manifests:
+        shown = [row | {"audio": row["audio"].replace(f"{root}/", f"{home / given}/")} for row in rows_of(whole / name)]
+        assert rows_of(relative / name) == shown

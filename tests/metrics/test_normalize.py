@@ -29,6 +29,11 @@ from arkfast.records import InputError
         ("Straße CAFÉ café", "strasse café café"),
         ("हिन्दी", "हिन्दी"),  # combining marks are part of words
         ("soft\u00adhyphen \ufeffbom zero\u200bwidth", "softhyphen bom zero width"),
+        ("I love you \u2764\ufe0f", "i love you"),  # an emoji is a symbol, whatever chooses its drawing
+        ("I \u2764 you \U0001f469\u200d\U0001f467\U0001f3fd", "i you"),
+        ("葛\U000e0100飾区", "葛飾区"),
+        ("press 1\ufe0f\u20e3", "press 1"),
+        ("ᠬ\u180bᠦ\u180f a\u034f\u0301", "ᠬᠦ á"),
         ("goedŉ", "goed'n"),  # NFKC makes an apostrophe of it
         ("2½ cups", "2 1 2 cups"),  # and not 21/2
         ("  tabs\tand\nlines  ", "tabs and lines"),

@@ -25,7 +25,7 @@ CORPORA: dict[str, Callable[[Path, Sequence[str]], Corpus]] = {
 
 
 def open_corpus(name: str, root: Path, splits: Sequence[str] = ()) -> Corpus:
-    """The corpus ``name`` in the folder ``root``.
+    """The corpus ``name`` in the folder ``root``, its rows' paths whole wherever the command is run.
 
     Raises:
         InputError: no such corpus, no such folder, or the folder is not laid out as the corpus is published.
@@ -34,4 +34,5 @@ def open_corpus(name: str, root: Path, splits: Sequence[str] = ()) -> Corpus:
         raise InputError(f"unknown corpus '{name}': choose one of {', '.join(CORPORA)}")
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that the corpus was unpacked into")
-    return CORPORA[name](root, splits)
+    # a layout joins paths to the root and to one another, which only whole ones survive; links keep their names
+    return CORPORA[name](root.absolute(), splits)

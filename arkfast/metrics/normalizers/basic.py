@@ -15,20 +15,25 @@ from pathlib import Path
 from arkfast.metrics import languages
 from arkfast.metrics.normalizers.record import Normalizer, by_text, hash_files
 
-VERSION = "2"
+VERSION = "3"
 
 # typographic, modifier and full-width forms, the accents typed in their place, and the one letter that NFKC takes apart into such a form
 _APOSTROPHES: dict[int, str] = dict.fromkeys(map(ord, "’‘ʼ＇`´"), "'") | {ord("ŉ"): "'n"}
 _ZERO_WIDTH_SPACE = 0x200B
+# the marks among Unicode's Default_Ignorable_Code_Point, which choose how the character before them is drawn: the grapheme joiner, Khmer's
+# inherent vowels, Mongolian and ideographic variation selectors; and the box that makes a keycap of a digit
+_INVISIBLE_MARKS = frozenset(
+    [0x034F, 0x17B4, 0x17B5, *range(0x180B, 0x180E), 0x180F, 0x20E3, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)]
+)
 
 
 class _Visible(dict[int, str]):
-    """For ``str.translate``: apostrophes alike, a space before a vulgar fraction (so that 2½ is not 21/2), and no invisible format
-    characters (soft hyphen, byte-order mark, joiners), save the one that separates words."""
+    """For ``str.translate``: apostrophes alike, a space before a vulgar fraction (so that 2½ is not 21/2), and no invisible
+    characters (soft hyphen, byte-order mark, joiners, variation selectors), save the one that separates words."""
 
     def __missing__(self, code: int) -> str:
         c = chr(code)
-        if unicodedata.category(c) == "Cf":
+        if unicodedata.category(c) == "Cf" or code in _INVISIBLE_MARKS:
             c = ""
         elif unicodedata.decomposition(c).startswith("<fraction>"):
             c = f" {c}"
@@ -71,10 +76,11 @@ def sha256() -> str:
 def of_language(language: str | None) -> Callable[[str], str]:
     """The function that normalises texts of a language, given as a code or an English name; None applies Unicode's rules alone.
 
-    Every language: NFKC and case folding; punctuation and symbols become spaces (``well-known`` is two words), except apostrophes inside a
-    word and decimal points inside a number; invisible format characters go; whitespace collapses. Letters, marks and digits of every script
-    stay. English: 1,000 is 1000, U.S. is us, % and per cent are percent, & is and. Chinese: 1,000 is 1000, 5% is 百分之5, 〇 is 零.
-    Romanian: s and t with a cedilla are the letters with a comma below. The function's result is its own normal form.
+    Every language: NFKC and case folding; punctuation and symbols, emoji among them, become spaces (``well-known`` is two words), except
+    apostrophes inside a word and decimal points inside a number; invisible format characters and variation selectors go; whitespace
+    collapses. Letters, other marks and digits of every script stay. English: 1,000 is 1000, U.S. is us, % and per cent are percent, & is
+    and. Chinese: 1,000 is 1000, 5% is 百分之5, 〇 is 零. Romanian: s and t with a cedilla are the letters with a comma below. The
+    function's result is its own normal form.
     """
     return _LANGUAGES.get(languages.canonical(language) or "", unicode_rules)
 
