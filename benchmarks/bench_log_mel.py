@@ -5,7 +5,9 @@ Knows providers and shapes; what is not installed is left out. Every provider's 
 and one that errs by more than it may is shown without a time. Times are CPU time, so that a busy machine changes them less.
 
     python benchmarks/bench_log_mel.py --out benchmarks/results
-    pytest benchmarks/bench_log_mel.py --benchmark-only
+    env OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1 pytest benchmarks/bench_log_mel.py --benchmark-only
+
+The script sets these variables itself; pytest has loaded the libraries that read them by the time it comes here.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
-from measure import interleaved, one_thread
+from measure import THREAD_VARIABLES, interleaved, one_thread
 from numpy.typing import NDArray
 from providers.results import machine, slug, version, write
 from report import markdown
@@ -146,6 +149,13 @@ def measured(shape: Shape, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
+def may_use_threads() -> list[str]:
+    """The variables by which some library may use more than one thread."""
+    return [name for name in THREAD_VARIABLES if os.environ.get(name) != "1"]
+
+
+@pytest.mark.skipif(bool(may_use_threads()), reason=f"times are of one thread: set {', '.join(may_use_threads())} to 1")
+@pytest.mark.benchmark(timer=time.process_time)
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name.replace(" ", ""))
 @pytest.mark.parametrize("provider", providers(), ids=lambda provider: provider.name.replace(", ", "-"))
 def test_log_mel(benchmark: Any, provider: Provider, shape: Shape) -> None:

@@ -1,4 +1,4 @@
-"""Proves and times the kernels and the engine on one machine within a time: GPU tests, then every suite, each in a process of its own.
+"""Proves and times the kernels and the engine on one machine within a time: GPU tests, a checked run, then every suite, each by itself.
 
 Knows groups, the time and where results go. A group that crashes loses only what it had not measured; a rerun merges into what is there.
 Without a GPU it says so and runs toy sizes, whose results are marked "cpu" and lie in a folder of their own.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import importlib.util
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -19,14 +19,15 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from providers import goals
+from providers import goals, gpu_tests
 from providers.results import ROOT, Result, key, machine, merge, place, table, write
 from providers.runner import not_run, run
 from providers.suite import Suite, device_here
 
 # The order of what is wanted first: the goals of the whole block depend on the first four.
-GROUPS = (
-    "tests",
+PROOFS = ("tests", "sanitizer")
+"""What is right or wrong and must have been run to its end."""
+SUITES = (
     "row_topk",
     "linear_topk",
     "loss_block",
@@ -39,12 +40,12 @@ GROUPS = (
     "engine",
     "step",
 )
-SHARES = {"tests": 4, "linear_topk": 2, "loss_block": 4, "union_kl": 2, "engine": 4}
+GROUPS = (*PROOFS, *SUITES)
+SHARES = {"tests": 8, "sanitizer": 3, "linear_topk": 2, "loss_block": 4, "union_kl": 2, "engine": 4}
 """Parts of the time, where a group takes more than one; what a group leaves goes to the later ones."""
 GRACE, LAST = 120.0, 30.0
 """Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
-WORKERS = ("-n", "4")
-"""Processes of the tests where pytest-xdist is there: most of their time goes into compiling kernels, a core each."""
+SMALL_RUN = ROOT / "benchmarks" / "small_run.py"
 
 
 def load(group: str) -> Suite:
@@ -75,30 +76,24 @@ def timeout(command: list[str], seconds: float, log: Path) -> tuple[int | None, 
     return status, log.read_text(encoding="utf-8", errors="replace")[-4000:]
 
 
-def test_files() -> tuple[list[str], list[str]]:
-    """Files with tests for a GPU, and those of them that need hypothesis where it is not installed."""
-    tests = ROOT / "tests"
-    kernels, others = [*tests.glob("kernels/test_*.py"), *tests.glob("kernels/gpu/test_*.py")], tests.glob("*/test_*_gpu.py")
-    found = sorted(kernels) + sorted(others)
-    files = [path for path in found if path.stem != "test_triton_interpreter"]
-    bare = importlib.util.find_spec("hypothesis") is None
-    left = [str(path.relative_to(ROOT)) for path in files if bare and "hypothesis" in path.read_text(encoding="utf-8")]
-    return [name for path in files if (name := str(path.relative_to(ROOT))) not in left], left
-
-
-def run_tests(seconds: float, log: Path, on_gpu: bool) -> Result:
-    """The GPU tests of the kernels and of what is built on them; on a CPU there is nothing for them to run on."""
-    if not on_gpu:
-        return {"state": "not run", "why": "no GPU"}
-    files, left = test_files()
-    workers = WORKERS if importlib.util.find_spec("xdist") else ()
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--maxfail=20", *workers, *files]
-    status, said = timeout(command, seconds, log)
-    found = re.findall(r"^.*\b\d+ (?:passed|failed|errors?|skipped)\b.*$", said, flags=re.MULTILINE)
+def run_sanitizer(seconds: float, log: Path) -> Result:
+    """A small run of the kernels in which every access to memory is checked."""
+    tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
+    if tool is None:
+        return {"state": "not run", "why": "compute-sanitizer is neither on the PATH nor in /usr/local/cuda/bin"}
+    # The script alone and not the compilers that it starts; memory, not calls of the driver that libraries try and do without.
+    options = ["--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "application-only", "--report-api-errors", "no"]
+    status, said = timeout([tool, *options, sys.executable, str(SMALL_RUN)], seconds, log)
+    found = re.findall(r"^=+ (ERROR SUMMARY: .*)$", said, flags=re.MULTILINE)
     state = "out of time" if status is None else "passed" if status == 0 else "failed"
-    why = [found[-1].strip("= ")] if found else []
-    why += [f"left out because hypothesis is not installed: {', '.join(left)}"] if left else []
-    return {"state": state, "why": "; ".join(why), **({"said": said} if status else {})}
+    return {"state": state, "why": found[-1] if found else "", **({"said": said} if status else {})}
+
+
+def prove(group: str, seconds: float, log: Path, device: str) -> Result:
+    """Runs one of ``PROOFS``; on a CPU there is nothing for them to run on."""
+    if device != "cuda":
+        return {"state": "not run", "why": "no GPU"}
+    return gpu_tests.run_tests(seconds, log.with_suffix("")) if group == "tests" else run_sanitizer(seconds, log)
 
 
 def run_group(group: str, seconds: float, most: float, log: Path) -> tuple[Result, list[Result]]:
@@ -138,7 +133,8 @@ def run_group(group: str, seconds: float, most: float, log: Path) -> tuple[Resul
 
 
 def suite(options: argparse.Namespace) -> int:
-    """Runs the groups that were asked for and prints the tables; 1 when a test or a check of ours failed or a group crashed."""
+    """Runs the groups that were asked for and prints the tables; 1 when a test or a check of ours failed, when a test was not finished, or
+    when a group crashed."""
     ends, device = time.monotonic() + 60 * options.minutes, device_here()
     about = machine(device, options.commit)
     path = place(options.out, about)
@@ -160,8 +156,8 @@ def suite(options: argparse.Namespace) -> int:
         log = path.parent / "logs" / f"{group}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
-        if group == "tests":
-            state = run_tests(seconds, log, device.type == "cuda")
+        if group in PROOFS:
+            state = prove(group, seconds, log, device.type)
         else:
             state, rows = run_group(group, seconds, left + LAST, log)
             for row in rows:
@@ -175,7 +171,9 @@ def suite(options: argparse.Namespace) -> int:
         print(f"{group}: {state['state']} {state.get('why', '')}".rstrip() + f" ({time.monotonic() - started:.0f} s)", flush=True)
     write(path, result)
     report(result, path)
-    return 1 if any(result["groups"].get(group, {}).get("state") in ("failed", "check failed", "crashed") for group in wanted) else 0
+    states = {group: result["groups"].get(group, {}).get("state") for group in wanted}
+    unfinished = any(states.get(group) == "out of time" for group in PROOFS)
+    return 1 if unfinished or {"failed", "check failed", "crashed"} & set(states.values()) else 0
 
 
 def report(result: Result, path: Path) -> None:
@@ -192,7 +190,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="results go to OUT/<gpu name>/<date>.json")
     parser.add_argument("--only", action="append", choices=GROUPS, help="a group; may be given several times")
     parser.add_argument("--commit", help="the code's commit, where the folder is no git checkout")
-    parser.add_argument("--measure", choices=GROUPS[1:], help=argparse.SUPPRESS)
+    parser.add_argument("--measure", choices=SUITES, help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)

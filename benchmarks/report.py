@@ -3,7 +3,8 @@
     python benchmarks/report.py benchmarks/results/cpu/log_mel-2026-01-31.json --out docs
 
 A row whose check failed, or that was not run, is shown with the reason and without figures. Beside each file's tables stands what they were
-measured on. With ``--out``, OUT/<group>.png shows each group's speeds; matplotlib is needed then alone.
+measured on; after those of the GPU suite, the verdict on each goal. With ``--out``, OUT/<group>.png shows each group's speeds; that alone
+needs matplotlib.
 """
 
 from __future__ import annotations
@@ -14,21 +15,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from providers.results import shape_name
+from providers import goals, results
+from providers.results import Column, shape_name
 
 Row = dict[str, Any]
 
-# Heading, the field that must be there for the column to appear, and how a row's cell reads.
-COLUMNS: tuple[tuple[str, str, Callable[[Row], str]], ...] = (
-    ("p20 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p20']:.3f}"),
-    ("p50 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p50']:.3f}"),
-    ("p80 ms", "seconds", lambda row: f"{1e3 * row['seconds']['p80']:.3f}"),
+COLUMNS: tuple[Column, ...] = (
+    *results.COLUMNS,
     ("x real time", "x_real_time", lambda row: f"{row['x_real_time']:,.0f}"),
-    ("times faster", "ratio", lambda row: f"{row['ratio']:.2f}"),
-    ("GB/s", "gb_s", lambda row: f"{row['gb_s']:.0f}"),
-    ("TFLOP/s", "tflop_s", lambda row: f"{row['tflop_s']:.1f}"),
     ("largest error", "largest_error", lambda row: f"{row['largest_error']:.1e}"),
 )
+"""Those of which a table has a figure are shown."""
 
 
 def name_of(row: Row) -> str:
@@ -51,21 +48,39 @@ def grouped(rows: Sequence[Row], key: Callable[[Row], str]) -> dict[str, list[Ro
     return groups
 
 
+def grid(lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first line is its head."""
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines]
+    return "\n".join([rows[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *rows[1:]])
+
+
+def verdicts(rows: Sequence[Row]) -> str:
+    """A table of the goals: what was wanted, what was measured, and whether that met it."""
+    lines = [("", "goal", "wanted", "stretch", "measured", "verdict", "where")]
+    for verdict in (goals.judge(goal, rows) for goal in goals.GOALS):
+        goal = verdict.goal
+        wanted, stretch, figure = (
+            "–" if value is None else f"{value:.3g}{goal.unit}" for value in (goal.must, goal.stretch, verdict.figure)
+        )  # fmt: skip
+        lines.append((goal.id, goal.text, f"{'≤' if goal.most else '≥'} {wanted}", stretch, figure, verdict.state, verdict.why))
+    return grid(lines)
+
+
 def markdown(result: Row) -> str:
-    """A table for each group of rows and shape, after a line that says what was measured on."""
+    """A table for each group of rows and shape, after a line that says what was measured on; the goals last, of a result that has any."""
     parts = [measured_on(result)]
     for group, rows in grouped(result["rows"], lambda row: row["group"]).items():
         for shape, those in grouped(rows, name_of).items():
-            columns = [column for column in COLUMNS if any(row.get(column[1]) is not None for row in those)]
-            cells = [[group, *(heading for heading, _, _ in columns), ""]]
+            columns = [column for column in COLUMNS if any(results.has(row, column) for row in those)]
+            lines = [[group, *(heading for heading, _, _ in columns), ""]]
             for row in those:
-                trouble = row.get("error") or ("" if row["check"] == "passed" else row["check"])
-                figures = [cell(row) if row.get(field) is not None else "–" for _, field, cell in columns]
-                cells.append([row["provider"], *figures, str(trouble).split("\n")[0]])
-            widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-            lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in cells]
-            lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-            parts.append(f"{shape}\n\n" + "\n".join(lines))
+                figures = [column[2](row) if results.has(row, column) else "–" for column in columns]
+                trouble = row["check"] if row["check"] not in ("passed", "none needed") else ""
+                lines.append([row["provider"], *figures, (results.remark(row) or str(trouble)).split("\n")[0]])
+            parts.append(f"{shape}\n\n{grid(lines)}")
+    if "goals" in result:
+        parts.append(f"Goals{'' if result['device'] == 'cuda' else ' of a GPU, of which none was seen'}\n\n{verdicts(result['rows'])}")
     return "\n\n".join(parts)
 
 

@@ -61,7 +61,7 @@ for name in "${trainer_variables[@]}"; do
 done
 flags+=("$@")
 
-# Without the last, processes that are started anew read in the store what those before them left there, and wait for the dead.
+# torchrun reads the second since a version after 2.11; on_host.py tells where it does not. Without the last, processes that are started anew read in the store what those before them left there, and wait for the dead.
 environment=("PYTHONUNBUFFERED=1" "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$STOP_GRACE" "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
 for name in "${forwarded[@]}"; do
   if [ -n "${!name:-}" ]; then environment+=("$name=${!name}"); fi
@@ -129,7 +129,7 @@ say "trainer: $(quoted scripts/train.py "${flags[@]}")"
 # Checks on all hosts at once: every fault is named, and nothing is started unless all are sound.
 checks=()
 for rank in "${!hosts[@]}"; do
-  words=("$PY" scripts/on_host.py check --gpus "$((slots[rank] * gpus_needed))")
+  words=("$PY" scripts/on_host.py check --gpus "$((slots[rank] * gpus_needed))" --grace "$STOP_GRACE")
   if [ "$rank" = "$master" ]; then words+=(--port "$MASTER_PORT" -- "${flags[@]}"); fi
   on_host "${hosts[$rank]}" "${words[@]}" </dev/null >"$work/check_$rank" 2>"$work/check_$rank.error" &
   checks+=("$!")
@@ -154,6 +154,8 @@ for rank in "${!hosts[@]}"; do
 done
 [ "$faults" = 0 ] || fail "$faults of ${#hosts[@]} hosts cannot take part; nothing was started"
 say "checked: $(cat "$work/check_$sound")"
+note="$(grep '^on_host: note: ' "$work/check_$sound.error" || true)" # the hosts are alike in what it speaks of
+if [ -n "$note" ]; then say "${note#on_host: }"; fi
 
 # Every ssh reads this pipe, which this process alone holds open: closing it, or dying, ends the command on every host.
 mkfifo "$work/alive"

@@ -21,6 +21,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+TORCHRUN_GRACE = 30.0
+"""Seconds that a torchrun without TORCH_ELASTIC_SHUTDOWN_TIMEOUT leaves its processes after SIGTERM."""
 _SET_CHILD_SUBREAPER = 36  # prctl(2): orphaned descendants become children of this process, so that they can be found
 
 
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check = commands.add_parser("check", help="say which code, versions and devices are here")
     check.add_argument("--gpus", type=int, default=0, help="how many the run needs here; 0 asks for none")
     check.add_argument("--port", type=int, default=0, help="a port that must be free; 0 asks for none")
+    check.add_argument("--grace", type=float, default=0.0, help="seconds that a stopped run is to have for its last checkpoint")
     check.add_argument("flags", nargs="*", help="the trainer's, to be read once before any host starts")
     run = commands.add_parser("run", help="run a command until it ends or standard input does")
     run.add_argument("--grace", type=float, default=60.0, help="seconds between asking the command to stop and killing it")
@@ -43,7 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (RuntimeError, OSError, ValueError) as error:
         print(f"on_host: error: {error}", file=sys.stderr)
         return 1
+    if arguments.grace > TORCHRUN_GRACE and not torchrun_waits():
+        version = importlib.metadata.version("torch")
+        print(
+            f"on_host: note: torch {version} kills what torchrun started {TORCHRUN_GRACE:g} s after SIGTERM, whatever STOP_GRACE is "
+            f"({arguments.grace:g} s here); a checkpoint that takes longer is lost: set SAVE_FREQ, or install a newer torch",
+            file=sys.stderr,
+        )
     return 0
+
+
+def torchrun_waits() -> bool:
+    """Whether torchrun here reads TORCH_ELASTIC_SHUTDOWN_TIMEOUT. Looks into its source: importing torch takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return True
+    launcher = Path(spec.origin).parent / "distributed" / "launcher" / "api.py"
+    return not launcher.is_file() or "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" in launcher.read_text(encoding="utf-8")
 
 
 def checked(*, gpus: int, port: int, flags: Sequence[str]) -> str:

@@ -2,12 +2,13 @@
 
 libsndfile reports the length of what is left of a cut WAV file as if it were whole, and guesses the length of an MP3 that has no
 length tag; FFmpeg ends quietly where the bytes end. This module knows the few header fields that tell: outer sizes (WAV, RF64, W64, AIFF,
-AU, NIST SPHERE, Matroska), chains of sized chunks (CAF, MP4), the frame headers of MP3. It decodes nothing; a cut FLAC or tagged MP3 shows
-while decoding, and Ogg's pages have a module of their own.
+AU, NIST SPHERE, Matroska), chains of sized chunks (CAF, MP4), the frame headers and length tags of MP3. It decodes nothing; a cut FLAC or
+tagged MP3 shows while decoding, and FLAC's frames and Ogg's pages have modules of their own.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -53,8 +54,8 @@ def missing_end(stream: BinaryIO, seconds: float) -> str | None:
 def _announced_size(head: bytes) -> int | None:
     """Bytes that the file should have by its own header, or None where the header does not say."""
     magic, kind = head[:4], head[8:12]
-    if magic == b"RIFF" and kind == b"WAVE":
-        size = struct.unpack_from("<I", head, 4)[0]
+    if magic in (b"RIFF", b"RIFX") and kind == b"WAVE":
+        size = int.from_bytes(head[4:8], "little" if magic == b"RIFF" else "big")
         return size + 8 if size < _UNKNOWN_SIZE else None
     if magic == b"FORM" and kind in (b"AIFF", b"AIFC"):
         size = struct.unpack_from(">I", head, 4)[0]
@@ -159,11 +160,48 @@ def untagged_mp3_seconds(stream: BinaryIO) -> float | None:
     stream.seek(at)
     data = stream.read(1 << 16)
     first = _first_mp3_frame(data)
-    if first is None or any(mark in data[first : first + 64] for mark in (b"Xing", b"Info", b"VBRI")):
+    if first is None or _mp3_tag(data, first) is not None:
         return None
-    at, seconds = at + first, 0.0
+    return _mp3_walk(stream, at + first, math.inf)
+
+
+def seconds_behind_tag(stream: BinaryIO) -> float:
+    """How long all frames of a tagged MP3 are, walked where some follow its end by the tag, as in files joined into one; else 0."""
+    at = id3_end(stream)
     stream.seek(at)
-    while frame := _mp3_frame(stream.read(4), 0):
+    data = stream.read(1 << 16)
+    first = _first_mp3_frame(data)
+    size = None if first is None else _mp3_tag(data, first)
+    if first is None or not size:
+        return 0.0
+    begin, at = at + first, at + first + size
+    stream.seek(at)
+    if stream.read(3) == b"TAG":  # ID3v1, of 128 bytes, legal at a file's end
+        at += 128
+    at = id3_end(stream, at)
+    stream.seek(at)
+    more = _first_mp3_frame(stream.read(1 << 16))
+    return 0.0 if more is None else _mp3_walk(stream, begin, begin + size) + _mp3_walk(stream, at + more, math.inf)
+
+
+def _mp3_tag(data: bytes, first: int) -> int | None:
+    """Bytes from the first frame on by the length tag in it, 0 where the tag does not say, None where there is no tag."""
+    frame = data[first : first + 128]
+    for mark in (b"Xing", b"Info"):
+        if (at := frame.find(mark, 0, 64)) >= 0:
+            flags = int.from_bytes(frame[at + 4 : at + 8], "big")  # 1: a count of frames stands next; 2: one of bytes behind it
+            start = at + 8 + 4 * (flags & 1)
+            return int.from_bytes(frame[start : start + 4], "big") if flags & 2 else 0
+    if (at := frame.find(b"VBRI", 0, 64)) >= 0:
+        return int.from_bytes(frame[at + 10 : at + 14], "big")
+    return None
+
+
+def _mp3_walk(stream: BinaryIO, at: int, end: float) -> float:
+    """Seconds of the frames that follow one another from byte ``at`` on and begin before ``end``."""
+    seconds = 0.0
+    stream.seek(at)
+    while at < end and (frame := _mp3_frame(stream.read(4), 0)):
         at += frame[0]
         seconds += frame[1]
         stream.seek(at)

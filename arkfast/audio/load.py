@@ -18,10 +18,12 @@ cut ogg                                                    truncated: its last O
 damaged or missing pages of an ogg; a chained ogg          damaged: the Ogg page at byte … (and the like)
 cut flac, wma, aac; bytes damaged behind a good header     truncated or damaged: the decoder failed … s
 cut mp3; a header that announces more than there is        truncated: the decoder stopped at … s of the … s
+MP3s joined into one; frames behind the tag's end          its length tag ends it at … s and its frames go on
+a flac whose last frame ends not where its header says     damaged: its header announces … s and its last frame
 an MP3 with variable bit rate and no length tag            no length tag … re-encode it
 timestamps that jump within a webm or mp4                  damaged or recorded with pauses
 NaN or infinity in floating-point samples                  NaN or infinite sample at … s
-9 channels or more                                         9 channels, at most 8
+9 channels or more (up to 8 are averaged)                  9 channels, at most 8
 a sampling rate outside 1 kHz to 1 MHz                     a sampling rate of … Hz is outside
 over 4 GiB, or over ``max_bytes``                          bytes, over the limit
 over 6 hours, or over ``max_seconds``                      s of audio, over the limit
@@ -29,15 +31,16 @@ a segment outside the recording, or empty                  begin_time …; end_t
 =========================================================  ==============================================================
 
 What cannot be told: a raw aac or amr file, or a live webm or mp4 (one without lengths), that ends between two frames is taken for whole;
-an MP3 may lose a frame or two within (0.1 s in all); damaged bytes of plain PCM are samples like any others.
+an MP3 may lose a frame or two within (0.1 s in all); damaged bytes of plain PCM are samples like any others. A header that announces less
+than there is rules unless the table says otherwise: that of a WAV or its kin (what follows its data may be any chunk), an MP3's tag whose
+count of frames alone is too small or behind which less than 0.5 s goes on, a flac with another of the same length joined to it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
-import numbers
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,12 +49,11 @@ from arkfast.audio.limits import MAX_BYTES, MAX_CHANNELS, MAX_SECONDS, check_for
 from arkfast.audio.pyav import PyavRecording
 from arkfast.audio.reference import SAMPLING_RATE
 from arkfast.audio.resample import Resampler
+from arkfast.audio.segment import END_TOLERANCE, check_samples, open_end, outside, segment_times, too_long
 from arkfast.audio.sndfile import SndfileRecording
 from arkfast.audio.sniff import describe, sniff
 from arkfast.audio.source import Bytes, Source, locate
 from arkfast.records import InputError
-
-END_TOLERANCE = 0.05  # seconds by which end_time may pass the recording's end: manifests round, and encoders pad
 
 Recording = SndfileRecording | PyavRecording
 
@@ -96,7 +98,7 @@ def load(
         raise ValueError(f"load: sampling_rate must be positive, got {sampling_rate}")
     check_options(max_seconds, max_bytes, max_channels)
     found = locate(source, name, max_bytes)
-    begin, end = _segment(begin, end, found.label)
+    begin, end = segment_times(begin, end, found.label)
     with _open(found, max_channels) as recording:
         start, stop = _stretch(recording, begin, end, max_seconds, found.label)
         return _read(recording, start, stop, end, max_seconds, sampling_rate, found.label)
@@ -112,26 +114,36 @@ def duration(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels:
         name: what errors call the recording; None is the path.
 
     Raises:
-        InputError: the file is missing, unreadable or empty, or has too many bytes or channels or an absurd sampling rate.
+        InputError: the file is missing, unreadable or empty, has too many bytes or channels or an absurd sampling rate, or is damaged where
+            that shows without decoding.
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile is not installed.
     """
-    found = locate(source, name, max_bytes)
-    with _open(found, max_channels) as recording:
+    with _open(locate(source, name, max_bytes), max_channels) as recording:
         return recording.seconds
 
 
-def _segment(begin: float | None, end: float | None, label: str) -> tuple[float, float | None]:
-    """Start and end in seconds; an open start is 0, an open end None."""
-    for field, value in (("begin_time", begin), ("end_time", end)):
-        if value is not None and (not isinstance(value, numbers.Real) or not math.isfinite(value)):
-            raise InputError(f"{label}: {field} must be a finite number of seconds or null, got {value!r}")
-    begin = 0.0 if begin is None or begin < 0 else float(begin)
-    end = None if end is None or end < 0 else float(end)
-    if end is not None and begin >= end:
-        relation = "is" if begin == end else "is past"
-        raise InputError(f"{label}: begin_time {begin:g} {relation} end_time {end:g}: a segment must begin before it ends")
-    return begin, end
+class Extent(NamedTuple):
+    """What can be said of a recording's length without decoding it."""
+
+    seconds: float
+    """Length of what is there."""
+    cut: str | None = None
+    """Why its end is missing, as a clause for a message; None where nothing shows that."""
+
+
+def extent(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels: int = MAX_CHANNELS, name: str | None = None) -> Extent:
+    """``duration``, and whether ``load`` would refuse the recording as truncated when it is asked for to its end.
+
+    Args:
+        source, max_bytes, max_channels, name: as for ``duration``.
+
+    Raises:
+        InputError, TypeError, ImportError: as ``duration``.
+    """
+    with _open(locate(source, name, max_bytes), max_channels) as recording:
+        reached = recording.seconds if recording.cut is None or recording.frames is None else recording.frames / recording.rate
+        return Extent(reached, recording.cut)
 
 
 @contextlib.contextmanager
@@ -160,22 +172,19 @@ def _stretch(recording: Recording, begin: float, end: float | None, max_seconds:
     start = round(begin * rate)
     stop = recording.stop if end is None else round(end * rate)
     if total is not None:
-        seconds = total / rate
-        outside = f"begin_time {begin:g}" if begin >= seconds else f"end_time {end:g}" if (end or 0) > seconds + END_TOLERANCE else None
-        if outside:
-            note = f"; {recording.cut}" if recording.cut else ""
-            raise InputError(f"{label}: {outside} is past the recording's end at {seconds:g} s{note}")
+        if reason := outside(begin, end, total / rate):
+            raise InputError(f"{label}: {reason}" + (f"; {recording.cut}" if recording.cut else ""))
         if stop is not None and recording.stop is not None:
             stop = min(stop, recording.stop)
-    if stop is not None and stop <= start:
-        raise InputError(f"{label}: the segment from {begin:g} to {stop / rate:g} s holds no samples")
+    if stop is not None:
+        check_samples(begin, start, stop, rate, label)
     if (end is None or stop == total) and recording.cut:
-        raise InputError(f"{label}: {recording.cut}" + ("" if total is None else f"; or give an end_time before {total / rate:g}"))
+        raise InputError(f"{label}: {open_end(recording.cut, None if total is None else total / rate)}")
     most, last = most_samples(max_seconds, rate), total if stop is None else stop
     if most is not None and last is not None:
         doubt = recording.slack * rate if recording.stop is None and end is None else 0
         if last - start > most + doubt and recording.exact:
-            raise InputError(_too_long(label, (last - start) / rate, max_seconds))
+            raise too_long(label, (last - start) / rate, max_seconds)
     return start, stop
 
 
@@ -194,7 +203,7 @@ def _read(
             raise InputError(f"{label}: NaN or infinite sample at {at:.3f} s: the recording is damaged, export it again")
         result.push(block)
     if most is not None and result.taken > most:
-        raise InputError(_too_long(label, None if last is None else (last - start) / rate, max_seconds))
+        raise too_long(label, None if last is None else (last - start) / rate, max_seconds)
     reached = (start + result.taken) / rate
     short = last is not None and last - start - result.taken > recording.slack * rate
     if short and total is not None and recording.exact:
@@ -204,9 +213,3 @@ def _read(
     if not result.taken:
         raise InputError(f"{label}: no samples from {start / rate:g} s on: begin_time is past the recording's end")
     return result.finish()
-
-
-def _too_long(label: str, seconds: float | None, max_seconds: float | None) -> str:
-    return (
-        f"{label}: {'more' if seconds is None else f'{seconds:g}'} s of audio, over the limit of {max_seconds:g} s: split it into segments"
-    )

@@ -114,6 +114,7 @@ class LogMel:
             ValueError: an option has no such value, ``waveforms`` is empty, or ``out`` does not fit.
         """
         _check_options(pad, dtype, max_samples, overlong, pad_to_multiple_of)
+        column = _fill(fill)
         if not isinstance(waveforms, (list, tuple)):
             raise TypeError(
                 f"LogMel: expected a list of one-dimensional waveforms, got {type(waveforms).__name__}: pass one clip as [clip]"
@@ -139,7 +140,7 @@ class LogMel:
             if memory.ndim != 3 or memory.shape[:2] != shape[:2] or memory.shape[2] < shape[2]:
                 raise ValueError(f"LogMel: out must have the shape [{shape[0]}, {shape[1]}, {shape[2]} or more], got {list(memory.shape)}")
             bad = self._plan.find_nonfinite(clips)  # computing finds them at no cost, but only after having written
-        bad = bad or self._plan.compute(clips, padded, memory, None if fill == "floor" else float(fill))
+        bad = bad or self._plan.compute(clips, padded, memory, column)
         if bad is not None:
             item, sample = bad
             raise nonfinite(f"waveform {item}", sample, clips[item][sample])
@@ -170,6 +171,16 @@ def _check_options(pad: str, dtype: str, max_samples: int | None, overlong: str,
     for name, limit in (("max_samples", max_samples), ("pad_to_multiple_of", pad_to_multiple_of)):
         if limit is not None and limit < 1:
             raise ValueError(f"LogMel: {name} must be positive or None, got {limit}")
+
+
+def _fill(fill: Any) -> float | None:
+    """The number for the columns past the computed ones, None for the floor."""
+    if fill == "floor":
+        return None
+    try:
+        return float(fill)
+    except (TypeError, ValueError):
+        raise ValueError(f"LogMel: fill must be 'floor' or a number, got {fill!r}") from None
 
 
 def _clip(label: str, item: Any, max_samples: int | None, policy: str) -> NDArray[np.float32]:

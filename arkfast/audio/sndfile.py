@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from arkfast.audio.container import missing_end, untagged_mp3_seconds
+from arkfast.audio.container import missing_end, seconds_behind_tag, untagged_mp3_seconds
+from arkfast.audio.flac import flac_disagreement
 from arkfast.audio.ogg import OggState, walk_pages
 from arkfast.audio.resample import downmix
-from arkfast.audio.sniff import MP3, OGG, Format
+from arkfast.audio.sniff import FLAC, MP3, OGG, Format
 from arkfast.audio.source import Bytes
 from arkfast.records import InputError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import soundfile
 
 _BLOCK = 1 << 16  # frames decoded at a time
+_MP3_PADDING = 0.5  # seconds: the tag's own frame and what an encoder adds at both ends take up to 0.4 at 8 kHz
 
 
 def _soundfile() -> ModuleType:
@@ -80,7 +82,7 @@ class SndfileRecording:
             with self._source.open() as stream:
                 opened: Any = _Memory(stream.read())
         else:
-            opened = path
+            opened = os.fsencode(path)  # soundfile cannot encode the name of a file that is no UTF-8
         try:
             return self._sf.SoundFile(opened)
         except self._sf.LibsndfileError as error:
@@ -117,9 +119,11 @@ class SndfileRecording:
     @property
     def damage(self) -> str | None:
         """Why the decoder would pass over something in silence, or None."""
-        if self._form is not OGG:
-            return None
-        reason = _ogg_state(self._source).damage
+        if self._form is FLAC:  # seeking goes by the frames' numbers, so of joined files a segment may be the other one's
+            with self._source.open() as stream:
+                reason = flac_disagreement(stream)
+        else:
+            reason = _ogg_state(self._source).damage if self._form is OGG else None
         return None if reason is None else f"damaged: {reason}: get the file again, or re-encode it"
 
     @functools.cached_property
@@ -132,7 +136,15 @@ class SndfileRecording:
         if self._form is not MP3:
             with self._source.open() as stream:
                 return missing_end(stream, seconds)
-        if self._walked is not None and self._walked > seconds + self.slack:
+        if self._walked is None:
+            with self._source.open() as stream:
+                whole = seconds_behind_tag(stream)
+            if whole <= seconds + _MP3_PADDING:
+                return None
+            return (
+                f"its length tag ends it at {seconds:.2f} s and its frames go on to {whole:.2f} s: split what was joined, or re-encode it"
+            )
+        if self._walked > seconds + self.slack:
             return f"this MP3 has no length tag, so of its {self._walked:.2f} s the decoder reaches only {seconds:.2f}: re-encode it"
         return None
 

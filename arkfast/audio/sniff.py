@@ -102,9 +102,8 @@ def describe(stream: BinaryIO) -> str:
     return f"its first bytes are {head[:12].hex(' ')}"
 
 
-def id3_end(stream: BinaryIO) -> int:
-    """The first byte behind the ID3 tags at a file's start, 0 where there are none (id3.org, ID3v2.4.0 §3.1)."""
-    at = 0
+def id3_end(stream: BinaryIO, at: int = 0) -> int:
+    """The first byte behind the ID3 tags that stand at byte ``at``, ``at`` where there are none (id3.org, ID3v2.4.0 §3.1)."""
     while True:
         stream.seek(at)
         head = stream.read(10)

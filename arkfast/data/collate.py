@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from arkfast import audio
+from arkfast.audio.segment import cut_samples
 from arkfast.data.prompt import END_OF_TURN, Prompt, pad_right
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Utterance
@@ -29,11 +30,10 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
     if isinstance(samples, str):
         source, name = open_audio(utterance)
         samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
-    elif utterance.begin is not None or utterance.end is not None:
-        rate = audio.SAMPLING_RATE
-        samples = samples[int((utterance.begin or 0.0) * rate) : None if utterance.end is None else int(utterance.end * rate)]
+    else:
+        samples = cut_samples(samples, utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
     try:
-        features, frames = log_mel([samples], max_samples=int(max_seconds * audio.SAMPLING_RATE), overlong="raise")
+        features, frames = log_mel([samples], max_samples=None)  # the limit was the segment's
     except ValueError as error:
         raise InputError(f"{_name(utterance)}: {error}") from error
     return features[0, :, : int(frames[0])]

@@ -5,6 +5,7 @@ Knows how the order, the pipeline and the memory of features meet; decoding, wor
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -29,7 +30,7 @@ def row_seconds(utterance: Utterance) -> float:
     if utterance.end is not None:
         return utterance.end - (utterance.begin or 0.0)
     duration = utterance.extra.get("duration")
-    if isinstance(duration, (int, float)) and not isinstance(duration, bool) and duration > 0:
+    if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < math.inf:
         return float(duration) - (utterance.begin or 0.0)
     if isinstance(utterance.audio, str):
         source, name = open_audio(utterance)

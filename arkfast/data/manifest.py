@@ -11,7 +11,7 @@ from pathlib import Path
 
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError, RowForm, parse_object, to_utterance
 from arkfast.data.shards import MAX_TEXT, DamagedShard, Sample, iter_samples
-from arkfast.data.sources import Format, expand, is_tar
+from arkfast.data.sources import Format, expand, is_tar, short_names
 from arkfast.records import InputError, Utterance
 
 MAX_LINE = MAX_TEXT  # bytes; a longer line is no row, and reading it whole could take all memory
@@ -29,7 +29,8 @@ def iter_manifest(
 
     A manifest is a JSONL file, in arkfast's form or NeMo's, or a tar shard in WebDataset's layout (its name ends in ``.tar``); braces name
     several: ``shard-{000000..000009}.tar``. Relative audio paths resolve against the manifest's folder; a clip inside a tar file is
-    ``shard.tar::clip.flac``. A row without ``id`` is named ``<file name>:<line>``, in a shard ``<file name>:<key>``.
+    ``shard.tar::clip.flac``. A row without ``id`` is named ``<file name>:<line>``, in a shard ``<file name>:<key>``; where
+    braces name files of one name in several folders, the folders that differ stand before it: ``a/train.jsonl:3``.
 
     Args:
         path: the manifest.
@@ -60,12 +61,13 @@ def iter_rows(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr",
     Raises:
         InputError: a file cannot be read.
     """
-    for source in expand(path):
+    sources = expand(path)
+    for source, name in zip(sources, short_names(sources), strict=True):
         if is_tar(source, format):
-            yield from _shard_rows(source, fields, task)
+            yield from _shard_rows(source, name, fields, task)
         else:
             assert format != "tar"
-            yield from _jsonl_rows(source, fields, task, format)
+            yield from _jsonl_rows(source, name, fields, task, format)
 
 
 def read_manifest(
@@ -141,7 +143,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int, bool]]:
             yield line, end, whole
 
 
-def _jsonl_rows(path: Path, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
+def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
     for number, (raw, end, whole) in enumerate(_lines(path), 1):
         where = f"{path}:{number}"
         try:
@@ -153,7 +155,7 @@ def _jsonl_rows(path: Path, fields: Fields, task: str, form: RowForm) -> Iterato
             utterance = to_utterance(
                 parse_object(line, where),
                 where=where,
-                default_id=f"{path.name}:{number}",
+                default_id=f"{name}:{number}",
                 folder=path.parent,
                 fields=fields,
                 task=task,
@@ -165,7 +167,7 @@ def _jsonl_rows(path: Path, fields: Fields, task: str, form: RowForm) -> Iterato
             yield Row(source=path, number=number, raw=line, end=end, utterance=utterance)
 
 
-def _shard_rows(path: Path, fields: Fields, task: str) -> Iterator[Row]:
+def _shard_rows(path: Path, name: str, fields: Fields, task: str) -> Iterator[Row]:
     number, end = 0, 0
     try:
         for sample in iter_samples(path):
@@ -173,7 +175,7 @@ def _shard_rows(path: Path, fields: Fields, task: str) -> Iterator[Row]:
             raw = sample.text("json") or sample.text("txt") or b""
             line = raw.decode("utf-8", errors="replace")
             try:
-                utterance = _from_sample(sample, path, fields, task)
+                utterance = _from_sample(sample, path, name, fields, task)
             except RowError as error:
                 yield Row(source=path, number=number, raw=line, end=end, error=error)
             else:
@@ -182,15 +184,15 @@ def _shard_rows(path: Path, fields: Fields, task: str) -> Iterator[Row]:
         yield Row(source=path, number=number + 1, raw="", end=end, error=RowError(str(error), "damaged shard"))
 
 
-def _from_sample(sample: Sample, path: Path, fields: Fields, task: str) -> Utterance:
+def _from_sample(sample: Sample, path: Path, name: str, fields: Fields, task: str) -> Utterance:
     where = f"{path}::{sample.key}"
     if sample.fault:
         raise RowError(f"{where}: {sample.fault}", "damaged shard")
     if not sample.audio:
         raise RowError(f"{where}: {_listed(sample)} without a recording beside it; {_PAIRING}", "incomplete pair")
     if len(sample.audio) > 1:
-        names = " and ".join(member.name for member in sample.audio[:2])
-        raise RowError(f"{where}: two recordings, {names}, under one key; {_PAIRING}", "incomplete pair")
+        both = " and ".join(member.name for member in sample.audio[:2])
+        raise RowError(f"{where}: two recordings, {both}, under one key; {_PAIRING}", "incomplete pair")
     described, spoken = sample.text("json"), sample.text("txt")
     if described is None and spoken is None:
         raise RowError(f"{where}: {sample.audio[0].name} has no single .json or .txt beside it; {_PAIRING}", "incomplete pair")
@@ -199,7 +201,7 @@ def _from_sample(sample: Sample, path: Path, fields: Fields, task: str) -> Utter
         row[fields.text] = _decoded(spoken, f"{where}.txt").strip()
     # The clip is the one in the shard, wherever the row may have had it from.
     row[fields.audio] = str(sample.audio[0])
-    return to_utterance(row, where=where, default_id=f"{path.name}:{sample.key}", folder=None, fields=fields, task=task, form="jsonl")
+    return to_utterance(row, where=where, default_id=f"{name}:{sample.key}", folder=None, fields=fields, task=task, form="jsonl")
 
 
 _PAIRING = "a clip and its text share their name up to the first dot and follow one another (tar --sort=name)"

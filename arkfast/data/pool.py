@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from arkfast.audio import SAMPLING_RATE
-from arkfast.data.worker import BROKEN, OUT_OF_MEMORY, READY, REPLY, REQUEST, Features, dump, load, outcome
+from arkfast.data.worker import BROKEN, OUT_OF_MEMORY, READY, REPLY, REQUEST, Features, dump, dump_outcome, load
 from arkfast.records import InputError, Utterance
 
 TRIES = 2  # a clip that ends its worker twice is given up
@@ -43,8 +43,22 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 # glibc otherwise gives a clip's arrays back to the kernel after every clip, and their pages cost faults anew: a sixth of a worker's time.
 _WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 26)}
 
-# What a worker runs. It takes over the import path, as a spawned process of multiprocessing would, but never imports the main module.
-_BOOTSTRAP = "import sys; sys.path[:] = sys.argv[1].splitlines(); from arkfast.data.worker import main; main(*map(int, sys.argv[2:]))"
+# Ctrl-C and the notice before a kill are the consumer's to handle: torchrun sends it to the process group, Slurm to every process, and
+# workers that went at once would leave the consumer without the batches of its last steps.
+_CONSUMERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# What a worker runs, its signals before all else, which its parent blocked for it. It takes over the import path, as a spawned process of
+# multiprocessing would, but never imports the main module.
+_BOOTSTRAP = f"""
+import sys
+sys.path[:] = sys.argv[1].splitlines()
+import signal
+for number in {tuple(map(int, _CONSUMERS_SIGNALS))}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {tuple(map(int, _CONSUMERS_SIGNALS))})
+from arkfast.data.worker import main
+main(*map(int, sys.argv[2:]))
+"""
 
 
 class WorkersBroken(RuntimeError):
@@ -113,8 +127,7 @@ class Pool:
         # Only what the extractors read travels.
         if dump(replace(utterance, text=None, extra={}), self._room(job.slot)):
             # Samples that do not even fit a slot: most likely too long, so the answer is quick, and sending them could block.
-            overflow = dump(outcome(self._features, utterance), self._room(job.slot))
-            job.reply = overflow
+            job.reply = dump_outcome(self._features, utterance, self._room(job.slot))
         else:
             self._assign(job)
         return job
@@ -128,8 +141,10 @@ class Pool:
         """
         while job.reply is None:
             self._wait()
-        kind, *rest = load(memoryview(job.reply) if job.reply else self._room(job.slot))
-        self._free.append(job.slot)
+        try:
+            kind, *rest = load(memoryview(job.reply) if job.reply else self._room(job.slot))
+        finally:
+            self._free.append(job.slot)
         if kind == "ok":
             return rest[0], rest[1]
         if kind == "bad":
@@ -159,6 +174,19 @@ class Pool:
             return
 
     def _start(self) -> _Process:
+        """A new worker, known to the pool."""
+        # A process has the mask that it was started under until it can say what it ignores. Signals to this thread wait meanwhile, and an
+        # exception of theirs comes when the pool knows what it has to end.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CONSUMERS_SIGNALS)
+        try:
+            process = self._launch()
+            self._processes.append(process)
+            self._poll.register(process.replies, select.POLLIN)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        return process
+
+    def _launch(self) -> _Process:
         ours_requests, ours_replies = [*os.pipe()], [*os.pipe()]
         requests, replies = ours_requests[0], ours_replies[1]
         numbers = (requests, replies, self._memory, self._settings_bytes, self._slots_at, self._slot_bytes, os.getpid())
@@ -170,6 +198,7 @@ class Pool:
                 stdout=2,  # what a library prints must not get between the consumer's own lines
                 pass_fds=(requests, replies, self._memory),
                 env={**_WORKER_ENVIRONMENT, **os.environ, **_ONE_THREAD},
+                start_new_session=True,  # out of the process group, which others send their signals to
             )
         except BaseException:
             os.close(ours_requests[1])
@@ -178,10 +207,7 @@ class Pool:
         finally:
             os.close(requests)
             os.close(replies)
-        process = _Process(started, ours_requests[1], ours_replies[0])
-        self._processes.append(process)
-        self._poll.register(process.replies, select.POLLIN)
-        return process
+        return _Process(started, ours_requests[1], ours_replies[0])
 
     def _wait(self) -> None:
         """Receive what workers have sent, or wait for at most a second; notice those that died or hang."""

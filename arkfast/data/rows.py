@@ -127,6 +127,7 @@ def to_utterance(
     text = _text(row, fields.text, where)
     language = _text(row, "language", where)
     begin, end = _time(row, fields.begin, where), _time(row, fields.end, where)
+    _number(row, "duration", where)  # passes through, and batches are planned by it
     if begin is not None and end is not None and begin >= end:
         relation = "at" if begin == end else "past"
         raise RowError(f"{where}: {fields.begin} {begin:g} is {relation} {fields.end} {end:g}; a segment needs a length", "empty segment")
@@ -198,7 +199,7 @@ def _text(row: Mapping[str, Any], name: str, where: str) -> str | None:
     return value
 
 
-def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
+def _number(row: Mapping[str, Any], name: str, where: str, hint: str = "") -> float | None:
     value = row.get(name)
     if value is None:
         return None
@@ -207,11 +208,11 @@ def _number(row: Mapping[str, Any], name: str, where: str) -> float | None:
             return float(value)
     except OverflowError:  # an integer past the range of floats
         pass
-    raise RowError(f"{where}: {name} must be a number of seconds (-1 for the whole file), got {_shown(value)}", "time field")
+    raise RowError(f"{where}: {name} must be a number of seconds{hint}, got {_shown(value)}", "time field")
 
 
 def _time(row: Mapping[str, Any], name: str, where: str) -> float | None:
-    value = _number(row, name, where)
+    value = _number(row, name, where, " (-1 for the whole file)")
     return None if value is None or value < 0 else value
 
 

@@ -20,12 +20,13 @@ from arkfast.records import InputError, Utterance
 
 BLOCK = 512  # bytes; everything in a tar file begins at a multiple of it
 MAX_TEXT = 4 << 20  # bytes of a .json or .txt member: a row, not a data set
+MAX_EXTENSION = 1 << 20  # bytes of a name or of attributes that stand before a member's header: a system's longest path has 4 KiB
 AUDIO_SUFFIXES = frozenset(
     {"aac", "aif", "aifc", "aiff", "au", "caf", "flac", "m4a", "mp3", "mp4", "oga", "ogg", "opus", "rf64", "w64", "wav", "webm", "wma"}
 )
 TEXT_SUFFIXES = ("json", "txt")
 
-_REFERENCE = re.compile(r"(?P<path>.+?\.tar)::(?P<name>.+?)(?:@(?P<offset>\d+)\+(?P<size>\d+))?", re.DOTALL)
+_REFERENCE = re.compile(r"(?P<path>.+?\.(?i:tar))::(?P<name>.+?)(?:@(?P<offset>\d+)\+(?P<size>\d+))?", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -203,10 +204,25 @@ def open_audio(utterance: Utterance) -> tuple[str | bytes, str | None]:
         raise InputError(f"{utterance.where}: {error}") from error
 
 
+class _Header(tarfile.TarInfo):
+    """A header whose extensions are bounded: tarfile reads a long name or a pax record whole, whatever size it claims."""
+
+    _EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        """tarfile's entry to the reading of what follows a header, which it offers to subclasses."""
+        if self.type in self._EXTENSIONS and self.size > MAX_EXTENSION:
+            what = f"the header extension at byte {self.offset} has {self.size} bytes, over the limit of {MAX_EXTENSION}"
+            raise tarfile.ReadError(what)
+        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+
+
 def _members(file: BinaryIO, path: Path, total: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """(member, bytes of the file up to its end) of each plain file, checked to reach the end mark."""
     try:
-        archive = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 (the caller closes the file)
+        archive = tarfile.open(  # noqa: SIM115 (the caller closes the file)
+            fileobj=file, mode="r:", errors="surrogateescape", tarinfo=_Header
+        )
         while (info := archive.next()) is not None:
             archive.members = []  # tarfile remembers every member, which a large shard's reader cannot afford
             if info.isreg() and not info.issparse():

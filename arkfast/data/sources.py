@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +38,16 @@ def expand(path: str | Path) -> list[Path]:
     for found in paths:
         _check(found)
     return paths
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What tells the files of a set apart: their names, or where names repeat the ends of their paths, all of the same least depth."""
+    most = max((len(path.parts) for path in paths), default=1)
+    for depth in range(1, most + 1):
+        names = ["/".join(path.parts[-depth:]) for path in paths]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def is_tar(path: Path, form: Format = "auto") -> bool:

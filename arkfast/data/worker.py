@@ -11,7 +11,6 @@ import faulthandler
 import mmap
 import os
 import pickle
-import signal
 import struct
 import sys
 import threading
@@ -122,12 +121,28 @@ def outcome(features: Features, utterance: Utterance) -> tuple[Any, ...]:
     except MemoryError:
         raise
     except Exception as error:  # not the clip's fault: it stops the consumer, who must know where it comes from
-        text = traceback.format_exc()
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # an exception that does not survive the journey travels as text
-            return "raise", f"{type(error).__name__}: {error}", text
-        return "raise", error, text
+        return _raised(error)
+
+
+def dump_outcome(features: Features, utterance: Utterance, room: memoryview) -> bytes:
+    """Writes the ``outcome`` of an utterance as ``dump`` does; a prepared value that cannot be pickled is an exception of ``prepare``'s."""
+    result = outcome(features, utterance)
+    try:
+        return dump(result, room)
+    except MemoryError:
+        raise
+    except Exception as error:  # pickle raises whatever an object's own methods raise
+        reason = TypeError(f"prepare's result cannot be sent from a worker ({type(error).__name__}: {error}); return data, not code")
+        return dump(_raised(reason.with_traceback(error.__traceback__)), room)
+
+
+def _raised(error: Exception) -> tuple[Any, ...]:
+    text = "".join(traceback.format_exception(error))
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # an exception that does not survive the journey travels as text
+        return "raise", f"{type(error).__name__}: {error}", text
+    return "raise", error, text
 
 
 def main(requests: int, replies: int, memory: int, settings_bytes: int, slots_at: int, slot_bytes: int, parent: int) -> None:
@@ -142,7 +157,6 @@ def main(requests: int, replies: int, memory: int, settings_bytes: int, slots_at
         slot_bytes: size of a slot.
         parent: the process that must stay alive.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the consumer decides what it means
     faulthandler.enable()
     for descriptor in (requests, replies, memory):
         os.set_inheritable(descriptor, False)
@@ -158,7 +172,7 @@ def main(requests: int, replies: int, memory: int, settings_bytes: int, slots_at
         (slot,) = REQUEST.unpack(request)
         room = view[slots_at + slot * slot_bytes : slots_at + (slot + 1) * slot_bytes]
         try:
-            _reply(replies, VALUE, slot, dump(outcome(features, load(room)), room))
+            _reply(replies, VALUE, slot, dump_outcome(features, load(room), room))
         except MemoryError:  # a process that has run out is replaced by a fresh one
             os._exit(OUT_OF_MEMORY)
 

@@ -1,15 +1,13 @@
 """Decoding: prompts in, ids out.
 
-One cache, one token mask, one stop rule for training's rollouts, transcription and the service. Requests wait in a queue; they are encoded
-and prefilled in groups of similar length, take a slot each, and leave it when they end, so that short ones do not wait for long ones.
-Knows queues and slots; knows neither text nor files. A row's tokens do not depend on its batch mates, its slot or the order.
+One cache, one token mask, one stop rule for training's rollouts, transcription and the service. Requests wait in a queue, take a slot
+each, and leave it when they end, so that short ones do not wait for long ones. Knows queue and slots; knows neither text nor files. A
+row's tokens do not depend on its batch mates, its slot or the order.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,33 +15,22 @@ import torch
 from arkfast.data import audio_token_count
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
-from arkfast.engine.guards import LOOP_WINDOW
-from arkfast.engine.prefill import PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, suited
-from arkfast.engine.request import Finished, FinishReason, Request, Sampling
+from arkfast.engine.request import Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
 from arkfast.engine.slots import Entry, Slots
-from arkfast.records import AllowedTokens, Batch, InputError, Rollout
+from arkfast.engine.waiting import Queue, Waiting
+from arkfast.records import AllowedTokens, Batch, Rollout
 
 LOOK_EVERY = {"cuda": 8, "cpu": 2}
 """Decode steps between two looks at which rows have ended. A look waits for the device; between looks, ended rows are computed in vain."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Waiting:
-    """A prompt in the queue, and the rows that will go on after it."""
-
-    prompt: torch.Tensor
-    audio: torch.Tensor | None
-    """[N, H] embeddings where they are known."""
-    mel: torch.Tensor | None
-    entries: list[Entry]
 
 
 class Engine:
     """Decodes with one model.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``; its weights are read at each step, so a trained model needs no new engine.
+        model: an ``ArkasrForConditionalGeneration``; its weights are read at each step, so a trained model needs no new engine. They may
+            change at any time, but move to other memory only while no row is being decoded.
         allowed: which ids may be produced and which end a row.
         slots: rows decoded at once by ``submit`` and ``step``, and the most at once in ``rollout``, which by default takes all it is given.
         max_len: prompt and produced ids of a request together; of ``submit`` and ``step`` only.
@@ -56,7 +43,7 @@ class Engine:
         graphs: capture decode steps as CUDA graphs; None: on a GPU, where weights are not sharded.
 
     Raises:
-        ValueError: a decoder that is not plain Qwen2.
+        ValueError: a decoder that is not plain Qwen2, or a number out of range.
     """
 
     def __init__(
@@ -74,8 +61,15 @@ class Engine:
         graphs: bool | None = None,
     ) -> None:
         check_decoder(model.model)
-        if slots is not None and slots < 1:
-            raise ValueError(f"Engine: slots must be at least 1, got {slots}")
+        for name, value, least in (
+            ("slots", slots, 1),
+            ("max_len", max_len, 1),
+            ("max_new_tokens", max_new_tokens, 1),
+            ("topk", topk, 0),
+            ("look_every", look_every, 1),
+        ):
+            if value is not None and value < least:
+                raise ValueError(f"Engine: {name} must be at least {least}, got {value}")
         self.model, self.allowed, self.topk, self.logprobs = model, allowed, topk, logprobs
         weight = model.lm_head.weight
         self._device = weight.device
@@ -91,9 +85,7 @@ class Engine:
         self._choosing = Choosing(blocked=self.blocked, stop_ids=self.stop_ids, topk=topk, logprobs=logprobs)
         self._slots: Slots | None = None
         self._weights: tuple[int, ...] = ()
-        self._queue: deque[_Waiting] = deque()
-        self._ready: deque[tuple[Prefilled, int, Entry]] = deque()
-        self._broken: list[Finished] = []
+        self._queue = Queue(model)
         self._next_id = 0
 
     # -- one request at a time -------------------------------------------------------------------------------------------------------
@@ -105,9 +97,10 @@ class Engine:
             Its id, which ``step`` gives back with its tokens.
 
         Raises:
-            InputError: features or prompt have the wrong shape, or the request is longer than the engine's slots.
+            InputError: features or prompt have the wrong shape or type, a number of the request is out of range, or it is longer than the
+                engine's slots.
         """
-        self._check(request)
+        request.check(self.model.config, max_len=self._max_len, max_new_tokens=self._max_new_tokens)
         self._next_id += 1
         entry = Entry(
             id=self._next_id,
@@ -117,7 +110,7 @@ class Engine:
             number=0,
             sampling=request.sampling,
         )
-        self._queue.append(_Waiting(prompt=request.input_ids, audio=None, mel=request.mel, entries=[entry]))
+        self._queue.add(Waiting(prompt=request.input_ids, mel=request.mel, entries=[entry]))
         return self._next_id
 
     @torch.no_grad()
@@ -126,7 +119,7 @@ class Engine:
         slots = self._reserve(rows=self._slots_wanted or 32, length=self._max_len, new=self._max_new_tokens)
         self._admit(slots)
         slots.advance(self._look_every)
-        finished, self._broken = self._broken, []
+        finished, self._queue.broken = self._queue.broken, []
         ended = self._ended(slots)
         if ended:
             index = torch.tensor([place for place, _, _ in ended]).to(self._device, non_blocking=True)
@@ -140,12 +133,7 @@ class Engine:
     @property
     def pending(self) -> int:
         """Requests that have not been given back."""
-        return (
-            len(self._broken)
-            + len(self._ready)
-            + sum(len(w.entries) for w in self._queue)
-            + (len(self._slots.entries) if self._slots else 0)
-        )
+        return len(self._queue.broken) + len(self._queue) + (len(self._slots.entries) if self._slots else 0)
 
     @property
     def decode_steps(self) -> int:
@@ -154,18 +142,8 @@ class Engine:
 
     def cancel(self, id: int) -> bool:
         """Forget a request and free its slot; whether there was one. Nothing of it is given back."""
-        for waiting in self._queue:
-            if any(entry.id == id for entry in waiting.entries):
-                self._queue.remove(waiting)
-                return True
-        for ready in self._ready:
-            if ready[2].id == id:
-                self._ready.remove(ready)
-                return True
-        for i, finished in enumerate(self._broken):
-            if finished.id == id:
-                del self._broken[i]
-                return True
+        if self._queue.cancel(id):
+            return True
         places = [place for place, entry in enumerate(self._slots.entries) if entry.id == id] if self._slots else []
         if places and self._slots:
             self._slots.release(places, wipe=places)
@@ -175,8 +153,6 @@ class Engine:
         """Forget every request and give the slots' memory back; the engine can be used again."""
         self._slots = None
         self._queue.clear()
-        self._ready.clear()
-        self._broken.clear()
 
     # -- a whole batch -----------------------------------------------------------------------------------------------------------------
 
@@ -203,23 +179,28 @@ class Engine:
             temperature, top_p, top_k, repetition_penalty, seed: see ``Sampling``.
             audio: what ``model.get_audio_features`` gave for the batch, where it is at hand already.
 
+        Whatever it raises, the engine can be used again.
+
         Raises:
             RuntimeError: requests of ``submit`` are still under way.
+            ValueError: a number out of range, or not one limit an utterance.
         """
         if self.pending:
             raise RuntimeError(f"Engine.rollout: {self.pending} submitted requests are under way; finish or cancel them first")
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed)
-        limits = [max_new_tokens] * batch.size if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        prompts, frames, keys = torch.stack((batch.prompt_lens, batch.mel_lens, batch.keys)).tolist()
-        for b in range(batch.size):
-            entries = [Entry(id=b * n + i, prompt=prompts[b], limit=limits[b], key=keys[b], number=i, sampling=sampling) for i in range(n)]
-            known = None if audio is None else audio[0][b, : audio_token_count(frames[b], self.model.config.merge_factor)]
-            mel = batch.mel[b, :, : frames[b]]
-            self._queue.append(_Waiting(prompt=batch.input_ids[b, : prompts[b]], audio=known, mel=mel, entries=entries))
+        limits = rollout_limits(max_new_tokens, utterances=batch.size, n=n)
         rows, new = batch.size * n, max(limits)
-        slots = self._reserve(rows=min(self._slots_wanted or rows, rows), length=max(prompts) + new, new=new)
-        found = RolloutBuffers(rows, new, self._choosing, self._device)
+        prompts, frames, keys = torch.stack((batch.prompt_lens, batch.mel_lens, batch.keys)).tolist()
         try:
+            for b in range(batch.size):
+                entries = [
+                    Entry(id=b * n + i, prompt=prompts[b], limit=limits[b], key=keys[b], number=i, sampling=sampling) for i in range(n)
+                ]
+                known = None if audio is None else audio[0][b, : audio_token_count(frames[b], self.model.config.merge_factor)]
+                mel = batch.mel[b, :, : frames[b]]
+                self._queue.add(Waiting(prompt=batch.input_ids[b, : prompts[b]], audio=known, mel=mel, entries=entries))
+            slots = self._reserve(rows=min(self._slots_wanted or rows, rows), length=max(prompts) + new, new=new)
+            found = RolloutBuffers(rows, new, self._choosing, self._device)
             while self.pending:
                 self._admit(slots, isolate=False)
                 slots.advance(self._look_every)
@@ -233,28 +214,14 @@ class Engine:
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
 
-    def _check(self, request: Request) -> None:
-        bins = self.model.config.whisper_config.num_mel_bins
-        if request.mel.ndim != 2 or request.mel.shape[0] != bins or not request.mel.shape[1]:
-            raise InputError(f"Engine: a request's features must be [{bins}, frames], got {list(request.mel.shape)}")
-        placeholders = int((request.input_ids == self.model.config.audio_token_id).sum()) if request.input_ids.ndim == 1 else -1
-        wanted = audio_token_count(request.mel.shape[1], self.model.config.merge_factor)
-        if placeholders != wanted:
-            raise InputError(
-                f"Engine: a prompt for {request.mel.shape[1]} frames must be one-dimensional with {wanted} audio placeholders, "
-                f"got shape {list(request.input_ids.shape)} with {max(placeholders, 0)}"
-            )
-        if not 1 <= request.max_new_tokens <= self._max_new_tokens:
-            raise InputError(f"Engine: max_new_tokens must be 1 to {self._max_new_tokens}, got {request.max_new_tokens}")
-        if (total := len(request.input_ids) + request.max_new_tokens) > self._max_len:
-            raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {self._max_len}; shorten the audio")
-
     def _reserve(self, *, rows: int, length: int, new: int) -> Slots:
-        """Slots that hold so much: those at hand where they do and nothing about the weights has moved."""
-        weights = tuple(p.data_ptr() for p in self.model.parameters()) if self._graphs else ()
+        """Slots that hold so much: those at hand where they do and no weight that a captured step reads has moved."""
+        if self._slots is not None and self._slots.entries:
+            return self._slots  # slots in use stay; a walk over all weights would hold up every step
+        parts = (self.model.model, self.model.lm_head) if self._graphs else ()
+        weights = tuple(p.data_ptr() for part in parts for p in part.parameters())
         if self._slots is None or weights != self._weights or not self._slots.fits(rows=rows, length=length, new=new):
             if self._slots is not None:
-                assert not self._slots.entries, "slots in use do not grow"
                 most, length, new = self._slots.grown(rows=rows, length=length, new=new)
                 self._slots = None  # the old memory goes before the new comes
             else:
@@ -266,74 +233,20 @@ class Engine:
 
     def _admit(self, slots: Slots, *, isolate: bool = True) -> None:
         """Fill free slots from the queue. A few free ones wait for company, since a prefill holds up every row that is decoding."""
-        if not (self._queue or self._ready) or (slots.entries and slots.free < max(1, slots.most // 8)):
+        if slots.entries and slots.free < max(1, slots.most // 8):
             return
-        while slots.free and (self._ready or self._queue):
-            if not self._ready:
-                self._prefill(slots.free, slots.most, isolate=isolate)
-                continue
-            prompts = self._ready[0][0]
-            taken: list[tuple[Prefilled, int, Entry]] = []
-            while self._ready and self._ready[0][0] is prompts and len(taken) < slots.free:
-                taken.append(self._ready.popleft())
-            slots.admit(prompts, [source for _, source, _ in taken], [entry for _, _, entry in taken])
-
-    def _prefill(self, rows: int, ahead: int, *, isolate: bool) -> None:
-        """Make ready what fills ``rows`` slots, encoding up to ``ahead`` rows of the queue together."""
-        self._encode(ahead, isolate=isolate)
-        taken: list[_Waiting] = []
-        while self._queue and self._queue[0].audio is not None and sum(len(w.entries) for w in taken) < rows:
-            taken.append(self._queue.popleft())
-        for group in groups_of_similar_length([len(w.prompt) for w in taken], suited(PREFILL_TOKENS, self._device)):
-            members = [taken[i] for i in group]
-            for done in self._tried(lambda m: Prefilled(self.model, [w.prompt for w in m], [w.audio for w in m]), members, isolate):
-                prompts, own = done
-                self._ready.extend((prompts, i, entry) for i, w in enumerate(own) for entry in w.entries)
-
-    def _encode(self, ahead: int, *, isolate: bool) -> None:
-        if not self._queue or self._queue[0].audio is not None:
-            return
-        taken: list[_Waiting] = []
-        while self._queue and self._queue[0].audio is None and sum(len(w.entries) for w in taken) < ahead:
-            taken.append(self._queue.popleft())
-        encoded: list[_Waiting] = []
-        for embeddings, own in self._tried(lambda m: encode(self.model, [w.mel for w in m]), taken, isolate):
-            encoded += [
-                _Waiting(prompt=w.prompt, audio=audio, mel=None, entries=w.entries) for w, audio in zip(own, embeddings, strict=True)
-            ]
-        # the longest first: what is admitted together should end together, and the last to be admitted should be short
-        self._queue.extendleft(sorted(encoded, key=lambda w: len(w.prompt)))
-
-    def _tried(self, work: Any, members: list[_Waiting], isolate: bool) -> Iterable[tuple[Any, list[_Waiting]]]:
-        """``work`` of the members, halved wherever it raises; those it cannot be done for alone are given back as errors."""
-        try:
-            result = work(members)
-        except torch.AcceleratorError:
-            raise  # nothing works any more
-        except Exception as error:
-            if not isolate:
-                raise
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            if len(members) == 1:
-                message = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                self._broken += [Finished(id=e.id, tokens=[], finish_reason="error", error=message) for e in members[0].entries]
-                return
-        else:
-            yield result, members
-            return
-        half = len(members) // 2
-        yield from self._tried(work, members[:half], isolate)
-        yield from self._tried(work, members[half:], isolate)
+        while slots.free and (taken := self._queue.take(slots.free, slotful=slots.most, isolate=isolate)):
+            slots.admit(taken.prompts, taken.source, taken.entries)
 
     def _ended(self, slots: Slots) -> list[tuple[int, Entry, int]]:
         """(place, entry, state) of every row that has ended."""
-        loops = min(self._look_every + 1, LOOP_WINDOW) if self._cut_loops else 0
+        loops = self._look_every + 1 if self._cut_loops else 0  # an admitted row has one id before its first step
         return [(place, entry, state) for place, (entry, state) in enumerate(slots.look(loops_since=loops)) if state & DONE]
 
     @staticmethod
     def _release(slots: Slots, ended: list[tuple[int, Entry, int]]) -> None:
-        slots.release([place for place, _, _ in ended], wipe=[place for place, _, state in ended if state & FAILED])
+        # a row whose loop was cut went on until it was looked at, and may have failed meanwhile
+        slots.release([place for place, _, _ in ended], wipe=[place for place, _, state in ended if state & (FAILED | LOOPED)])
 
 
 def _finished(entry: Entry, state: int, tokens: list[int], logprob: list[float] | None) -> Finished:

@@ -56,4 +56,6 @@ def token_limit(seconds: float, max_new_tokens: int, tokens_per_second: float | 
         tokens_per_second: of the fastest speech that is believed; None: no limit of this kind.
         margin: tokens granted besides, since short clips are uneven.
     """
-    return max_new_tokens if tokens_per_second is None else min(max_new_tokens, math.ceil(seconds * tokens_per_second) + margin)
+    if tokens_per_second is None:
+        return max_new_tokens
+    return min(max_new_tokens, math.ceil(min(seconds * tokens_per_second, max_new_tokens)) + margin)

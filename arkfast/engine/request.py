@@ -5,10 +5,18 @@ Knows shapes and limits; knows no model and no device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from operator import index
+from typing import Any, Literal
 
 import torch
+
+from arkfast.data import audio_token_count
+from arkfast.records import InputError
+
+_LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64, which keys and seeds have on the device
+_SMALL, _LARGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # the scores' own type
 
 FinishReason = Literal["stop", "length", "repetition", "error"]
 """Why a transcript ends: an end token; its limit; a loop that was cut; scores that are not numbers, or a fault of the device."""
@@ -30,14 +38,15 @@ class Sampling:
     repetition_penalty: float = 1.0
     """Scores of ids that stand in the prompt or were produced are divided by it, negative ones multiplied (Keskar et al. 2019, "CTRL")."""
     seed: int = 0
-    """Of the noise; with the utterance's key, the rollout's number and the position it fixes every draw."""
+    """Of the noise, within int64; with the utterance's key, the rollout's number and the position it fixes every draw."""
 
     def __post_init__(self) -> None:
         for name, sound in (
-            ("temperature", 0.0 <= self.temperature < float("inf")),
-            ("top_p", 0.0 < self.top_p <= 1.0),
-            ("top_k", self.top_k >= 0),
-            ("repetition_penalty", 0.0 < self.repetition_penalty < float("inf")),
+            ("temperature", self.temperature == 0 or _SMALL <= self.temperature <= _LARGE),
+            ("top_p", _SMALL <= self.top_p <= 1.0),
+            ("top_k", 0 <= self.top_k <= _MOST),
+            ("repetition_penalty", _SMALL <= self.repetition_penalty <= _LARGE),
+            ("seed", _LEAST <= self.seed <= _MOST),
         ):
             if not sound:
                 raise ValueError(f"{name} is out of range: {getattr(self, name)}")
@@ -69,8 +78,62 @@ class Request:
     max_new_tokens: int
     """Length limit, the end token included."""
     key: int = 0
-    """``Utterance.key``, from which sampling noise is drawn."""
+    """``Utterance.key``, within int64, from which sampling noise is drawn."""
     sampling: Sampling = Sampling()
+
+    def check(self, config: Any, *, max_len: int, max_new_tokens: int) -> None:
+        """Raise ``InputError`` for what would be decoded wrongly, or would cost the requests beside it their transcripts.
+
+        Args:
+            config: the model's.
+            max_len: positions of a slot, for prompt and produced ids.
+            max_new_tokens: the most ids that may be asked for.
+        """
+        bins = config.whisper_config.num_mel_bins
+        if self.mel.ndim != 2 or self.mel.shape[0] != bins or not self.mel.shape[1]:
+            raise InputError(f"Engine: a request's features must be [{bins}, frames], got {list(self.mel.shape)}")
+        if self.mel.dtype != torch.float32:
+            raise InputError(f"Engine: a request's features must be float32, got {self.mel.dtype}; convert them")
+        if self.input_ids.dtype != torch.int64:
+            raise InputError(f"Engine: a prompt's ids must be int64, got {self.input_ids.dtype}; convert them")
+        ids = self.input_ids.cpu()  # one wait where they lie on a device, however much is asked of them
+        placeholders = int((ids == config.audio_token_id).sum()) if ids.ndim == 1 else -1
+        wanted = audio_token_count(self.mel.shape[1], config.merge_factor)
+        if placeholders != wanted:
+            raise InputError(
+                f"Engine: a prompt for {self.mel.shape[1]} frames must be one-dimensional with {wanted} audio placeholders, "
+                f"got shape {list(ids.shape)} with {max(placeholders, 0)}"
+            )
+        for id_ in (int(ids.min()), int(ids.max())):
+            if not 0 <= id_ < config.vocab_size:
+                raise InputError(
+                    f"Engine: a prompt's ids must be 0 to {config.vocab_size - 1}, got {id_}; make the prompt with the model's tokenizer"
+                )
+        if not _LEAST <= self.key <= _MOST:
+            raise InputError(f"Engine: a request's key must be within int64, got {self.key}; take Utterance.key")
+        if not isinstance(self.max_new_tokens, int) or not 1 <= self.max_new_tokens <= max_new_tokens:
+            raise InputError(f"Engine: max_new_tokens must be 1 to {max_new_tokens}, got {self.max_new_tokens}")
+        if (total := len(ids) + self.max_new_tokens) > max_len:
+            raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {max_len}; shorten the audio")
+
+
+def rollout_limits(max_new_tokens: int | Iterable[int], *, utterances: int, n: int) -> list[int]:
+    """The limit of each utterance of a rollout.
+
+    Raises:
+        ValueError: no utterance, no rollout of each, a limit below 1, or not one limit an utterance.
+    """
+    for name, value in (("n", n), ("the number of utterances", utterances)):
+        if value < 1:
+            raise ValueError(f"Engine.rollout: {name} must be at least 1, got {value}")
+    limits = [index(limit) for limit in max_new_tokens] if isinstance(max_new_tokens, Iterable) else [index(max_new_tokens)] * utterances
+    if len(limits) != utterances:
+        raise ValueError(
+            f"Engine.rollout: max_new_tokens has {len(limits)} limits for {utterances} utterances; give one for each or one for all"
+        )
+    if min(limits) < 1:
+        raise ValueError(f"Engine.rollout: max_new_tokens must be at least 1, got {min(limits)}")
+    return limits
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from arkfast.engine.request import Sampling
-from arkfast.engine.sampling import gumbel_noise, penalise, restrict
+from arkfast.engine.sampling import gumbel_noise, noisiest, penalise, restrict
 from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
 
 DONE, STOPPED, FAILED, LOOPED = 1, 2, 4, 8
@@ -181,7 +181,7 @@ class Rows:
     def _draw(self, scores: torch.Tensor, mode: Mode, choosing: Choosing) -> torch.Tensor:
         """An id for every row, drawn by adding noise (Gumbel-max)."""
         warm = torch.where(self.temperature > 0, self.temperature, 1.0)[:, None]
-        scores = scores.float().index_fill(-1, choosing.blocked.long(), float("-inf")) / warm
+        scores = (scores.float() / warm).index_fill(-1, choosing.blocked.long(), float("-inf"))
         if mode.restricts:
             scores = restrict(scores, self.top_k, self.top_p)
-        return (scores + gumbel_noise(self.key, self.number, self.produced, scores.shape[1], self.seed)).argmax(-1)
+        return noisiest(scores, gumbel_noise(self.key, self.number, self.produced, scores.shape[1], self.seed))

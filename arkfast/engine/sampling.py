@@ -32,10 +32,20 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
+_BITS = 23
+"""Of each hash that make its uniform number: with the half that keeps it off 0 and 1, as many as float32 holds exactly."""
+
+
+def _gumbel(bits: torch.Tensor) -> torch.Tensor:
+    """Standard Gumbel noise, float32, of ``_BITS`` random bits each, int64; all of it is finite."""
+    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-_BITS  # 2⁻²⁴ to 1 − 2⁻²⁴; one more bit, and the last would be rounded to 1
+    return -torch.log(-torch.log(uniform))
+
+
 def gumbel_noise(
     keys: torch.Tensor, rollouts: torch.Tensor, positions: torch.Tensor | int, vocab_size: int, seeds: torch.Tensor | int
 ) -> torch.Tensor:
-    """Standard Gumbel noise, float32 [R, vocab_size].
+    """Standard Gumbel noise, float32 [R, vocab_size], between −2.9 and 16.7.
 
     Args:
         keys: [R] int64 ``Utterance.key`` of each row.
@@ -48,9 +58,12 @@ def gumbel_noise(
     positions = _wrap(positions * _MIX2) if isinstance(positions, int) else positions * _MIX2
     row = _mix(_mix(_mix(keys + _GOLDEN) ^ seeds) + rollouts * _MIX1 + positions)
     ids = torch.arange(vocab_size, device=keys.device, dtype=torch.int64)
-    bits = _shift_right(_mix(row[:, None] + (ids[None] + 1) * _GOLDEN), 40)
-    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
-    return -torch.log(-torch.log(uniform))
+    return _gumbel(_shift_right(_mix(row[:, None] + (ids[None] + 1) * _GOLDEN), 64 - _BITS))
+
+
+def noisiest(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """[R] int64 the id of the best sum of ``scores`` and ``noise`` [R, V]; one whose score is −inf is never drawn, whatever its noise."""
+    return (scores + noise).masked_fill(scores == float("-inf"), float("-inf")).argmax(-1)
 
 
 def restrict(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

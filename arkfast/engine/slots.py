@@ -18,7 +18,7 @@ from arkfast.engine.graphs import StepGraphs, bucket
 from arkfast.engine.guards import loop_ends
 from arkfast.engine.prefill import Prefilled
 from arkfast.engine.request import Sampling
-from arkfast.engine.rows import DONE, LOOPED, Choosing, Mode, Rows
+from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,8 @@ class Slots:
 
     @staticmethod
     def _cut_loops(own: Rows, new: int) -> None:
-        end = loop_ends(own.tokens, own.produced, new)
+        # the last id of a row that failed is none: it was taken from scores that are not numbers
+        end = loop_ends(own.tokens, own.produced - (own.state & FAILED).bool().long(), new)
         cut = end > 0
         own.produced.copy_(torch.where(cut, end, own.produced))
         own.state.copy_(torch.where(cut, DONE | LOOPED, own.state))

@@ -18,6 +18,7 @@ from arkfast.data.sources import expand
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
+from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import Transcriber
 from arkfast.records import InputError, Utterance
 
@@ -81,6 +82,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
 
     Raises:
         InputError: the input cannot be read or is empty, the output cannot be written or is the input, or the checkpoint cannot be loaded.
+        DeviceLost: the device failed; the rows so far are in the partial file.
     """
     total = count_rows(input)
     if output.resolve() in {source.resolve() for source in expand(input)}:
@@ -149,8 +151,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """``arkfast transcribe``.
 
     Returns:
-        0; 1 when rows failed and ``--allow_failures`` is not set; 2 when nothing could be done (flags, input, output or checkpoint are
-        wrong); 130 when interrupted.
+        0; 1 when rows failed and ``--allow_failures`` is not set; 2 when the run could not begin or go on (flags, input, output or
+        checkpoint are wrong, the disk is full, the device failed); 130 when interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(TranscribeConfig, arguments, prog="arkfast transcribe", description="Transcribe the recordings of a JSONL manifest.")
@@ -158,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"arkfast transcribe: {note}", file=sys.stderr)
     try:
         summary = transcribe_file(config.input, config.output, config.model_path, config)
-    except InputError as error:
+    except (InputError, DeviceLost) as error:
         print(f"arkfast transcribe: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 from arkfast.records import InputError
 
@@ -43,13 +45,17 @@ class AtomicJsonl:
 
     Until then an existing file at the destination is untouched. When the block ends by an exception, the rows written so far stay in
     ``partial``; one left by an earlier run is moved to ``partial`` + ``.old`` at the start rather than overwritten.
+
+    Raises:
+        InputError: the destination cannot be written to, at the start or later (a full disk); the rows written so far stay as above.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path.resolve()  # a link's target is replaced, not the link
         self.partial = self.path.with_name(self.path.name + ".partial")
         self.rows = 0
-        self._file: TextIO
+        self._file: FileIO
+        self._size = 0
 
     def __enter__(self) -> AtomicJsonl:
         if self.path.is_dir():
@@ -58,27 +64,44 @@ class AtomicJsonl:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if self.partial.exists():
                 os.replace(self.partial, self.partial.with_name(self.partial.name + ".old"))
-            self._file = self.partial.open("w", encoding="utf-8", newline="\n")
+            self._file = FileIO(self.partial, "w")
         except OSError as error:
             raise InputError(f"{self.path}: cannot be written ({error.strerror}); give a path in a folder that you may write to") from error
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the operating system, so that a killed process loses none."""
-        line = json.dumps(row, ensure_ascii=False)
         try:
-            line.encode("utf-8")
+            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
         except UnicodeEncodeError:  # a lone surrogate, which JSON escapes can spell and UTF-8 cannot
-            line = json.dumps(row)
-        self._file.write(line + "\n")
-        self._file.flush()
+            line = (json.dumps(row) + "\n").encode("utf-8")
+        rest = memoryview(line)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._size)  # half a row is none
+            raise self._failed(error) from error
+        self._size += len(line)
         self.rows += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if kind is None:
-            os.fsync(self._file.fileno())
-        self._file.close()
-        if kind is None:
-            os.replace(self.partial, self.path)
-        elif not self.rows:
-            self.partial.unlink()
+            try:
+                with self._file:
+                    os.fsync(self._file.fileno())
+                os.replace(self.partial, self.path)
+            except OSError as fault:
+                raise self._failed(fault) from fault
+            return
+        with suppress(OSError):  # what ended the block is what is told
+            self._file.close()
+            if not self.rows:
+                self.partial.unlink()
+
+    def _failed(self, error: OSError) -> InputError:
+        kept = f"the {self.rows} rows written so far are in {self.partial}; " if self.rows else ""
+        return InputError(
+            f"{self.path}: cannot be written any further ({error.strerror}); {kept}make room or give another path, and run again"
+        )

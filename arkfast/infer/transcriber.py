@@ -9,6 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,8 +57,8 @@ class Transcriber:
             and none for a CPU, which is busy decoding.
 
     Raises:
-        InputError: an argument out of range, no whole checkpoint at ``model_path``, a tokenizer that is not the model's, or a device that
-            is not there.
+        InputError: an argument out of range, no whole checkpoint at ``model_path``, a tokenizer that is not the model's, a device that is
+            not there, or more audio and tokens than the model has positions.
 
     Attributes:
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
@@ -107,11 +108,12 @@ class Transcriber:
         self._sampling = sampling or Sampling()
         self._gain = audio_gain
         self._log_mel = _timed_log_mel(self._model.config.whisper_config.num_mel_bins, self._spend)
+        positions = _positions(self._prompt, self._model.config, max_audio_seconds=max_audio_seconds, max_new_tokens=max_new_tokens)
         self._engine = Engine(
             self._model,
             allowed=AllowedTokens.asr(self._tokenizer, self._model.config),
             slots=batch_size,
-            max_len=len(self._prompt.ids(round(max_audio_seconds * FRAMES_PER_SECOND))) + max_new_tokens,
+            max_len=positions,
             max_new_tokens=max_new_tokens,
             cut_loops=cut_loops,
         )
@@ -120,15 +122,18 @@ class Transcriber:
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
         self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0
         self.processing_seconds = 0.0
+        self._iterators = 0
 
     def __call__(self, utterances: Iterable[Utterance]) -> Iterator[dict[str, Any]]:
         """One row (``Result.row``) for each utterance, in order.
 
         A clip that cannot be loaded or decoded is a row with ``status`` ``error``, ``error`` and a ``pred_text`` of None; the others are
-        not affected. Utterances are read a window at a time, so the input may be longer than memory.
+        not affected. Utterances are read a window at a time, so the input may be longer than memory. One iterator is served at a time:
+        a further call ends the one before it, which gives no row any more.
 
         Raises:
             DeviceLost: the device failed in a way that ends the process's use of it.
+            RuntimeError: a further call ended this iterator.
         """
         return (result.row() for result in self.results(utterances))
 
@@ -145,13 +150,29 @@ class Transcriber:
             isolate=True,
         )
         self._engine.close()  # what an abandoned iterator may have left
-        return transcribe_stream(
+        self._iterators += 1
+        results = transcribe_stream(
             items,
             features=pipeline.features if self._gain == 1 else lambda items: with_gain(pipeline.features(items)),
             decoder=self,
             window=self._batch_size * WINDOW_BATCHES,
             frames_per_second=FRAMES_PER_SECOND,
         )
+        return self._served(results, self._iterators)
+
+    def _served(self, results: Iterator[Result], which: int) -> Iterator[Result]:
+        """``results`` for as long as no iterator was made after the ``which``-th: they share one engine."""
+        with closing(results):
+            while True:
+                if which != self._iterators:
+                    raise RuntimeError(
+                        "Transcriber: this iterator was ended by a further call; take all its rows before the next call, or make a "
+                        "Transcriber for each"
+                    )
+                result = next(results, None)
+                if result is None:
+                    return
+                yield result
 
     def _spend(self, seconds: float) -> None:
         self.processing_seconds += seconds
@@ -180,7 +201,7 @@ class Transcriber:
         try:
             finished = self._engine.step()
         except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
-            raise DeviceLost(f"the device {self.device} failed and cannot go on in this process: {error}") from error
+            raise DeviceLost(f"the device {self.device} failed and cannot go on in this process; run again ({error})") from error
         except torch.OutOfMemoryError as error:
             message = f"the device {self.device} has no memory for {self._batch_size} clips at once; give a smaller batch_size ({error})"
             raise InputError(message) from error
@@ -223,14 +244,28 @@ def check_limits(
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
-    if not max_audio_seconds > 0:
-        raise InputError(f"max_audio_seconds must be above 0, got {max_audio_seconds}")
-    if not max_tokens_per_second >= 0:
-        raise InputError(f"max_tokens_per_second must be at least 0, got {max_tokens_per_second}")
+    if not 0 < max_audio_seconds * FRAMES_PER_SECOND < math.inf:
+        raise InputError(f"max_audio_seconds must be above 0 and finite, got {max_audio_seconds}")
+    if not 0 <= max_tokens_per_second < math.inf:
+        raise InputError(f"max_tokens_per_second must be at least 0 (0 sets no limit) and finite, got {max_tokens_per_second}")
     if num_workers is not None and num_workers < 0:
         raise InputError(f"num_workers must be at least 0, got {num_workers}")
     if not 0 < audio_gain < math.inf:
         raise InputError(f"audio_gain must be above 0 and finite, got {audio_gain}")
+
+
+def _positions(prompt: Prompt, config: Any, *, max_audio_seconds: float, max_new_tokens: int) -> int:
+    """How many of the decoder's positions the longest clip and its transcript take."""
+    from arkfast.data import audio_token_count
+
+    audio = audio_token_count(round(max_audio_seconds * FRAMES_PER_SECOND), prompt.merge_factor)
+    positions = len(prompt.prefix) + audio + len(prompt.suffix) + max_new_tokens
+    if positions > config.max_position_embeddings:
+        raise InputError(
+            f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens} take {positions} positions, the model has "
+            f"{config.max_position_embeddings}; give less of one of them"
+        )
+    return positions
 
 
 def _load_tokenizer(path: str | Path, config: Any) -> tuple[Any, Prompt]:

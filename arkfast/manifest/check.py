@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from arkfast import audio
-from arkfast.audio.load import END_TOLERANCE
+from arkfast.audio.segment import open_end, outside
 from arkfast.data.rows import Row, RowError
 from arkfast.data.shards import TarMember, open_audio
 from arkfast.manifest.durations import DurationCache, Length
@@ -30,7 +30,7 @@ class CheckOptions:
     """What makes a row bad besides its own fields."""
 
     decode: bool = False
-    """Decode every clip, which finds truncated and damaged recordings; else only headers are read."""
+    """Decode every clip, which finds damage that no header shows; else only headers are read."""
     max_audio_seconds: float | None = 30.0
     """A longer clip is bad, as train and transcribe refuse it; none allows any."""
     require_text: bool = False
@@ -102,13 +102,14 @@ def _check_chunk(rows: list[Row], known: Mapping[str, Length], options: CheckOpt
 def _check(row: Row, utterance: Utterance, known: Mapping[str, Length], measured: dict[str, Length], options: CheckOptions) -> Finding:
     if options.require_text and not (utterance.text or "").strip():
         raise RowError(f"{utterance.where}: no text; supervised training needs a transcript in every row", "no text")
-    seconds = _seconds(utterance, known, measured)
+    length = _length(utterance, known, measured)
+    seconds, cut = length.seconds, length.cut
     name = f"{utterance.where}: {_label(utterance)}"
     begin = utterance.begin or 0.0
-    if begin >= seconds:
-        raise RowError(f"{name}: begin_time {begin:g} is past the recording's end at {seconds:g} s", "segment outside")
-    if utterance.end is not None and utterance.end > seconds + END_TOLERANCE:
-        raise RowError(f"{name}: end_time {utterance.end:g} is past the recording's end at {seconds:g} s", "segment outside")
+    if reason := outside(begin, utterance.end, seconds):
+        raise RowError(f"{name}: {reason}" + (f"; {cut}" if cut else ""), "segment outside")
+    if cut and (utterance.end is None or utterance.end >= seconds):
+        raise RowError(f"{name}: {open_end(cut, seconds)}", "damaged recording")
     clip = min(seconds, seconds if utterance.end is None else utterance.end) - begin
     limit = options.max_audio_seconds
     if limit is not None and clip > limit + 1e-6:  # seconds; less than a sample at any rate
@@ -120,8 +121,8 @@ def _check(row: Row, utterance: Utterance, known: Mapping[str, Length], measured
     return Finding(row, seconds=seconds, clip_seconds=clip)
 
 
-def _seconds(utterance: Utterance, known: Mapping[str, Length], measured: dict[str, Length]) -> float:
-    """The recording's length, from what is known of the file as it is now, else from its header."""
+def _length(utterance: Utterance, known: Mapping[str, Length], measured: dict[str, Length]) -> Length:
+    """The recording's length and whether its end is missing, from what is known of the file as it is now, else from its header."""
     recording = _recording(utterance)
     member = TarMember.parse(recording)
     try:
@@ -133,9 +134,9 @@ def _seconds(utterance: Utterance, known: Mapping[str, Length], measured: dict[s
     if length is None or not length.matches(state):
         with _blamed(utterance, "unreadable recording"):
             source, name = open_audio(utterance)
-            length = Length(state.st_size, state.st_mtime_ns, audio.duration(source, name=name))
+            length = Length(state.st_size, state.st_mtime_ns, *audio.extent(source, name=name))
         measured[recording] = length
-    return length.seconds
+    return length
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ Knows flags, the progress bar and exit codes; the work is ``scan``'s.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from arkfast.manifest.scan import check_manifest, scan_manifest
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError
 
+_PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ends
 _ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a row's
 
 
@@ -71,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when every row is good; 1 when rows were rejected; 2 when nothing could be done (flags, input or output are wrong); 130 when
-        interrupted.
+        interrupted;
+        141 when standard output was closed, as by ``head``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
@@ -85,8 +88,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     prog = f"arkfast manifest {action}"
     try:
         if action in corpora.ACTIONS:
-            return corpora.run(action, flags, prog)
-        return (_check if action == "check" else _scan)(flags, prog)
+            code = corpora.run(action, flags, prog)
+        else:
+            code = (_check if action == "check" else _scan)(flags, prog)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # head or less has seen enough; what is left in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
     except (InputError, OSError) as error:  # OSError: a full disk, a file system that goes away
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2

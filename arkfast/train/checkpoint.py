@@ -7,6 +7,7 @@ safetensors and JSON: no pickle is read or written. Layout of ``<output_dir>``::
     metrics.jsonl                  one line a step
     checkpoints/global_step_N/     model, processor files, optimizer.safetensors (or optimizer/ with the ranks' shards),
                                    trainer_state.json, files.json
+    abandoned/K/global_step_N/     checkpoints that a resume of an earlier one left behind; nothing removes them
     best/  last/  ema/             model and processor files only
 """
 
@@ -16,8 +17,9 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from arkfast.config import to_dict
 from arkfast.records import InputError
@@ -25,8 +27,10 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.state import FILES, STATE, damage, refuse_foreign, seal
 
 IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "micro_batches_per_step",
-            "train_max_samples", "shuffle_train", "batch_seconds")  # fmt: skip
+            "train_max_samples", "shuffle_train", "batch_seconds", "freeze", "lora_rank", "lora_alpha")  # fmt: skip
 """What makes two runs the same run: a resume may change anything else, the number of processes too."""
+TEMPORARY = re.compile(r"\.(global_step_\d+|best|last|ema)\.(new|old)")
+"""Names of the folders of ``begin_folder`` and ``commit_folder``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,10 @@ class TrainerState:
     """The step that reached it."""
     skipped: int
     """Steps in a row, up to now, that were skipped for a number that was not finite."""
+    bad_rows: int = 0
+    """Rows of all ranks that were passed over so far."""
+    evaluation_due: bool = False
+    """Whether the evaluation that belongs to this step is still to come."""
 
 
 def begin_folder(target: Path) -> Path:
@@ -85,29 +93,34 @@ class RunFolder:
     Args:
         config: the run's configuration.
         micro_batches: of all processes in a step.
-        resume: what ``--resume_from_checkpoint`` says.
+        resume: whether the run may be there already; None: where ``--resume_from_checkpoint`` says something.
+        rows: digest of the rows to train on; None is not compared.
 
     Raises:
         InputError: the folder holds a run and no resume was asked for, or it holds another run than the one to be resumed.
     """
 
-    def __init__(self, config: TrainConfig, *, micro_batches: int | None = None, resume: str | None = None) -> None:
+    def __init__(
+        self, config: TrainConfig, *, micro_batches: int | None = None, resume: bool | None = None, rows: str | None = None
+    ) -> None:
         self.root = config.output_dir
+        self._resumed = ""
+        """The ``--resume_from_checkpoint`` of the start before this one."""
         self._keep = config.max_ckpt_to_keep
         window = config.gradient_accumulation_steps if micro_batches is None else micro_batches
         claim = self.root / "run.json"
         ours = {key: value for key, value in (to_dict(config) | {"micro_batches_per_step": window}).items() if key in IDENTITY}
+        self._identity: dict[str, Any] = ours | ({} if rows is None else {"rows": rows})
         if claim.exists():
-            theirs = json.loads(claim.read_text(encoding="utf-8"))["identity"]
+            before = json.loads(claim.read_text(encoding="utf-8"))
+            theirs, flags = before["identity"], before.get("config", {})
+            self._resumed = flags.get("resume_from_checkpoint", "")
             # Runs of one process were once claimed with the number of their micro-batches under another name.
             theirs.setdefault("micro_batches_per_step", theirs.get("gradient_accumulation_steps"))
-            differing = [key for key in IDENTITY if ours.get(key) != theirs.get(key)]
-            if differing:
-                shown = ", ".join(f"{key} {theirs.get(key)!r} there, {ours.get(key)!r} here" for key in differing)
-                hint = "give another folder"
-                if differing == ["micro_batches_per_step"]:
-                    hint = f"give --micro_batches_per_step {theirs['micro_batches_per_step']} to go on with it, or another folder"
-                raise InputError(f"--output_dir {self.root}: holds another run ({shown}); {hint}")
+            # What was no part of the identity when the run was claimed stands among its flags.
+            theirs = {key: flags.get(key, ours[key]) for key in ours} | theirs
+            if differing := _differing(theirs, ours):
+                raise InputError(f"--output_dir {self.root}: holds another run ({differing[0]}); {differing[1] or 'give another folder'}")
             if not (config.resume_from_checkpoint if resume is None else resume):
                 raise InputError(
                     f"--output_dir {self.root}: holds this run already; give --resume_from_checkpoint auto to go on, or another folder"
@@ -116,26 +129,75 @@ class RunFolder:
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
         self.root.mkdir(parents=True, exist_ok=True)
         write_atomically(claim, json.dumps({"identity": ours, "config": to_dict(config)}, indent=2) + "\n")
+        self._sweep()
 
-    def find_resume(self, wanted: str, *, note: Callable[[str], None] = print) -> Path | None:
+    def _sweep(self) -> None:
+        """Clear away what a killed save left unfinished, and put back what it had moved aside."""
+        for parent in (self.root, self.root / "checkpoints"):
+            for path in sorted(parent.glob(".*")):
+                if (match := TEMPORARY.fullmatch(path.name)) is None:
+                    continue
+                target = parent / match[1]
+                if match[2] == "old" and not target.exists():
+                    path.rename(target)
+                else:
+                    shutil.rmtree(path)
+
+    def find_resume(self, wanted: str, *, restarted: bool = False, note: Callable[[str], None] = print) -> Path | None:
         """The checkpoint folder that ``--resume_from_checkpoint`` means; None to start anew.
 
         Args:
             wanted: a folder, ``latest``, ``auto`` or nothing.
-            note: told of each damaged checkpoint that ``latest`` and ``auto`` pass over.
+            restarted: whether the launcher started the processes anew, which go on from what those before them saved, whatever ``wanted``.
+            note: told of each damaged checkpoint that ``latest`` and ``auto`` pass over, and of other data.
 
         Raises:
-            InputError: there is none, or the named one is damaged or another program's.
+            InputError: there is none, or the named one is damaged, another program's or another run's.
         """
-        flag = f"--resume_from_checkpoint {wanted}"
-        if not wanted:
+        named = wanted not in ("", "latest", "auto")
+        flag = f"--resume_from_checkpoint {wanted or 'auto'}"
+        found: Path | None = None
+        # Processes that died before they came here have not gone back to the folder that is named: then it still holds.
+        if restarted and (not named or self._resumed == wanted):
+            found = _newest_whole(self.root, flag, note)
+        if found is None and named:
+            found = _whole(Path(wanted), flag)
+        elif found is None and wanted:
+            found = _newest_whole(self.root, flag, note)
+            if found is None and wanted == "latest":
+                raise InputError(f"{flag}: {self.root / 'checkpoints'} holds no checkpoint; auto would start anew")
+        if found is not None:
+            self._check_run(found, flag, note)
+        return found
+
+    def _check_run(self, folder: Path, flag: str, note: Callable[[str], None]) -> None:
+        """Refuse a checkpoint of another run. Manifests are compared by their rows, wherever they stand."""
+        theirs = load_run(folder)
+        if theirs is None:
+            note(f"{flag}: {folder} does not say which data it was trained on (an earlier version wrote it), so that is not checked")
+            return
+        ours = {key: value for key, value in self._identity.items() if key != "train_data"}
+        if differing := _differing({key: theirs.get(key, ours[key]) for key in ours}, ours):
+            hint = differing[1] or f"give --student_model {folder} to begin a run of its own from its weights"
+            raise InputError(f"{flag}: {folder} belongs to another run ({differing[0]}); {hint}")
+
+    def go_on_from(self, folder: Path) -> str | None:
+        """Set aside the checkpoints that do not lead to ``folder``, lest ``auto`` take one of them for the newest of this run.
+
+        They are moved to ``abandoned/K``, K counted from 1, whole; returns a sentence that says so, or None where there are none.
+        """
+        steps = _steps(self.root)
+        last = load_state(folder).step if folder.resolve().parent == (self.root / "checkpoints").resolve() else 0
+        left = [path for step, path in sorted(steps.items()) if step > last]
+        if not left:
             return None
-        if wanted not in ("latest", "auto"):
-            return _whole(Path(wanted), flag)
-        newest = _newest_whole(self.root, flag, note)
-        if newest is None and wanted == "latest":
-            raise InputError(f"{flag}: {self.root / 'checkpoints'} holds no checkpoint; auto would start anew")
-        return newest
+        all_aside = self.root / "abandoned"
+        count = 1 + max((int(path.name) for path in all_aside.glob("*") if path.name.isdecimal()), default=0)
+        aside = all_aside / str(count)
+        aside.mkdir(parents=True)
+        for path in left:
+            path.rename(aside / path.name)
+        return f"going on from {folder}: {', '.join(path.name for path in left)} moved to {aside}; remove that when nothing in it is needed"
 
     def begin(self, step: int) -> Path:
         """The temporary folder of step ``step``'s checkpoint."""
@@ -146,13 +208,22 @@ class RunFolder:
 
         The newest ones are kept, and that of the lowest WER.
         """
-        (temporary / STATE).write_text(json.dumps(asdict(state), indent=2) + "\n", encoding="utf-8")
+        self._write_state(temporary, state)
         seal(temporary, world=world)
         commit_folder(temporary, self.root / "checkpoints" / f"global_step_{state.step}")
         steps = _steps(self.root)
-        for old in sorted(steps)[: -self._keep]:
+        for old in sorted(step for step in steps if step <= state.step)[: -self._keep]:
             if old != state.best_step:
                 shutil.rmtree(steps[old])
+
+    def amend(self, state: TrainerState) -> None:
+        """Write into the checkpoint of the state's step, if there is one, what became known after it was complete."""
+        folder = self.root / "checkpoints" / f"global_step_{state.step}"
+        if (folder / STATE).is_file():
+            self._write_state(folder, state)
+
+    def _write_state(self, folder: Path, state: TrainerState) -> None:
+        write_atomically(folder / STATE, json.dumps(asdict(state) | {"run": self._identity}, indent=2) + "\n")
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
         """Write ``best``, ``last`` or ``ema``."""
@@ -209,4 +280,25 @@ def _steps(root: Path) -> dict[int, Path]:
 
 def load_state(folder: Path) -> TrainerState:
     """Where the run of a checkpoint folder stands."""
-    return TrainerState(**json.loads((folder / STATE).read_text(encoding="utf-8")))
+    saved, known = json.loads((folder / STATE).read_text(encoding="utf-8")), {field.name for field in fields(TrainerState)}
+    return TrainerState(**{name: value for name, value in saved.items() if name in known})
+
+
+def load_run(folder: Path) -> dict[str, Any] | None:
+    """What run a checkpoint folder belongs to: ``IDENTITY``, and ``rows``, the digest of its training rows; None where it does not say."""
+    run: dict[str, Any] | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
+    return run
+
+
+def _differing(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, str] | None:
+    """How two identities differ, and what to do where giving the other's flags makes them one (else nothing); None where they do not."""
+    keys = [key for key in ours if theirs.get(key) != ours[key]]
+    if not keys:
+        return None
+    shown = ", ".join("other rows to train on" if key == "rows" else f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in keys)
+    fitting = ("freeze", "lora_rank", "lora_alpha", "micro_batches_per_step")
+    if not set(keys) <= set(fitting):
+        return shown, ""
+    words = {key: ",".join(value) if isinstance(value := theirs.get(key), list) else value for key in keys}
+    flags = (f"--{key} {value}" if value != "" else f"no --{key}" for key, value in words.items())
+    return shown, f"give {', '.join(flags)} to go on with it, or another folder"

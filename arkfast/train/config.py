@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,7 +30,7 @@ class TrainConfig:
     output_dir: Path
     """Folder of the run: log, checkpoints, best and last model."""
     train_max_samples: int = -1
-    """Use only the first rows of the training manifest; -1 uses all."""
+    """Use only the first rows of the training manifest; 0 or below uses all."""
     shuffle_train: bool = True
     """Shuffle the rows anew each epoch, with neighbours of similar length."""
     per_device_train_batch_size: int = 1
@@ -52,7 +53,7 @@ class TrainConfig:
     """Train adapters of this rank beside the decoder's projections instead of the weights; models are written with them merged in; 0 trains
     the weights."""
     lora_alpha: float = 32.0
-    """Adapters are scaled by lora_alpha / lora_rank."""
+    """Adapters are scaled by lora_alpha / lora_rank; above 0."""
     activation_checkpointing: bool = False
     """Recompute each layer in the backward pass instead of keeping its activations: less memory, a third more computation."""
     distributed_timeout: float = 1800.0
@@ -133,7 +134,8 @@ class TrainConfig:
     resume_from_checkpoint: str = ""
     """A checkpoint folder to go on from, or latest or auto (the newest in output_dir; auto starts anew where there is none)."""
     log_freq: int = 1
-    """Print the step's JSON line every so many steps; the log file has them all. Several processes measure only those steps in full."""
+    """Print the step's JSON line every so many steps; the log file has them all. Several processes measure in full only those steps and the
+    ones before an evaluation or a save."""
     tensorboard: bool = False
     """Write the numbers of the log into output_dir/tensorboard too."""
     profile_steps: str = ""
@@ -145,7 +147,7 @@ class TrainConfig:
     teacher_attn_implementation: Attention = "sdpa"
     """Attention of the teacher."""
     device: str = "auto"
-    """cuda, cpu or auto."""
+    """cuda (one GPU of several: cuda:1), cpu or auto."""
     num_threads: int = 0
     """CPU threads of the tensor library; 0 leaves its default."""
 
@@ -159,12 +161,12 @@ class TrainConfig:
                      "max_skipped_steps", "dataloader_prefetch_factor"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "opd_temperature", "max_audio_seconds", "distributed_timeout"):
+        for name in ("learning_rate", "opd_temperature", "max_audio_seconds", "distributed_timeout", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
                      "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads", "micro_batches_per_step",
-                     "shard_group_size", "calibration_batches", "lora_rank"):  # fmt: skip
+                     "shard_group_size", "calibration_batches", "lora_rank", "seed"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
@@ -179,8 +181,13 @@ class TrainConfig:
             )
         if self.calibrate_only and not self.calibration_batches:
             raise ValueError("--calibrate_only: there is nothing to look at with --calibration_batches 0; give at least 1")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"--ema_decay: must lie in [0, 1), got {self.ema_decay}")
+        for name in ("ema_decay", "adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name}: must lie in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.min_lr_ratio <= 1:
+            raise ValueError(f"--min_lr_ratio: must lie in [0, 1], got {self.min_lr_ratio}")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got '{self.device}'")
         if not 0 < self.wsd_decay_share <= 1:
             raise ValueError(f"--wsd_decay_share: must lie in (0, 1], got {self.wsd_decay_share}")
         if not 0 < self.rollout_top_p <= 1:

@@ -65,7 +65,9 @@ class DevSet:
         own = [int(counts.errors.sum()), int(counts.reference.sum()), cut]
         errors, words, cut = self._parallel.total(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
         shown = [
-            {"id": row.id, "text": row.text, "pred_text": text} for row, text in zip(self._own, texts, strict=True) if row.id in self._shown
+            {"id": row.id, "language": row.language, "text": row.text, "pred_text": text}
+            for row, text in zip(self._own, texts, strict=True)
+            if row.id in self._shown
         ]
         return {
             "eval_wer": 100.0 * (errors / words) if words else math.nan,

@@ -1,21 +1,22 @@
 """``arkfast export``: a Transformers model out of a checkpoint, in the precision that is asked for.
 
 Knows a checkpoint's master weights and running average; a checkpoint's own model files are the weights in the precision of the model that
-training began from.
+training began from. Adapters are merged anew, into that model.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from arkfast.config import parse
 from arkfast.records import InputError
+from arkfast.train.lora import add_adapters, merged
 
 DESCRIPTION = "Write the model of a training checkpoint as a Transformers folder."
 
@@ -49,10 +50,11 @@ def export(config: ExportConfig) -> Path:
     """Write the model; returns the checkpoint that it came from.
 
     Raises:
-        InputError: no such checkpoint, a damaged one, one without the weights that are asked for, or an output that exists.
+        InputError: no such checkpoint, a damaged one, one without the weights that are asked for, one of adapters whose model is no longer
+            there, or an output that exists.
     """
     from arkfast.models import ArkasrProcessor, load_model
-    from arkfast.train.checkpoint import find_checkpoint, replace_folder
+    from arkfast.train.checkpoint import find_checkpoint, load_run, replace_folder
     from arkfast.train.export import write_model
 
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
@@ -60,14 +62,18 @@ def export(config: ExportConfig) -> Path:
     folder = find_checkpoint(config.checkpoint, note=lambda text: print(text, file=sys.stderr))
     model = load_model(folder, dtype="auto")
     dtype = model.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
-    trained = _read(folder, model, config.weights)
-    weights = {name: trained.get(name, parameter).to(dtype) for name, parameter in model.state_dict().items()}
+    run = load_run(folder) or {}
+    if run.get("lora_rank") and (config.weights, dtype) != ("master", model.dtype):
+        whole = _merged(folder, run, config.weights)
+    else:
+        whole = model.state_dict() | _read(folder, model, config.weights)
+    weights = {name: whole[name].to(dtype) for name in model.state_dict()}
     replace_folder(config.output, lambda new: write_model(new, model, weights, ArkasrProcessor.from_pretrained(folder)))
     return folder
 
 
 def _read(folder: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
-    """The trained weights by name, float32; what was frozen, and what adapters went into, stands in the model alone."""
+    """The trained weights of those that the model has, by name, float32; what was frozen stands in the model alone."""
     from arkfast.train.state import read_state
 
     blank = {f"{kind}/{name}": torch.zeros(p.shape) for name, p in model.named_parameters()}
@@ -75,3 +81,19 @@ def _read(folder: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Te
     if not found and kind == "ema":
         raise InputError(f"--weights {kind}: {folder} holds none; give master, or train with --ema_decay")
     return found
+
+
+def _merged(folder: Path, run: Mapping[str, Any], kind: str) -> dict[str, torch.Tensor]:
+    """The weights of a run of adapters, float32: those of the model that it began from, with the checkpoint's adapters merged in."""
+    from arkfast.models import load_model
+
+    base = Path(run["student_model"])
+    if not (base / "config.json").is_file():
+        raise InputError(
+            f"--checkpoint {folder}: holds adapters of {base}, where no model is any more; put it back, or export with --weights master "
+            "--dtype auto, which needs the checkpoint alone"
+        )
+    model = load_model(base, dtype="float32")
+    whole = dict(model.state_dict())
+    add_adapters(model, rank=run["lora_rank"], alpha=run["lora_alpha"], seed=0, device=torch.device("cpu"))
+    return merged(whole | _read(folder, model, kind), run["lora_alpha"] / run["lora_rank"])

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from arkfast import audio
 from arkfast.audio import LogMel
 from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, planned_seconds, read_manifest
 from arkfast.data.order import Dealer, Window
+from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Utterance
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
@@ -28,13 +30,16 @@ class Rows:
     """How long each is taken to be when batches are planned."""
     dev: list[Utterance]
     """To measure WER on, shortest first; empty where there are none."""
+    digest: str
+    """Of the rows to train on, as far as the order of data depends on them."""
 
 
 def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
     """Read and check the manifests; every rank calls it.
 
     Raises:
-        InputError: a row cannot be used, or ranks read different rows. Rank 0 raises it; the others exit.
+        InputError: a row cannot be used, a clip is longer than ``--max_audio_seconds`` allows (of the rows to train on only where none is
+            passed over), or ranks read different rows. Rank 0 raises it; the others exit.
     """
     with parallel.agreeing():
         train = read_manifest(config.train_data, limit=config.train_max_samples if config.train_max_samples > 0 else None)
@@ -50,12 +55,32 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
             skips = BadAudioPolicy(config.on_bad_audio).skips
             seconds = planned_seconds(train, unreadable=config.max_audio_seconds if skips else None)
             dev_seconds = planned_seconds(dev)
+            if not skips:
+                _refuse_overlong(train, seconds, config.max_audio_seconds)
+            _refuse_overlong(dev, dev_seconds, config.max_audio_seconds)
     seconds, dev_seconds = parallel.broadcast((seconds, dev_seconds))
-    digest = hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in [*train, *dev]).encode()).hexdigest()
+    digests = [_digest(train), _digest(dev)]
     with parallel.agreeing():
-        if parallel.broadcast(digest) != digest:
+        if parallel.broadcast(digests) != digests:
             raise InputError(f"--train_data {config.train_data}: other rows than rank 0 reads; give every machine the same files")
-    return Rows(train=train, seconds=seconds, dev=[dev[i] for i in sorted(range(len(dev)), key=dev_seconds.__getitem__)])
+    dev = [dev[i] for i in sorted(range(len(dev)), key=dev_seconds.__getitem__)]
+    return Rows(train=train, seconds=seconds, dev=dev, digest=digests[0])
+
+
+def _refuse_overlong(rows: Sequence[Utterance], seconds: Sequence[float], limit: float) -> None:
+    """Raise for the first row over the limit now, lest it end the run when its turn comes.
+
+    Planned lengths are what headers and manifests say, which may be a little more than there is; so a row that they put over the limit is
+    decoded, which stops at the limit, and that decides.
+    """
+    for row, length in zip(rows, seconds, strict=True):
+        if length > limit and isinstance(row.audio, str):
+            source, name = open_audio(row)
+            audio.load(source, begin=row.begin, end=row.end, max_seconds=limit, name=name)
+
+
+def _digest(rows: Sequence[Utterance]) -> str:
+    return hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in rows).encode()).hexdigest()
 
 
 class Feed:
@@ -88,8 +113,8 @@ class Feed:
             shuffle=config.shuffle_train,
             batch_seconds=config.batch_seconds or None,
         )
-        # A share of bad rows is a share of all rows: one process judges its own, several are judged together by the trainer.
-        rule = config.on_bad_audio if parallel.world == 1 or config.on_bad_audio == "fail" else "skip:1"
+        # A share of bad rows is a share of those that all processes met since the run began, which the recorder counts and judges.
+        rule = config.on_bad_audio if config.on_bad_audio == "fail" else "skip:1"
         pipeline = FeaturePipeline(
             log_mel,
             workers=config.dataloader_num_workers,
@@ -98,8 +123,9 @@ class Feed:
             on_bad_audio=BadAudioPolicy(rule, rows=len(rows.train), on_skip=on_skip),
         )
         self._loader = Loader(self._order, rows.train, pipeline, make, cache_mb=config.feature_cache_mb // 2)
-        end = None if config.max_steps else config.total_epochs * len(rows.train)
-        self._dealer = Dealer(self._order, batches=self.micro_batches, rank=parallel.rank, world=parallel.world, end=end)
+        self.end = None if config.max_steps else config.total_epochs * len(rows.train)
+        """The cursor at which the data ends; None: never."""
+        self._dealer = Dealer(self._order, batches=self.micro_batches, rank=parallel.rank, world=parallel.world, end=self.end)
         self.total_steps = config.max_steps or -(-self._order.batch_count(config.total_epochs) // self.micro_batches)
         """Optimizer steps of the run."""
 

@@ -39,12 +39,12 @@ def progress(record: dict[str, Any]) -> str:
     return " ".join([*parts, *(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share >= 0.01)])
 
 
-def _tensorboard(folder: Path) -> Any:
+def _tensorboard(folder: Path, start_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError(f"--tensorboard: {error}; install arkfast[train], or leave it out") from error
-    return SummaryWriter(str(folder))
+    return SummaryWriter(str(folder), purge_step=start_step + 1)  # points of later steps, from before a resume, are no longer shown
 
 
 class RunLog:
@@ -53,6 +53,7 @@ class RunLog:
     Args:
         path: the file. Lines of steps after ``start_step`` (written by a run that was killed past its last checkpoint) are dropped.
         start_step: steps done before.
+        evaluate_again: whether an evaluation of ``start_step`` is to come, so that a line of it is dropped too.
         total_steps: for the bar.
         print_every: print every so many steps.
         silent: write and print nothing, on all ranks but the first.
@@ -67,6 +68,7 @@ class RunLog:
         path: Path,
         *,
         start_step: int,
+        evaluate_again: bool = False,
         total_steps: int,
         print_every: int,
         silent: bool = False,
@@ -75,11 +77,12 @@ class RunLog:
         self._silent = silent
         if silent:
             return
-        self._events = None if tensorboard is None else _tensorboard(tensorboard)
+        self._events = None if tensorboard is None else _tensorboard(tensorboard, start_step)
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             complete = (line for line in lines if line.endswith("\n"))
-            kept = [line for line in complete if start_step and json.loads(line)["step"] <= start_step]
+            stands = {False: start_step, True: start_step - evaluate_again}  # up to which step, of steps and of evaluations
+            kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_wer" in row]]
             write_atomically(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
         self._print_every = print_every

@@ -58,7 +58,8 @@ class Parallel:
         environment: where torchrun says which process this is.
 
     Raises:
-        InputError: WORLD_SIZE without the rest of torchrun's variables, or more processes on a machine than it has GPUs.
+        InputError: WORLD_SIZE without the rest of torchrun's variables, a GPU that is not there, or more processes on a machine than it has
+            GPUs.
     """
 
     def __init__(self, device: str = "auto", *, timeout: float = 1800.0, environment: Mapping[str, str] = os.environ) -> None:
@@ -72,6 +73,8 @@ class Parallel:
         """How often torchrun has started this run's processes anew."""
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         self.device = torch.device(kind)
+        if self.device.type == "cuda" and not 0 <= (self.device.index or 0) < torch.cuda.device_count():
+            raise InputError(f"--device {device}: {torch.cuda.device_count()} GPUs are visible here; give cpu, or auto for what there is")
         if self.device.type == "cuda" and self.device.index is None and self.world > 1:
             local, there = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
             if local >= there:

@@ -75,7 +75,8 @@ class Recorder:
         self._peak = peak(parallel.device)
         self._bad: list[str] = []
         self._unreported: list[str] = []
-        self._bad_rows = 0
+        self.bad_rows = 0
+        """Of all ranks, since the run began, as far as they were judged; a resume sets it."""
         self.begin()
 
     def begin(self) -> None:
@@ -136,13 +137,14 @@ class Recorder:
                 operations += self._teacher.forward(batch, share, rollouts=n, head=True)
         return {"tokens": tokens, "operations": operations}
 
-    def record(self, state: TrainerState, step: Measured, lr: float) -> dict[str, Any]:
+    def record(self, state: TrainerState, step: Measured, lr: float, *, whole: bool = False) -> dict[str, Any]:
         """A step's line. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
 
         Args:
             state: where the run stood after the step.
             step: what was measured of it.
             lr: the step's learning rate.
+            whole: measure it in full in any case, so that no bad row stays unjudged; the same on every rank.
 
         Raises:
             InputError: more rows are bad than ``--on_bad_audio`` allows.
@@ -150,7 +152,7 @@ class Recorder:
         config, result = self._config, step.result
         line: dict[str, Any] = {"step": state.step, "epoch": state.cursor / self._rows, "stage": config.stage, "loss": result.loss}
         bad = 0
-        if self._parallel.world == 1 or state.step % config.log_freq == 0:
+        if whole or self._parallel.world == 1 or state.step % config.log_freq == 0:
             measured = self.totals(step)
             bad = int(measured.pop("bad_rows"))
             line |= measured
@@ -165,9 +167,9 @@ class Recorder:
         return line
 
     def _judge(self, bad: int, state: TrainerState, example: str) -> None:
-        """Of several ranks none sees how many rows are bad in all, so the limit is applied here."""
-        self._bad_rows += bad
+        """The limit is applied here, where the rows of all ranks and those from before a resume are known."""
+        self.bad_rows += bad
         begun = self._rows * -(-state.cursor // self._rows)
         rule = self._config.on_bad_audio
-        if self._parallel.world > 1 and self._bad_rows > float(rule.partition(":")[2]) * begun:
-            raise InputError(f"{self._bad_rows} clips so far are bad, over the limit of {rule}; the last: {example}")
+        if self.bad_rows > float(rule.partition(":")[2]) * begun:
+            raise InputError(f"{self.bad_rows} clips so far are bad, over the limit of {rule}; the last: {example}")

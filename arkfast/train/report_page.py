@@ -207,16 +207,16 @@ def _samples(run: RunRecords) -> list[str]:
 
 def _sample(name: str, samples: list[dict[str, Any]]) -> str:
     first, last = min(samples, key=lambda s: s["step"]), max(samples, key=lambda s: s["step"])
-    reference = str(last.get("text") or "")
-    rows = [f"<dt>said</dt><dd>{escape(normalize(reference))}</dd>"]
+    reference, language = str(last.get("text") or ""), last.get("language")
+    rows = [f"<dt>said</dt><dd>{escape(normalize(reference, language=language))}</dd>"]
     for sample in (first, last) if last["step"] > first["step"] else (last,):
-        rows.append(f"<dt>step {sample['step']:,}</dt><dd>{marked(reference, str(sample.get('pred_text') or ''))}</dd>")
+        rows.append(f"<dt>step {sample['step']:,}</dt><dd>{marked(reference, str(sample.get('pred_text') or ''), language)}</dd>")
     return f'<div class="sample"><h3>{escape(name)}</h3><dl>{"".join(rows)}</dl></div>'
 
 
-def marked(reference: str, hypothesis: str) -> str:
-    """A transcript as markup, its wrong words marked and those it lacks struck in their places."""
-    said, heard = (tokenize(normalize(text), "mixed") for text in (reference, hypothesis))
+def marked(reference: str, hypothesis: str, language: str | None = None) -> str:
+    """A transcript as markup, its wrong words marked and those it lacks struck in their places; normalised as it is scored."""
+    said, heard = (tokenize(normalize(text, language=language), "mixed") for text in (reference, hypothesis))
     parts: list[str] = []
     for kind, i, i_end, j, j_end in SequenceMatcher(None, said, heard, autojunk=False).get_opcodes():
         if kind == "delete":

@@ -26,7 +26,7 @@ class RunRecords:
     evaluations: list[dict[str, Any]]
     """The records of its evaluations, in order."""
     samples: list[dict[str, Any]]
-    """Transcripts of a few rows at each evaluation: step, id, text, pred_text; empty where the run logged none."""
+    """Transcripts of a few rows at each evaluation: step, id, language, text, pred_text; empty where the run logged none."""
 
 
 def read_run(folder: Path) -> RunRecords:

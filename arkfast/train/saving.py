@@ -62,6 +62,15 @@ class Saver:
         else:
             self._pending = self._thread.submit(self._complete_after, written, folder, state, export)
 
+    def amend(self, state: TrainerState) -> None:
+        """Write what became known of a step after it was saved into its checkpoint, if there is one; in the background after that save."""
+        if self._folder is None:
+            return
+        if self._pending is None or self._thread is None:
+            self._folder.amend(state)
+        else:
+            self._pending = self._thread.submit(self._amend_after, self._pending, state)
+
     def wait(self) -> None:
         """Wait for the save in the background, if there is one, and raise what it raised."""
         if self._pending is not None:
@@ -82,6 +91,11 @@ class Saver:
     def _complete_after(self, written: Future[object], folder: Path, state: TrainerState, export: Write) -> None:
         written.result()  # all ranks have written when it is done on any
         self._complete(folder, state, export, None)
+
+    def _amend_after(self, saved: Future[object], state: TrainerState) -> None:
+        saved.result()
+        assert self._folder is not None
+        self._folder.amend(state)
 
     def _complete(self, folder: Path, state: TrainerState, export: Write, tensors: Mapping[str, torch.Tensor] | None) -> None:
         if self._folder is None:

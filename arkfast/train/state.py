@@ -26,8 +26,9 @@ ALONE = "optimizer.safetensors"
 SHARDS = "optimizer"
 """Folder of the shards written by several."""
 FILES = "files.json"
-"""Names and sizes of all other files; the last to be written."""
+"""Names and sizes of the other files; the last to be written."""
 STATE = "trainer_state.json"
+"""Where the run stands. Its size is not written down: it is replaced, whole, when an evaluation ends that came after the save."""
 VERL_SHARDS = "*_world_size_*_rank_*.pt"
 
 
@@ -74,8 +75,9 @@ def read_state(folder: Path, blank: Mapping[str, torch.Tensor], group: dist.Proc
 
 
 def seal(folder: Path, *, world: int) -> None:
-    """Write down every file of a complete checkpoint with its size; what has no seal, or does not fit it, is not one."""
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Write down the files of a complete checkpoint with their sizes; what has no seal, or does not fit it, is not one."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / STATE)
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
     (folder / FILES).write_text(json.dumps({"processes": world, "bytes": sizes}, indent=2) + "\n", encoding="utf-8")
 
 

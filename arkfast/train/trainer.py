@@ -110,22 +110,33 @@ class Trainer:
     def _open_folder(self) -> None:
         """Claim the run's folder and go to where its last checkpoint stands."""
         config, parallel = self.config, self.parallel
-        wanted = config.resume_from_checkpoint or ("auto" if parallel.restarts else "")
+        wanted, restarted = config.resume_from_checkpoint, parallel.restarts > 0
         folder: RunFolder | None = None
         resume: Path | None = None
         self._notes: list[str] = []
         with parallel.agreeing():
             if parallel.is_first:
-                folder = RunFolder(config, micro_batches=self._feed.micro_batches, resume=wanted)
-                resume = folder.find_resume(wanted, note=self._notes.append)
+                window, rows = self._feed.micro_batches, self._rows.digest
+                folder = RunFolder(config, micro_batches=window, resume=bool(wanted) or restarted, rows=rows)
+                resume = folder.find_resume(wanted, restarted=restarted, note=self._notes.append)
         self._saver = Saver(folder, parallel, sharded=self.learner.sharded, background=config.async_save)
         self._state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
         self._unread: tuple[TrainerState, Pending, float] | None = None
         self._stopping = False
         resume = parallel.broadcast(resume)
-        if resume is not None:
-            self._state = load_state(resume)
-            self.optimizer.load_state(read_state(resume, self.optimizer.blank(), parallel.checkpoint_group))
+        if resume is None:
+            return
+        self._state = state = load_state(resume)
+        self._recorder.bad_rows = state.bad_rows
+        with parallel.agreeing():
+            if self._feed.end is not None and state.step < self.total_steps and state.cursor >= self._feed.end:
+                raise InputError(
+                    f"--resume_from_checkpoint {resume}: stands after {state.cursor} rows, and all epochs of --train_data have "
+                    f"{self._feed.end}; give the manifest that it was trained on, or more --total_epochs"
+                )
+        self.optimizer.load_state(read_state(resume, self.optimizer.blank(), parallel.checkpoint_group))
+        if folder is not None and (left := folder.go_on_from(resume)):
+            self._notes.append(left)
 
     def _features(self, row: Utterance) -> np.ndarray:
         return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
@@ -175,13 +186,13 @@ class Trainer:
             stack.callback(self._saver.close)
             windows: Windows = stack.enter_context(closing(self._feed.windows(self._state.cursor)))
             self._announce()
-            if self.config.calibration_batches and self._state.step == 0:
+            if self.config.calibration_batches and (self._state.step == 0 or self.config.calibrate_only):
                 windows = self._preflight(windows)
             if self.config.calibrate_only:
                 self.parallel.close()
                 return self._state
             reset_usage()
-            if self.config.eval_at_start and self._dev and self._state.step == 0:
+            if self._dev and (self._state.evaluation_due or (self.config.eval_at_start and self._state.step == 0)):
                 self._evaluate(self._log)
             trace = self.config.output_dir / "profile" / f"rank{self.parallel.rank}.json"
             profiler = stack.enter_context(StepProfiler(profiled_steps(self.config.profile_steps), trace))
@@ -203,6 +214,7 @@ class Trainer:
         return RunLog(
             self.config.output_dir / "metrics.jsonl",
             start_step=self._state.step,
+            evaluate_again=self._state.evaluation_due and self._dev is not None,
             total_steps=self.total_steps,
             print_every=self.config.log_freq,
             silent=not self.parallel.is_first,
@@ -217,22 +229,25 @@ class Trainer:
             self._log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
 
     def _after_step(self) -> None:
-        """What is due after a step: stopping, measuring, saving."""
+        """What is due after a step: saving, stopping, measuring. What is saved is safe from all that may go wrong afterwards."""
         config, step = self.config, self._state.step
         last = step == self.total_steps
-        if self._stopping and not last:
+        evaluate = self._dev is not None and (last or (config.eval_freq > 0 and step % config.eval_freq == 0))
+        save = last or (config.save_freq > 0 and step % config.save_freq == 0)
+        if evaluate or save or self._stopping:
+            self._read(whole=True)  # which may be where the wish to stop is heard
+        stop = self._stopping and not last
+        self._state = replace(self._state, evaluation_due=evaluate)
+        if save or stop:
             self._save()
+        if stop:
             self._saver.wait()
             self.parallel.close()
             raise Interrupted(f"told to stop: step {step} of {self.total_steps} is saved; --resume_from_checkpoint auto goes on from it")
-        if self._dev and (last or (config.eval_freq and step % config.eval_freq == 0)):
-            self._read()
+        if evaluate:
             self._evaluate(self._log)
-        if last or (config.save_freq > 0 and step % config.save_freq == 0):
-            self._save()
 
     def _save(self) -> None:
-        self._read()
         self._saver.save(self._state, self._exporter(self.optimizer.masters), self.optimizer.state())
 
     def _step(self, windows: Windows) -> None:
@@ -250,8 +265,8 @@ class Trainer:
         self._state = replace(self._state, step=self._state.step + 1, cursor=window.cursor)
         self._unread = (self._state, pending, lr)
 
-    def _read(self) -> None:
-        """Log the step that was not read yet, if there is one, and act on its numbers.
+    def _read(self, *, whole: bool = False) -> None:
+        """Log the step that was not read yet, if there is one, and act on its numbers; ``whole`` has all ranks measure it in full.
 
         Raises:
             TrainingStopped: see ``run``.
@@ -262,8 +277,9 @@ class Trainer:
         measured = self._recorder.read(pending)
         self._stopping = measured.stop
         skipped = 0 if measured.result.finite else self._state.skipped + 1
-        self._state = replace(self._state, skipped=skipped)
-        self._log.step(self._recorder.record(state, measured, lr))
+        record = self._recorder.record(state, measured, lr, whole=whole)
+        self._state = replace(self._state, skipped=skipped, bad_rows=self._recorder.bad_rows)
+        self._log.step(record)
         if skipped >= self.config.max_skipped_steps:
             raise TrainingStopped(
                 f"step {state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
@@ -344,11 +360,12 @@ class Trainer:
             record = student.inside(measure)
         state = self._state
         better = state.best_wer is None or record["eval_wer"] < state.best_wer
-        if better:
-            self._state = replace(state, best_wer=record["eval_wer"], best_step=state.step)
+        best = {"best_wer": record["eval_wer"], "best_step": state.step} if better else {}
+        self._state = replace(state, evaluation_due=False, **best)
         log.evaluation({"step": state.step, **record, "best": better})
         if better:
             self._saver.export("best", self._exporter(self.optimizer.masters))
+        self._saver.amend(self._state)
 
     def _exporter(self, weights: dict[str, torch.Tensor]) -> Any:
         """Gathers the model's weights now, on every rank; what it returns writes them into a folder, on rank 0."""

@@ -9,7 +9,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -139,26 +139,36 @@ def shape_name(row: Result) -> str:
     return "-".join([*([mode] if mode else []), *(f"{name}{size}" for name, size in sizes.items())])
 
 
+Column = tuple[str, str, Callable[[Result], str]]
+COLUMNS: tuple[Column, ...] = (
+    *((f"{name} ms", "seconds", lambda row, name=name: f"{1e3 * row['seconds'][name]:.3f}") for name in ("p20", "p50", "p80")),
+    ("peak MB", "extra_bytes", lambda row: f"{row['extra_bytes'] / 1e6:.1f}"),
+    ("GB/s", "gb_s", lambda row: f"{row['gb_s']:.1f}"),
+    ("TFLOP/s", "tflop_s", lambda row: f"{row['tflop_s']:.1f}"),
+    ("% copy", "percent_of_copy", lambda row: f"{row['percent_of_copy']:.0f}"),
+    ("% mm", "percent_of_mm", lambda row: f"{row['percent_of_mm']:.0f}"),
+    ("faster", "ratio", lambda row: f"{row['ratio']:.2f}x"),
+)
+"""Times in milliseconds, memory, rates, percentages of ceilings, the ratio to the suite's baseline: the heading, the field that a row must
+have, how its cell reads."""
+
+
+def has(row: Result, column: Column) -> bool:
+    """Whether a row has a figure for a column."""
+    return row.get(column[1]) not in (None, {})
+
+
+def remark(row: Result) -> str:
+    """What is to be said of a row besides its figures: why it has none, or its note."""
+    trouble = row.get("error") or (row["check"] if str(row["check"]).startswith("failed") else "")
+    return str(trouble or row.get("note", ""))
+
+
 def table(rows: Iterable[Result]) -> list[str]:
-    """Lines of text, one for each row: times in milliseconds, rates, percentages of ceilings, the ratio to the suite's baseline."""
-    head = ("group", "shape", "provider", "p20 ms", "p50 ms", "p80 ms", "peak MB", "GB/s", "TFLOP/s", "% copy", "% mm", "faster", "")
-    lines = [head]
+    """Lines of text, one for each row."""
+    lines = [("group", "shape", "provider", *(heading for heading, _, _ in COLUMNS), "")]
     for row in rows:
-        times = row.get("seconds") or {}
-        trouble = row.get("error") or (row["check"] if str(row["check"]).startswith("failed") else "")
-        peak = row.get("extra_bytes")
-        lines.append(
-            (
-                row["group"],
-                shape_name(row),
-                row["provider"],
-                *(f"{1e3 * times[name]:.3f}" if times else "-" for name in ("p20", "p50", "p80")),
-                "-" if peak is None else f"{peak / 1e6:.1f}",
-                *(f"{row[name]:.1f}" if row.get(name) else "-" for name in ("gb_s", "tflop_s")),
-                *(f"{row[name]:.0f}" if row.get(name) else "-" for name in ("percent_of_copy", "percent_of_mm")),
-                f"{row['ratio']:.2f}x" if row.get("ratio") else "-",
-                trouble or row.get("note", ""),
-            )
-        )
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+        cells = (column[2](row) if has(row, column) else "-" for column in COLUMNS)
+        lines.append((row["group"], shape_name(row), row["provider"], *cells, remark(row)))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]

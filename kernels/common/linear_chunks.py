@@ -49,7 +49,7 @@ class ChunkedLinear:
         self.dtype = torch.bfloat16 if narrow else wide_dtype(hidden, weight)
         """Dtype of the operands, and of the d_logits that ``collect`` takes."""
         self._hidden, self._weight, self._rows, self._fast = hidden, weight.to(self.dtype), rows, fast
-        self._buffer: torch.Tensor | None = None
+        self._buffers: dict[torch.dtype, torch.Tensor] = {}
         wide = torch.float32 if narrow else self.dtype
         self._d_hidden = torch.empty(hidden.shape, dtype=wide, device=hidden.device) if grads[0] else None
         self._d_weight = torch.zeros(weight.shape, dtype=wide, device=hidden.device) if grads[1] else None
@@ -58,35 +58,46 @@ class ChunkedLinear:
         """The chunks' rows, in order; one empty chunk where T is 0."""
         return spans(self._hidden.shape[0], self._rows)
 
-    def _input(self, span: slice) -> torch.Tensor:
+    def _buffer(self, dtype: torch.dtype) -> torch.Tensor:
+        """[rows, V], one for each dtype. Kernels read and write 16 bytes at a time where every row starts at a multiple of that, whatever V
+        is."""
+        if dtype not in self._buffers:
+            width = self._weight.shape[0]
+            stride = -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT
+            self._buffers[dtype] = torch.empty(self._rows, stride, dtype=dtype, device=self._hidden.device)[:, :width]
+        return self._buffers[dtype]
+
+    def _input(self, span: slice, idle: torch.Tensor | None = None) -> torch.Tensor:
         x = self._hidden[span].to(self.dtype)
+        if idle is not None:
+            x = x.masked_fill(idle[:, None], 0.0)
         return padded_rows(x, self._rows) if self._fast else x
 
     def logits(self, span: slice) -> torch.Tensor:
         """[n, V] in float32 or wider, rows past the span's being padding. ``fast`` chunks share one buffer, valid until the next call."""
         if not self._fast:
             return product(self._input(span), self._weight.t())
-        if self._buffer is None:
-            width = self._weight.shape[0]
-            # Kernels read 16 bytes at a time where every row starts at a multiple of that, whatever V is.
-            stride = -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT
-            dtype = torch.promote_types(self.dtype, torch.float32)
-            self._buffer = torch.empty(self._rows, stride, dtype=dtype, device=self._hidden.device)[:, :width]
-        return product(self._input(span), self._weight.t(), out=self._buffer)
+        return product(self._input(span), self._weight.t(), out=self._buffer(torch.promote_types(self.dtype, torch.float32)))
 
     def d_logits_buffer(self, span: slice, logits: torch.Tensor) -> torch.Tensor:
-        """Where a kernel writes dL/dlogits [n, V]: over the logits themselves where the dtypes agree. Padding rows hold zeros."""
+        """Where a kernel writes dL/dlogits [n, V]: over the logits themselves where the dtypes agree, else into one buffer for all chunks.
+        Padding rows hold zeros."""
         if logits.dtype == self.dtype:
             return logits  # a padding row's logits are 0
-        make = torch.empty if span.stop - span.start == logits.shape[0] else torch.zeros
-        return make(logits.shape, dtype=self.dtype, device=logits.device)
+        buffer = self._buffer(self.dtype)
+        buffer[span.stop - span.start :].zero_()
+        return buffer
 
-    def collect(self, span: slice, d_logits: torch.Tensor) -> None:
-        """Takes a chunk's dL/dlogits [n, V] into the wanted gradients."""
+    def collect(self, span: slice, d_logits: torch.Tensor, idle: torch.Tensor) -> None:
+        """Takes a chunk's dL/dlogits [n, V] into the wanted gradients.
+
+        ``idle`` [m] marks the span's rows that have none, zeros in ``d_logits``: their hidden states, which may be NaN, stay out of the
+        weight's gradient.
+        """
         if self._d_hidden is not None:
             self._d_hidden[span] = product(d_logits, self._weight)[: span.stop - span.start]
         if self._d_weight is not None:
-            add_product_(self._d_weight, d_logits.t(), self._input(span))
+            add_product_(self._d_weight, d_logits.t(), self._input(span, idle))
 
     def gradients(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(d_hidden [T, H], d_weight [V, H]) in float32 or wider; None where not wanted."""

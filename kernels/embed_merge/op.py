@@ -129,6 +129,8 @@ def audio_embed_merge(
 
     Args:
         input_ids: [B, P] int32 or int64 in [0, V); ``audio_id`` marks placeholders and need not be below V; other negative ids give zeros.
+            Another id from V on is an error of the torch backend (on a GPU a failed device-side assertion); the kernels, which
+            cannot raise, make its row NaN, and it gives the table no gradient.
         table: [V, H] the embedding table; gets a dense gradient that is zero at placeholders, summed in a fixed order.
         audio: [B, Ta, H] the clips' encoder outputs, padded; cast to the table's dtype.
         audio_lens: [B] int32 or int64 rows of each clip; rows past it are never read and get gradient 0.

@@ -73,6 +73,7 @@ def launch_scores(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor)
             weight.stride(0),
             ids.stride(0),
             width,
+            weight.shape[0],
             features,
             NH=triton.cdiv(features, config["BH"]),
             **config,
@@ -100,6 +101,7 @@ def _launch_hidden_grad(grad: torch.Tensor, weight: torch.Tensor, ids: torch.Ten
             weight.stride(0),
             ids.stride(0),
             width,
+            weight.shape[0],
             features,
             NU=triton.cdiv(width, config["BU"]),
             **config,
@@ -122,7 +124,9 @@ def gather_linear(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor,
     Args:
         hidden: [T, H] bfloat16, float16, float32 or float64.
         weight: [V, H], any of the same dtypes.
-        ids: [T, U] int32 or int64 in [0, V); a negative id gives score 0 and no gradient. An id may repeat.
+        ids: [T, U] int32 or int64 in [0, V); a negative id gives score 0 and no gradient. An id may repeat. An id past the
+            weight is an error of the torch backend (on a GPU a failed device-side assertion); the kernels, which cannot raise, give
+            the score NaN and no gradient.
 
     Returns:
         [T, U] float32 (float64 when an input is float64), accumulated in that dtype.

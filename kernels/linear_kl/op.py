@@ -18,6 +18,7 @@ from arkfast.kernels.common.chunks import rows_within
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
+from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.linear_kl import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
 
@@ -112,8 +113,8 @@ def chunk_loop(
             part = None if factor is None else factor[s]
             out = None if factor is None else student.d_logits_buffer(s, logits)
             d_logits = row_pass(logits, teacher.logits(s), dead, part, rows[s], out, settings)
-            if d_logits is not None:
-                student.collect(s, d_logits.to(student.dtype))
+            if part is not None and d_logits is not None:
+                student.collect(s, d_logits.to(student.dtype), part == 0)
     return rows, *student.gradients()
 
 
@@ -152,7 +153,9 @@ class _LinearKL(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.settings.reduction == "none":
             *tensors, dead, factor = ctx.saved_tensors
-            _, *grads = chunk_loop(tuple(tensors), dead, factor * upstream.float(), ctx.needs_input_grad[:2], ctx.settings)
+            # Filled: what comes upstream to a row without weight may be NaN.
+            factor = (factor * upstream.float()).masked_fill_(factor == 0, 0.0)
+            _, *grads = chunk_loop(tuple(tensors), dead, factor, ctx.needs_input_grad[:2], ctx.settings)
         else:
             grads = [None if x is None else x * upstream for x in ctx.saved_tensors]
         return *(None if x is None else x.to(dtype) for x, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 5
@@ -232,4 +235,4 @@ def linear_kl(
     )
     dead = blocked_columns(sizes["V"], blocked, None, hidden_s.device)
     weights = None if row_weight is None else row_weight.detach()
-    return _LinearKL.apply(hidden_s, weight_s, hidden_t.detach(), weight_t.detach(), weights, dead, settings)
+    return _LinearKL.apply(*recorded(hidden_s, weight_s), hidden_t.detach(), weight_t.detach(), weights, dead, settings)

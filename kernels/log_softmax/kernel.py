@@ -112,6 +112,7 @@ def row_log_softmax_bwd(
     dead_ptr,
     lse_ptr,
     share_ptr,
+    idle_ptr,
     entropy_ptr,
     grad_entropy_ptr,
     out_ptr,
@@ -123,13 +124,15 @@ def row_log_softmax_bwd(
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``out`` may be the logits: an element is stored after the value that it comes from was loaded, and is read by nothing else."""
+    """``out`` may be the logits: an element is stored after the value that it comes from was loaded, and is read by nothing else. Rows that
+    are idle get zeros whatever their logits are."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
     to_ptr = out_ptr + row * out_stride
     block = tl.arange(0, BLOCK)
     lse = tl.load(lse_ptr + row)
     share = tl.load(share_ptr + row)
+    idle = tl.load(idle_ptr + row) != 0
     entropy = 0.0
     grad_entropy = 0.0
     if HAS_ENTROPY:
@@ -139,12 +142,12 @@ def row_log_softmax_bwd(
     for start in range(0, inside, BLOCK):
         columns = start + block
         x = load_scores(row_ptr, dead_ptr, columns, V, inv_tau, HAS_DEAD, True)
-        d = dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau
+        d = tl.where(idle, 0.0, dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau)
         tl.store(to_ptr + columns, d.to(out_ptr.dtype.element_ty))
     if inside < V:
         columns = inside + block
         x = load_scores(row_ptr, dead_ptr, columns, V, inv_tau, HAS_DEAD, False)
-        d = dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau
+        d = tl.where(idle, 0.0, dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau)
         tl.store(to_ptr + columns, d.to(out_ptr.dtype.element_ty), mask=columns < V)
 
 
@@ -154,6 +157,7 @@ def row_log_softmax_bwd_ids(
     logp_ptr,
     grad_ptr,
     share_ptr,
+    idle_ptr,
     entropy_ptr,
     grad_entropy_ptr,
     out_ptr,
@@ -174,12 +178,13 @@ def row_log_softmax_bwd_ids(
     logp = tl.load(logp_ptr + row * U + u, mask=u < U, other=NEG_INF)
     grad = tl.load(grad_ptr + row * U + u, mask=u < U, other=0.0).to(tl.float32)
     share = tl.load(share_ptr + row)
+    idle = tl.load(idle_ptr + row) != 0
     entropy = 0.0
     grad_entropy = 0.0
     if HAS_ENTROPY:
         entropy = tl.load(entropy_ptr + row)
         grad_entropy = tl.load(grad_entropy_ptr + row)
     total = tl.sum(tl.where(ids[:, None] == ids[None, :], grad[None, :], 0.0), 1)
-    d = (dense_grad(logp, 0.0, share, grad_entropy, entropy, HAS_ENTROPY) + total) * inv_tau
+    d = tl.where(idle, 0.0, (dense_grad(logp, 0.0, share, grad_entropy, entropy, HAS_ENTROPY) + total) * inv_tau)
     live = (ids >= 0) & (ids < V) & (logp != NEG_INF)
     tl.store(out_ptr + row * out_stride + ids, d.to(out_ptr.dtype.element_ty), mask=live)

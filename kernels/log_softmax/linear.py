@@ -67,7 +67,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 out = linear.d_logits_buffer(s, logits)
                 grads = tuple(None if g is None else g[s] for g in upstream)
                 part = RowStats(*(None if x is None else x[s] for x in stats))
-                linear.collect(s, row_grad(grads, logits, part, ids[s], out, tau=ctx.tau, dead=dead, chosen=ctx.chosen))
+                linear.collect(s, *row_grad(grads, logits, part, ids[s], out, tau=ctx.tau, dead=dead, chosen=ctx.chosen))
         d_hidden, d_weight = linear.gradients()
         return (
             None if d_hidden is None else d_hidden.to(hidden.dtype),

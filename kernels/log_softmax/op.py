@@ -87,18 +87,21 @@ def row_grad(
     tau: float,
     dead: torch.Tensor | None,
     chosen: str,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """dL/dlogits [n, V] from the gradients of (logp [m, U], lse [m], entropy [m]), each None for zeros; m ≤ n rows are looked at.
 
-    ``out`` may be ``logits``; a kernel writes its first m rows, the torch backend returns a tensor of m rows of its own.
+    ``out`` may be ``logits``; a kernel writes its first m rows, the torch backend returns a tensor of m rows of its own. The second result,
+    [m] bool, marks rows to which nothing comes upstream: exact zeros, whatever their logits are.
     """
     rows, slots = ids.shape
     grad, grad_lse, grad_entropy = upstream
     grad = torch.zeros_like(stats.logp) if grad is None else reference.live_grad(grad, stats.logp, ids)
+    idle = reference.idle_rows(grad, grad_lse, grad_entropy)
     if chosen == "torch":
-        return reference.backward(grad, grad_lse, grad_entropy, logits[:rows], stats.lse, stats.entropy, ids.long(), tau, dead)
+        d_logits = reference.backward(grad, grad_lse, grad_entropy, idle, logits[:rows], stats.lse, stats.entropy, ids.long(), tau, dead)
+        return d_logits, idle
     if rows == 0:
-        return out
+        return out, idle
     from arkfast.kernels.log_softmax import kernel
 
     width, has_entropy = logits.shape[1], grad_entropy is not None
@@ -112,6 +115,7 @@ def row_grad(
         dead,
         stats.lse,
         share,
+        idle,
         entropy,
         grad_entropy,
         out,
@@ -130,6 +134,7 @@ def row_grad(
             stats.logp,
             grad.contiguous(),
             share,
+            idle,
             entropy,
             grad_entropy,
             out,
@@ -141,7 +146,7 @@ def row_grad(
             BLOCK_U=block,
             num_warps=4 if block < MAX_IDS else 8,
         )
-    return out
+    return out, idle
 
 
 class _RowLogSoftmax(torch.autograd.Function):
@@ -162,7 +167,7 @@ class _RowLogSoftmax(torch.autograd.Function):
     def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         logits, ids, dead, *stats = ctx.saved_tensors
         out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        d_logits = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, **ctx.settings)
+        d_logits, _ = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, **ctx.settings)
         return d_logits.to(logits.dtype), *(None,) * 5
 
 

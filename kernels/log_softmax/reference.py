@@ -34,10 +34,20 @@ def live_grad(grad: torch.Tensor, logp: torch.Tensor, ids: torch.Tensor) -> torc
     return grad.masked_fill((ids < 0) | (logp == NEG_INF), 0.0)
 
 
+def idle_rows(grad: torch.Tensor, grad_lse: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> torch.Tensor:
+    """[n] bool: rows to which nothing comes upstream, so that dL/dz is 0 whatever their logits are; ``grad`` as ``live_grad`` gives it."""
+    idle = (grad == 0).all(1)
+    for more in (grad_lse, grad_entropy):
+        if more is not None:
+            idle &= more == 0
+    return idle
+
+
 def backward(
     grad: torch.Tensor,
     grad_lse: torch.Tensor | None,
     grad_entropy: torch.Tensor | None,
+    idle: torch.Tensor,
     logits: torch.Tensor,
     lse: torch.Tensor,
     entropy: torch.Tensor | None,
@@ -45,11 +55,12 @@ def backward(
     tau: float,
     dead: torch.Tensor | None,
 ) -> torch.Tensor:
-    """dL/dz [n, V] = (scatter(g) + (g_lse − Σ g) · p − g_H · p · (log p + H)) / τ, with ``grad`` as ``live_grad`` gives it."""
+    """dL/dz [n, V] = (scatter(g) + (g_lse − Σ g) · p − g_H · p · (log p + H)) / τ, with ``grad`` as ``live_grad`` gives it and zeros in
+    the rows that are ``idle``."""
     weight_of_p = -grad.sum(1) if grad_lse is None else grad_lse - grad.sum(1)
     logp = scaled(logits, tau, dead) - lse[:, None]
     p = logp.exp()
     d_logits = p * weight_of_p[:, None]
     if grad_entropy is not None and entropy is not None:
         d_logits -= grad_entropy[:, None] * (p * (logp + entropy[:, None])).masked_fill_(p == 0, 0.0)
-    return d_logits.scatter_add_(1, ids.clamp_min(0), grad).div_(tau)
+    return d_logits.scatter_add_(1, ids.clamp_min(0), grad).div_(tau).masked_fill_(idle[:, None], 0.0)

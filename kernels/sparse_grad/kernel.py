@@ -2,7 +2,7 @@
 
 Letters: E entries, H features, V rows of the result. An entry is (id, row, factor): ``order[e]`` below T·U is slot ``order[e] % U`` of
 position ``order[e] // U``, whose row is ``hidden``'s; from T·U on it is a row of ``extra`` with factor 1. Entries of negative id stand
-first and are passed over, unread.
+first and those of ids from V on last; both are passed over, unread.
 
 A run of equal ids shorter than 2·PIECE is summed by one program. A longer one is cut into pieces of PIECE entries, of which the last takes
 what remains (fewer than 2·PIECE entries); the pieces' sums are added in their order. The piece that starts at sorted place s is number
@@ -49,9 +49,9 @@ def _put_row(out, at, acc, c, bound, ADD: tl.constexpr):
     tl.store(out + at + c, acc.to(out.dtype.element_ty), mask=c < bound)
 
 
-@triton.jit(do_not_specialize=["slots", "U", "E"])
+@triton.jit(do_not_specialize=["slots", "U", "E", "V"])
 def weight_grad_runs(
-    ids, order, factor, hidden, extra, out, hidden_stride, extra_stride, out_stride, slots, U, E, H,
+    ids, order, factor, hidden, extra, out, hidden_stride, extra_stride, out_stride, slots, U, E, V, H,
     EXTRA: tl.constexpr, ADD: tl.constexpr, PIECE: tl.constexpr, WINDOW: tl.constexpr, BE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Rows of the ids whose run starts in this program's WINDOW sorted places and is shorter than 2·PIECE."""
@@ -64,8 +64,8 @@ def weight_grad_runs(
         row = tl.load(ids + e)
         equal = (tl.load(ids + e + ahead, mask=e + ahead < E, other=-1) == row) & (e + ahead < E)
         run = tl.sum(equal.to(tl.int32), 0)
-        # Runs of another program: one that began before the window, a long one, the empty entries.
-        mine = tl.where((row == before) | (row < 0) | (run == 2 * PIECE), 0, run)
+        # Not this program's: a run that began before the window, a long one, entries that belong to no row.
+        mine = tl.where((row == before) | (row < 0) | (row >= V) | (run == 2 * PIECE), 0, run)
         acc = _sum_entries(
             order, factor, hidden, extra, hidden_stride, extra_stride, e, mine, slots, U, c, H, EXTRA, BE, BH
         )  # fmt: skip
@@ -87,9 +87,9 @@ def _lower_bound(ids, E, value):
     return low
 
 
-@triton.jit(do_not_specialize=["slots", "U", "E"])
+@triton.jit(do_not_specialize=["slots", "U", "E", "V"])
 def weight_grad_pieces(
-    ids, order, factor, hidden, extra, partial, heads, hidden_stride, extra_stride, slots, U, E, H,
+    ids, order, factor, hidden, extra, partial, heads, hidden_stride, extra_stride, slots, U, E, V, H,
     EXTRA: tl.constexpr, PIECE: tl.constexpr, BE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """The sum of the one piece of a long run that starts in the PIECE sorted places of this program, if there is one.
@@ -104,7 +104,7 @@ def weight_grad_pieces(
     # Of 2·PIECE equal ids around e, one lies PIECE places away: most programs end with these two loads.
     behind = tl.load(ids + e - PIECE, mask=e >= PIECE, other=-1)
     beyond = tl.load(ids + e + PIECE, mask=e + PIECE < E, other=-1)
-    near = tl.where((row >= 0) & ((behind == row) | (beyond == row)), E, 0)
+    near = tl.where((row >= 0) & (row < V) & ((behind == row) | (beyond == row)), E, 0)
     begin = _lower_bound(ids, near, row)
     end = _lower_bound(ids, near, row + 1)
     pieces = tl.where(end - begin >= 2 * PIECE, (end - begin) // PIECE, 0)
@@ -140,22 +140,23 @@ def weight_grad_long_runs(
     _put_row(out, tl.maximum(row, 0).to(tl.int64) * out_stride, acc, c, tl.where(pieces > 0, H, 0), ADD)
 
 
-@triton.jit(do_not_specialize=["slots", "U", "E"])
+@triton.jit(do_not_specialize=["slots", "U", "E", "V"])
 def weight_grad_atomic(
-    ids, factor, hidden, extra, out, hidden_stride, extra_stride, out_stride, slots, U, E, H,
+    ids, factor, hidden, extra, out, hidden_stride, extra_stride, out_stride, slots, U, E, V, H,
     EXTRA: tl.constexpr, BE: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """The same sums by float atomics over unsorted entries: their order, and so the last bits, change from run to run."""
     e = tl.program_id(0).to(tl.int64) * BE + tl.arange(0, BE)
     c = tl.program_id(1) * BH + tl.arange(0, BH)
     row = tl.load(ids + e, mask=e < E, other=-1).to(tl.int64)
-    scored = (row >= 0) & (e < slots)
+    there = (row >= 0) & (row < V)
+    scored = there & (e < slots)
     f = tl.load(factor + e, mask=scored, other=0.0).to(tl.float32)
     value = tl.load(hidden + (e // U)[:, None] * hidden_stride + c[None, :], mask=scored[:, None] & (c < H)[None, :], other=0.0)
     value = value.to(tl.float32) * f[:, None]
     if EXTRA:
-        added = (row >= 0) & (e >= slots)
+        added = there & (e >= slots)
         more = tl.load(extra + (e - slots)[:, None] * extra_stride + c[None, :], mask=added[:, None] & (c < H)[None, :], other=0.0)
         value += more.to(tl.float32)
     at = tl.maximum(row, 0)[:, None] * out_stride + c[None, :]
-    tl.atomic_add(out + at, value, mask=(row >= 0)[:, None] & (c < H)[None, :])
+    tl.atomic_add(out + at, value, mask=there[:, None] & (c < H)[None, :])

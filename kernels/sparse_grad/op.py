@@ -51,8 +51,9 @@ def sparse_weight_grad(
     vocabulary calls this with ids of its own part.
 
     Args:
-        grad: [T, U] gradient of the scores.
-        ids: [T, U] int32 or int64 in [0, num_rows); negative entries are left out.
+        grad: [T, U] gradient of the scores; an entry of 0 adds 0, whatever the position's hidden row holds.
+        ids: [T, U] int32 or int64 in [0, num_rows); negative entries are left out. An id past that is an error of the torch backend (on a
+            GPU a failed device-side assertion); the kernels, which cannot raise, leave its entry out.
         hidden: [T, H].
         num_rows: V.
         extra_ids: [N] int32 or int64 rows that ``extra_rows`` [N, H] are added to as they are, in the same sort: the gradient of an
@@ -133,6 +134,11 @@ def _in_torch(
     return result if out is not None else result.to(dtype)
 
 
+def _keys(ids: torch.Tensor, rows: int) -> torch.Tensor:
+    """ids as int32; those of int64 that it does not hold stay outside of [0, rows)."""
+    return ids if ids.dtype == torch.int32 else ids.clamp(-1, rows).to(torch.int32)
+
+
 @on_its_device
 def _launch(
     grad: torch.Tensor,
@@ -157,22 +163,23 @@ def _launch(
     hidden = unit_rows(hidden)
     extra = None if extra_rows is None else unit_rows(extra_rows)
     factor = grad.contiguous()
-    keys = ids.to(torch.int32).flatten()
+    # A factor of 0 is no entry: the row that it would be multiplied by may hold NaN.
+    keys = _keys(ids, out.shape[0]).masked_fill(grad == 0, -1).flatten()
     if extra_ids is not None:
-        keys = torch.cat([keys, extra_ids.to(torch.int32)])
+        keys = torch.cat([keys, _keys(extra_ids, out.shape[0])])
     entries, slots, width = keys.numel(), ids.numel(), max(1, ids.shape[1])
     strides = hidden.stride(0), 0 if extra is None else extra.stride(0)
+    sizes = slots, width, entries, out.shape[0], features
     columns = triton.cdiv(features, blocks["BH"])
     if mode == "atomic":
         grid = (triton.cdiv(entries, blocks["BE"]), columns)
         kernel.weight_grad_atomic[grid](
-            keys, factor, hidden, extra, out, *strides, out.stride(0), slots, width, entries, features, EXTRA=extra is not None, **blocks
+            keys, factor, hidden, extra, out, *strides, out.stride(0), *sizes, EXTRA=extra is not None, **blocks
         )
         return
     # Stable, so that an id's entries stay in the order of their positions.
     keys, order = keys.sort(stable=True)
     shared = {"EXTRA": extra is not None, "PIECE": PIECE, **blocks}
-    sizes = slots, width, entries, features
     kernel.weight_grad_runs[(triton.cdiv(entries, window), columns)](
         keys, order, factor, hidden, extra, out, *strides, out.stride(0), *sizes, ADD=add, WINDOW=window, **shared
     )

@@ -14,7 +14,7 @@ CHUNK_ELEMENTS = 1 << 20
 
 
 def accumulate(out: torch.Tensor, grad: torch.Tensor, ids: torch.Tensor, hidden: torch.Tensor, *, ordered: bool = True) -> None:
-    """out[v] += Σ_{t,u: ids[t,u] = v} grad[t,u] · hidden[t], in place; entries with a negative id are left out.
+    """out[v] += Σ_{t,u: ids[t,u] = v} grad[t,u] · hidden[t], in place; entries with a negative id or a factor of 0 are left out.
 
     Args:
         out: [V, H] float32 or float64.
@@ -28,7 +28,7 @@ def accumulate(out: torch.Tensor, grad: torch.Tensor, ids: torch.Tensor, hidden:
         ids, order = ids.sort(stable=True)
     factor = grad.flatten()[order].to(out.dtype)
     position = order // max(1, grad.shape[1])
-    empty = (ids < 0)[:, None]
+    empty = ((ids < 0) | (factor == 0))[:, None]
     ids = ids.clamp_min(0)
     for span in spans(ids.numel(), rows_within(CHUNK_ELEMENTS, hidden.shape[1], most=1 << 20)):
         # Filled rather than multiplied by 0: an unused position may hold NaN.

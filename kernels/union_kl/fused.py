@@ -60,12 +60,14 @@ class SparseUnionKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, grad, ids, hidden, support = ctx.saved_tensors
-        # Filled: the upstream gradient of a row that does not count may be NaN, and NaN · 0 is not 0.
+        # Filled: the upstream gradient of a row that does not count may be NaN, as may the gradients of a row that it leaves out with 0,
+        # and NaN · 0 is not 0.
         scale = grad_rows.masked_fill(support < ctx.min_support, 0.0)[:, None]
-        d_weight = None
+        left_out, d_weight = scale == 0, None
         if d_hidden is not None:
             # Rounded where it is written: the product in float32 would be as large again as what was saved.
-            d_hidden = torch.mul(d_hidden, scale, out=torch.empty_like(d_hidden, dtype=ctx.dtypes[0]))
+            d_hidden = torch.mul(d_hidden, scale, out=torch.empty_like(d_hidden, dtype=ctx.dtypes[0])).masked_fill_(left_out, 0.0)
         if grad is not None:
-            d_weight = sparse_weight_grad(grad * scale, ids, hidden, ctx.num_rows, dtype=ctx.dtypes[1], backend="triton")
+            grad = (grad * scale).masked_fill_(left_out, 0.0)
+            d_weight = sparse_weight_grad(grad, ids, hidden, ctx.num_rows, dtype=ctx.dtypes[1], backend="triton")
         return d_hidden, d_weight, *(None,) * 5

@@ -131,10 +131,10 @@ def union_kl_rows(
         tl.store(grad + t * (U + TAIL) + slot, dz, mask=slot < U + TAIL)
 
 
-@triton.jit(do_not_specialize=["KS", "KT", "min_support"])
+@triton.jit(do_not_specialize=["KS", "KT", "V", "min_support"])
 def union_kl_sparse(
     hidden, weight, student_ids, teacher_ids, teacher_scores, teacher_lse, rows, support, ids, grad, d_hidden,
-    hidden_stride, weight_stride, student_stride, teacher_stride, score_stride, KS, KT, H, min_support, tau, beta,
+    hidden_stride, weight_stride, student_stride, teacher_stride, score_stride, KS, KT, V, H, min_support, tau, beta,
     KIND: tl.constexpr, SUPPORT: tl.constexpr, ORIGINAL: tl.constexpr, NEED_GRAD: tl.constexpr, NEED_HIDDEN: tl.constexpr,
     UB: tl.constexpr, BH: tl.constexpr, NH: tl.constexpr,
 ):  # fmt: skip
@@ -164,6 +164,7 @@ def union_kl_sparse(
     count = tl.sum(live, 0)
     valid = (count >= min_support).to(tl.int32)
     on = live * valid > 0
+    known = on & (found < V)
     tl.store(support + t, count)
 
     # A product and not tl.where, which Triton 3.6 cannot lay out here; it is 0 where an id is not on.
@@ -172,8 +173,10 @@ def union_kl_sparse(
     for j in range(NH):
         c = j * BH + tl.arange(0, BH)
         h = tl.load(hidden + t * hidden_stride + c, mask=c < H, other=0.0).to(tl.float32)
-        w = tl.load(weight + base[:, None] + c[None, :], mask=on[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
+        w = tl.load(weight + base[:, None] + c[None, :], mask=known[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
         student += tl.sum(w * h[None, :], 1)
+    # An id past the end cannot raise here; its score shows it, and with it the row's loss and gradients.
+    student = tl.where(on & (found >= V), float("nan"), student)
 
     row, dz = _divergence(teacher, student, on, valid, tau, beta, KIND)
     tl.store(rows + t, tl.where(valid > 0, row * tau * tau, 0.0))
@@ -184,15 +187,16 @@ def union_kl_sparse(
         # The gathered rows once more, from the block read last back to the first: the caches still hold some of them.
         for j in range(NH):
             c = (NH - 1 - j) * BH + tl.arange(0, BH)
-            w = tl.load(weight + base[:, None] + c[None, :], mask=on[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
+            w = tl.load(weight + base[:, None] + c[None, :], mask=known[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
             tl.store(d_hidden + t * H + c, tl.sum(w * dz[:, None], 0), mask=c < H)
 
 
 @triton.jit(do_not_specialize=["U"])
 def scatter_rows(grad, scale, ids, out, V, U, UB: tl.constexpr):
-    """out[t, ids[t, u]] = scale[t] · grad[t, u] where the id is not negative; ids of a row differ."""
+    """out[t, ids[t, u]] = scale[t] · grad[t, u] where the id is not negative; ids of a row differ. A scale of 0 gives 0."""
     t = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, UB)
     found = tl.load(ids + t * U + slot, mask=slot < U, other=-1)
-    value = tl.load(grad + t * U + slot, mask=slot < U, other=0.0) * tl.load(scale + t)
+    factor = tl.load(scale + t)
+    value = tl.where(factor == 0.0, 0.0, tl.load(grad + t * U + slot, mask=slot < U, other=0.0) * factor)
     tl.store(out + t * V + found, value.to(out.dtype.element_ty), mask=found >= 0)

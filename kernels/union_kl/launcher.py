@@ -187,6 +187,7 @@ def launch_sparse(
         teacher_scores.stride(0),
         student_ids.shape[1],
         teacher_ids.shape[1],
+        weight.shape[0],
         features,
         min_support,
         float(tau),

@@ -76,13 +76,15 @@ def _(
 
 @torch.library.impl("arkfast::union_topk_kl_backward", "default")
 def _logit_grad(grad: torch.Tensor, scale: torch.Tensor, ids: torch.Tensor, width: int, dtype: torch.dtype, backend: str) -> torch.Tensor:
-    """scale [T] · grad [T, U] put at ids [T, U] of [T, width] zeros. An operator, so that a second gradient can be refused."""
+    """scale [T] · grad [T, U] put at ids [T, U] of [T, width] zeros; a scale of 0 leaves a row out, whose gradient may be NaN. An operator,
+    so that a second gradient can be refused."""
     by_kernel = backend == "triton" or (backend == "auto" and grad.is_cuda and device_refusal(grad.device) is None)
     if by_kernel and grad.dtype == torch.float32:
         return launch_scatter(grad, scale, ids, width, dtype)
     out = torch.zeros(grad.shape[0], width, dtype=grad.dtype, device=grad.device)
     # Added, not put: empty slots all point to id 0 and add their 0 there. Ids differ within a row, so no sum has an order.
-    return out.scatter_add_(1, ids.clamp_min(0).long(), (grad * scale[:, None]).masked_fill_(ids < 0, 0.0)).to(dtype)
+    empty = (ids < 0) | (scale == 0)[:, None]
+    return out.scatter_add_(1, ids.clamp_min(0).long(), (grad * scale[:, None]).masked_fill_(empty, 0.0)).to(dtype)
 
 
 @torch.library.register_fake("arkfast::union_topk_kl_backward")

@@ -12,6 +12,7 @@ import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.gather_linear import gather_linear
 from arkfast.kernels.union_kl import reference
 from arkfast.kernels.union_kl.fused import Settings, SparseUnionKL
@@ -38,10 +39,14 @@ class UnionKL(NamedTuple):
 
 
 def reduce_rows(rows: torch.Tensor, valid: torch.Tensor, row_weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
-    """Rows [T] → the weighted rows, their sum, or that sum over max(1, number of valid rows); weights are not in the divisor."""
+    """Rows [T] → the weighted rows, their sum, or that sum over max(1, number of valid rows); weights are not in the divisor.
+
+    A row of weight 0 gives 0 and gets the gradient 0, whatever it is.
+    """
     if row_weight is not None:
         # The weight is what gets masked: the product's gradient must not meet a NaN weight of a row that does not count.
-        rows = rows * row_weight.detach().to(rows.dtype).masked_fill(~valid, 0.0)
+        row_weight = row_weight.detach().to(rows.dtype).masked_fill(~valid, 0.0)
+        rows = (rows * row_weight).masked_fill(row_weight == 0, 0.0)
     if reduction == "none":
         return rows
     return rows.sum() if reduction == "sum" else rows.sum() / valid.sum().clamp_min(1)
@@ -77,7 +82,8 @@ def opd_union_kl(
 
     Args:
         hidden: [T, H] the student's last hidden states, bfloat16, float16, float32 or float64.
-        weight: [V, H] the student's head.
+        weight: [V, H] the student's head. An id of a support that is V or more is an error of the torch backend (on a GPU a failed
+            device-side assertion); the kernels, which cannot raise, make the loss of its row NaN.
         student_ids: [T, Ks] int32 or int64 the student's top-k, negative where empty.
         teacher_ids: [T, Kt] the teacher's top-k, in the student's ids.
         teacher_scores: [T, Ks + Kt] the teacher's logits at the student's slots, then at its own, before any repeats are removed; −inf
@@ -86,7 +92,8 @@ def opd_union_kl(
         divergence: "forward_kl" KL(p‖q), "reverse_kl" KL(q‖p), or "jsd" β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q.
         beta: weight of the teacher in "jsd", between 0 and 1.
         support: which ids take part: those of either list, of the teacher's, of the student's, or of both.
-        row_weight: [T] factor of each row; the mean still divides by the number of rows that count. It gets no gradient.
+        row_weight: [T] factor of each row; the mean still divides by the number of rows that count. It gets no gradient. A row of weight
+            0 gives exactly 0 and no gradient, whatever its hidden state is.
         reduction: "mean" is the sum over max(1, number of rows that count), 0 for an empty batch; "sum" lets a caller divide by a count
             of its own, such as one over all ranks; "none" gives rows.
         teacher_score: "logits" is the definition. "original" subtracts ``teacher_lse`` from the scores of ids that only the student's
@@ -124,7 +131,7 @@ def opd_union_kl(
     if resolve_backend(backend, op, hidden, unfit=unfit) == "triton":
         settings = Settings(support, min_support, tau, divergence, beta)
         lse = None if teacher_lse is None else teacher_lse.detach()
-        rows, count = SparseUnionKL.apply(hidden, weight, student_ids, teacher_ids, teacher_scores.detach(), lse, settings)
+        rows, count = SparseUnionKL.apply(*recorded(hidden, weight), student_ids, teacher_ids, teacher_scores.detach(), lse, settings)
         valid = count >= min_support
         return UnionKL(reduce_rows(rows, valid, row_weight, reduction), rows.detach(), valid, count)
 

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.union_kl import reference
 from arkfast.kernels.union_kl.launcher import DIVERGENCES, MOST_SLOTS, MOST_UNION, launch_rows, launch_union, unfit_slots
 
@@ -77,7 +78,8 @@ class _DivergenceRows(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        return (grad * grad_rows[:, None]).to(ctx.dtype), *(None,) * 8
+        # Filled: the gradient of a row that is left out may be NaN.
+        return (grad * grad_rows[:, None]).masked_fill_((grad_rows == 0)[:, None], 0.0).to(ctx.dtype), *(None,) * 8
 
 
 def _rows_in_torch(
@@ -192,5 +194,5 @@ def union_kl(
         teacher_scores = torch.cat([teacher_scores, unseen[:, None]], dim=1)
         unseen = reference.tail_scores(student_scores, inside, student_lse.to(dtype), tau)
         student_scores = torch.cat([student_scores, unseen[:, None]], dim=1)
-    rows, support = _DivergenceRows.apply(student_scores, teacher_scores, ids, tail, min_support, tau, divergence, beta, chosen)
+    rows, support = _DivergenceRows.apply(*recorded(student_scores), teacher_scores, ids, tail, min_support, tau, divergence, beta, chosen)
     return UnionKLRows(rows, support >= min_support, support)

@@ -1,5 +1,6 @@
 """Damaged recordings of libsndfile's formats: each gives an InputError, none gives shortened or shifted samples."""
 
+import functools
 import io
 
 import hypothesis
@@ -8,7 +9,8 @@ import pytest
 import soundfile
 from hypothesis import strategies as st
 
-from arkfast.audio import duration, load
+from arkfast.audio import duration, extent, load
+from arkfast.audio.flac import _frame_span, flac_disagreement
 from arkfast.audio.ogg import walk_pages
 from arkfast.records import InputError
 
@@ -16,9 +18,9 @@ RATE = 16000
 NOISE = np.random.default_rng(3).bytes(200000)
 
 
-def encoded(samples, form, subtype):
+def encoded(samples, form, subtype, endian="FILE"):
     stream = io.BytesIO()
-    soundfile.write(stream, samples, RATE, format=form, subtype=subtype)
+    soundfile.write(stream, samples, RATE, format=form, subtype=subtype, endian=endian)
     return stream.getvalue()
 
 
@@ -27,6 +29,7 @@ def files(speech):
     """Format → (bytes, seconds) of 8 s of speech."""
     kinds = {
         "wav": ("WAV", "PCM_16"),
+        "rifx": ("WAV", "PCM_16", "BIG"),
         "rf64": ("RF64", "PCM_16"),
         "w64": ("W64", "PCM_16"),
         "aiff": ("AIFF", "PCM_16"),
@@ -51,7 +54,7 @@ def try_load(data, **options):
     return None
 
 
-SIZED = ["wav", "rf64", "w64", "aiff", "au", "caf", "nist"]
+SIZED = ["wav", "rifx", "rf64", "w64", "aiff", "au", "caf", "nist"]
 CODED = ["flac", "mp3", "vorbis", "opus"]
 
 
@@ -179,3 +182,65 @@ def test_no_damage_gives_another_kind_of_error(files, name, mutations):
         assert samples.dtype == np.float32
         assert np.isfinite(samples).all()
         assert 1 <= len(samples) <= 60 * RATE
+
+
+ID3V1 = b"TAG" + bytes(125)
+ID3V2 = b"ID3\x04\0\0\0\0\x02\0" + bytes(256)
+
+
+@pytest.mark.parametrize("between", [b"", ID3V1, ID3V2, ID3V1 + ID3V2])
+@pytest.mark.parametrize("bitrate", ["CONSTANT", "VARIABLE"])
+def test_joined_mp3s_are_not_cut_at_the_first_ones_end(speech, between, bitrate):
+    """The first one's length tag rules, and the rest would be lost in silence; tags at the end are legal."""
+    stream = io.BytesIO()
+    soundfile.write(stream, speech(3 * RATE), RATE, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode=bitrate)
+    data = stream.getvalue()
+    assert len(load(data + between)) == 3 * RATE
+    assert extent(data + between) == (3.0, None)
+    with pytest.raises(InputError, match=r"its length tag ends it at 3\.00 s and its frames go on to 6\.\d+ s: split what was joined"):
+        load(data + between + data)
+    assert len(load(data + between + data, end=2.0)) == 2 * RATE
+    seconds, cut = extent(data + between + data)
+    assert seconds == 3.0
+    assert cut is not None
+
+
+def flac_of(data, samples):
+    """A flac whose header announces another number of samples (RFC 9639 §8.2: the last 36 bits before the MD5)."""
+    fields = int.from_bytes(data[18:26], "big")
+    return data[:18] + (fields >> 36 << 36 | samples).to_bytes(8, "big") + data[26:]
+
+
+@pytest.mark.parametrize("tag", [b"", ID3V1])
+def test_a_flac_that_ends_not_where_its_header_says(files, speech, tag):
+    data = files["flac"]
+    assert len(load(data + tag)) == 8 * RATE
+    other = encoded(speech(2 * RATE), "FLAC", "PCM_16")
+    for lying, announced, ends in (
+        (flac_of(data, RATE), 1, 8),
+        (flac_of(data, 9 * RATE), 9, 8),
+        (data + other, 8, 2),
+        (other + data, 2, 8),
+    ):
+        for read in (load, duration, functools.partial(load, begin=0.1, end=0.2)):
+            with pytest.raises(InputError, match=f"damaged: its header announces {announced} s and its last frame ends at {ends} s"):
+                read(lying + tag)
+
+
+def test_a_flac_copied_out_of_a_longer_one_keeps_its_numbers(files):
+    """Frames of a stream copy count on from where they stood; only their span must be the header's."""
+    data = files["flac"]
+    frames = [at for at in range(len(data)) if data[at : at + 2] == b"\xff\xf8" and _frame_span(data[at : at + 16], 4096)]
+    begin = frames[4]
+    head = flac_of(data, 8 * RATE - 4 * 4096)[: frames[0]]
+    assert flac_disagreement(io.BytesIO(head + data[begin:])) is None
+    assert flac_disagreement(io.BytesIO(flac_of(head, RATE) + data[begin:])) is not None
+
+
+@pytest.mark.parametrize("rate", [8000, 44100, 96000])
+@pytest.mark.parametrize("subtype", ["PCM_S8", "PCM_16", "PCM_24"])
+def test_sound_flacs_pass(speech, rate, subtype):
+    for count in (1, 200, 4096, 4097, 3 * rate + 7):
+        stream = io.BytesIO()
+        soundfile.write(stream, speech(count), rate, format="FLAC", subtype=subtype)
+        assert flac_disagreement(stream) is None

@@ -406,3 +406,9 @@ def test_real_recordings(recordings, extractor, n_mels):
         own = features[i, :, : frames[i]]
         np.testing.assert_allclose(own, log_mel_reference(clip, n_mels=n_mels)[0], rtol=0, atol=REFERENCE_TOLERANCE)
         np.testing.assert_allclose(own, transformers_features(extractor, [clip])[0], rtol=0, atol=TRANSFORMERS_TOLERANCE)
+
+
+@pytest.mark.parametrize("fill", ["abc", None, [1]])
+def test_a_fill_that_is_no_number_is_named(fill):
+    with pytest.raises(ValueError, match=r"^LogMel: fill must be 'floor' or a number, got "):
+        LogMel(8)([np.zeros(800, np.float32)], fill=fill)

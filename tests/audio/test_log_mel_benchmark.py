@@ -1,6 +1,7 @@
 """The log-mel benchmark: what a row holds, that a wrong provider is never timed, and that results become tables and charts."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,11 @@ def test_a_run_becomes_a_file_a_table_and_a_chart(tmp_path):
     )
     assert drawn.stdout.startswith(run.stdout.split("\n\n")[0])
     assert (tmp_path / "plots" / "log_mel.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_under_pytest_it_times_one_thread_or_nothing():
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    command = [sys.executable, "-m", "pytest", "bench_log_mel.py", "-q", "-p", "no:cacheprovider", "-rs", "--benchmark-only"]
+    done = subprocess.run(command, cwd=BENCHMARKS, env={**os.environ, "OMP_NUM_THREADS": "4"}, capture_output=True, text=True)
+    assert "passed" not in done.stdout
+    assert "times are of one thread: set OMP_NUM_THREADS" in done.stdout

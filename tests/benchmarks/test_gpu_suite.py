@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_suite
 import pytest
+from providers import gpu_tests
 from providers.goals import GOALS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,18 +118,128 @@ def test_no_time_means_no_group_is_begun(run, tmp_path):
 
 
 def test_gpu_tests_without_hypothesis_leave_out_what_needs_it(monkeypatch):
-    files, left = gpu_suite.test_files()
+    files, left = gpu_tests.test_files()
     assert left == []
     assert "tests/kernels/test_row_topk.py" in files
     assert {str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob("test_*_gpu.py")} <= set(files)
     assert "tests/engine/test_engine_gpu.py" in files
     assert not any("interpret" in name or "aot" in name for name in files)
-    monkeypatch.setattr(gpu_suite.importlib.util, "find_spec", lambda name: None)
-    bare, left = gpu_suite.test_files()
+    monkeypatch.setattr(gpu_tests.importlib.util, "find_spec", lambda name: None)
+    bare, left = gpu_tests.test_files()
     assert left
     assert sorted([*bare, *left]) == sorted(files)
     assert "tests/engine/test_engine_gpu.py" in bare
     assert set(bare).isdisjoint(left)
+
+
+TESTS = {
+    "passes": "def test_a(): pass\n@pytest.mark.skip\ndef test_b(): pass\n",
+    "fails": "def test_a(): pass\ndef test_b(): assert 1 == 2\n",
+    "sleeps": "def test_a(): pass\ndef test_b(): open(__file__ + '.begun', 'w'); time.sleep(600)\n",
+    "fails_and_sleeps": "def test_a(): assert 1 == 2\ndef test_b(): open(__file__ + '.begun', 'w'); time.sleep(600)\n",
+    "cannot_be_read": "import no_such_package\n",
+    "dies": "def test_a(): os.abort()\n",
+    "has_none": "x = 1\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("names", "state", "counts", "words"),
+    [
+        (("passes", "has_none"), "passed", "1 passed, 1 skipped", ""),
+        (("passes", "fails"), "failed", "2 passed, 1 failed, 1 skipped", "assert 1 == 2"),
+        (("passes", "sleeps"), "out of time", "2 passed, 1 skipped", "not finished: test_sleeps at "),
+        (("fails_and_sleeps", "passes"), "failed", "1 passed, 1 failed, 1 skipped", "FAILED "),
+        (("passes", "cannot_be_read"), "failed", "ended with status 2", "no_such_package"),
+        (("dies",), "failed", "ended with status -6 at ", "test_dies.py::test_a"),
+        (("has_none",), "failed", "no test was found", ""),
+    ],
+)
+def test_what_failed_has_failed_whatever_the_time(monkeypatch, tmp_path, names, state, counts, words):
+    files = []
+    for name in names:
+        path = tmp_path / f"test_{name}.py"
+        path.write_text(f"import os, time\nimport pytest\npytestmark = pytest.mark.gpu\n{TESTS[name]}")
+        files.append(str(path))
+    monkeypatch.setattr(gpu_tests, "test_files", lambda: (files, []))
+    monkeypatch.setattr(gpu_tests, "jobs", lambda files: ([gpu_tests.Job(Path(file).stem, (file,)) for file in files], []))
+    monkeypatch.setattr(gpu_tests, "AT_ONCE", 2)
+
+    started = []
+
+    def start(*arguments, popen=subprocess.Popen, **settings):
+        started.append(popen(*arguments, **settings))
+        return started[-1]
+
+    def monotonic():
+        """The time is over when a test sleeps and the other file is through."""
+        return 100.0 if any(tmp_path.glob("*.begun")) and [process.returncode for process in started].count(None) == 1 else 0.0
+
+    monkeypatch.setattr(gpu_tests.subprocess, "Popen", start)
+    monkeypatch.setattr(gpu_tests, "time", SimpleNamespace(monotonic=monotonic, sleep=time.sleep))
+    found = gpu_tests.run_tests(60.0, tmp_path / "logs")
+    assert found["state"] == state, found
+    assert counts in found["why"]
+    assert words in found["why"] + found.get("said", "")
+    kept = {path.stem.removeprefix("test_") for path in (tmp_path / "logs").iterdir()}
+    assert kept == set(names) - {"passes", "has_none"} - ({"has_none"} if state == "passed" else set())
+
+
+def test_each_file_of_the_kernels_is_a_process_and_what_needs_the_memory_runs_alone():
+    files, _ = gpu_tests.test_files()
+    shared, alone = gpu_tests.jobs(files)
+    assert len({job.name for job in (*shared, *alone)}) == len(shared) + len(alone)
+    assert [job.arguments[0] for job in shared] == [file for file in files if not file.endswith("_gpu.py")]
+    assert all(job.arguments[1:] == ("-k", f"not ({gpu_tests.ALONE})") for job in shared)
+    assert alone[0].arguments == (*(job.arguments[0] for job in shared), "-k", gpu_tests.ALONE)
+    assert {job.arguments[0] for job in alone[1:]} == {file for file in files if file.endswith("_gpu.py")}
+
+
+@pytest.mark.parametrize(("state", "status"), [("passed", 0), ("failed", 1), ("out of time", 1), ("not run", 0)])
+@pytest.mark.parametrize("group", gpu_suite.PROOFS)
+def test_a_proof_that_was_not_finished_fails_the_suite(run, monkeypatch, tmp_path, group, state, status):
+    monkeypatch.setattr(gpu_suite, "prove", lambda *arguments: {"state": state, "why": "because"})
+    ended, said = run("--minutes", 1, "--out", tmp_path, "--only", group)
+    assert ended == status
+    assert f"{group}: {state} because" in said
+
+
+@pytest.mark.parametrize(("ended", "said", "state"), [(0, "0 errors", "passed"), (9, "3 errors", "failed"), (None, "", "out of time")])
+def test_every_access_is_checked_where_the_tool_is(monkeypatch, tmp_path, ended, said, state):
+    commands = []
+
+    def answer(command, seconds, log):
+        commands.append(command)
+        return ended, f"========= ERROR SUMMARY: {said}\n" if said else ""
+
+    monkeypatch.setattr(gpu_suite, "timeout", answer)
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda name, path=None: "/opt/compute-sanitizer")
+    found = gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cuda")
+    assert found["state"] == state
+    assert not said or found["why"] == f"ERROR SUMMARY: {said}"
+    (command,) = commands
+    assert command[0] == "/opt/compute-sanitizer"
+    assert command[command.index("--error-exitcode") + 1] == "9"
+    assert command[-1] == str(ROOT / "benchmarks" / "small_run.py")
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda name, path=None: None)
+    assert gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cuda")["state"] == "not run"
+    assert gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cpu") == {"state": "not run", "why": "no GPU"}
+
+
+@pytest.mark.parametrize("interpret", ["0", pytest.param("1", marks=pytest.mark.slow)])
+def test_the_small_run_reaches_every_kernel_of_the_loss(interpret):
+    done = subprocess.run(
+        [sys.executable, str(gpu_suite.SMALL_RUN)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "TRITON_INTERPRET": interpret, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    wanted = {"opd_union_kl", "audio_embed_merge", "topk_lse", "linear_topk_lse", "sparse_weight_grad", "decode_attention"}
+    assert wanted <= {line.partition(":")[0] for line in done.stdout.splitlines()}
+    assert ("triton" in done.stdout) == (interpret == "1")
+    assert ("torch" in done.stdout) == (interpret == "0")
 
 
 @pytest.mark.parametrize("out", ["results", "/somewhere/results"])

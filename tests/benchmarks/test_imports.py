@@ -20,9 +20,9 @@ class Without(PathFinder):
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 root = Path(ROOT)
 sys.path[:0] = [str(root / "benchmarks"), str(root)]
-names = ["gpu_suite", "shapes", "arkfast.kernels"]
+names = ["gpu_suite", "small_run", "shapes", "arkfast.kernels"]
 import gpu_suite
-names += [f"bench_{group}" for group in gpu_suite.GROUPS if group != "tests"]
+names += [f"bench_{group}" for group in gpu_suite.SUITES]
 names += [f"providers.{path.stem}" for path in sorted((root / "benchmarks" / "providers").glob("[!_]*.py"))]
 names += [f"arkfast.kernels.{path.parent.name}" for path in sorted((root / "kernels").glob("*/__init__.py"))]
 for name in names:

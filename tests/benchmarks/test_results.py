@@ -7,6 +7,7 @@ import re
 import warnings
 
 import pytest
+import report
 import torch
 from providers import ceilings, clock, goals, results
 from providers.suite import entries
@@ -185,6 +186,28 @@ def test_tables_line_up_and_say_what_failed():
     ]
     assert lines[2].endswith("failed: a value is off")
     assert "x" not in lines[2].split("eager")[1].split("failed")[0]
+
+
+def test_a_report_has_memory_ceilings_notes_and_a_verdict_on_every_goal():
+    seconds = {"p20": 0.001, "p50": 0.002, "p80": 0.003}
+    rows = [
+        row(seconds=seconds, gb_s=3000.0, percent_of_copy=81.2, percent_of_mm=70.4, ratio=8.5, extra_bytes=2_000_000),
+        row(provider="eager", seconds=seconds, note="another objective"),
+        row(provider="FlashInfer", check="failed: ids differ"),
+        row(provider="liger", check="not run", error="no such package\nat all"),
+    ]
+    about = {"device": "cuda", "hardware": {"cpu": "a CPU", "gpu": "NVIDIA H200"}, "versions": {}, "date": "2026-01-31", "commit": "abc"}
+    text = report.markdown({**about, "rows": rows, "goals": goals.lines(rows)})
+    head, _, ours, *others = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    assert head == ["row_topk", "p20 ms", "p50 ms", "p80 ms", "peak MB", "GB/s", "% copy", "% mm", "faster", ""]
+    assert ours == ["ours/triton", "1.000", "2.000", "3.000", "2.0", "3000.0", "81", "70", "8.50x", ""]
+    assert [line[-1] for line in others[:3]] == ["another objective", "failed: ids differ", "no such package"]
+    assert others[1][1:-1] == ["–"] * 8
+    verdicts = others[5:]
+    assert [line[0] for line in verdicts] == [goal.id for goal in goals.GOALS]
+    assert next(line for line in verdicts if line[0] == "G2")[2:6] == ["≥ 80%", "88%", "81.2%", "met"]
+    assert {line[5] for line in verdicts} == {"met", "not run"}
+    assert "Goals" not in report.markdown({**about, "rows": rows})
 
 
 def test_goals_are_met_missed_or_not_run():

@@ -100,3 +100,35 @@ def test_bad_audio_names_manifest_line_and_file(tmp_path):
             extract(utterance, LogMel())
         assert str(raised.value).startswith(f"{manifest}:{number}: "), raised.value
         assert name in str(raised.value)
+
+
+SEGMENTS = [(1.001, 1.501), (None, 1.0), (1.5, None), (0.00004, 0.5), (1.9, 2.04), (1.9, 9.0), (2.0, None), (5.0, 6.0), (1.0, 1.00001)]
+
+
+@pytest.mark.parametrize(("begin", "end"), SEGMENTS)
+def test_samples_in_memory_are_cut_as_a_file_of_theirs_is(tmp_path, begin, end):
+    import soundfile
+
+    samples, log_mel = synthetic_speech(2.0, seed=5), LogMel(8)
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, samples, 16000, subtype="FLOAT")
+    found = []
+    for audio in (samples, str(path)):
+        try:
+            found.append(extract(Utterance(id="u", audio=audio, begin=begin, end=end), log_mel))
+        except InputError as error:
+            found.append(str(error).replace(str(path), "u"))
+    memory, file = found
+    assert memory == file if isinstance(file, str) else np.array_equal(memory, file)
+
+
+@pytest.mark.parametrize("seconds", [2.01, 4.06, 8.19])
+def test_a_clip_of_exactly_the_limit_is_allowed(tmp_path, seconds):
+    """In floating point 2.01 · 16000 is a hair under 32160."""
+    samples, log_mel = np.full(round(seconds * 16000), 0.1, dtype=np.float32), LogMel(8)
+    write_wav(tmp_path / "clip.wav", samples)
+    for audio, longer in ((samples, np.append(samples, samples[:1])), (str(tmp_path / "clip.wav"), None)):
+        assert extract(Utterance(id="u", audio=audio), log_mel, max_seconds=seconds).shape == (8, round(seconds * 100))
+        if longer is not None:
+            with pytest.raises(InputError, match=rf"^u: .* s of audio, over the limit of {seconds:g} s: split it"):
+                extract(Utterance(id="u", audio=longer), log_mel, max_seconds=seconds)

@@ -47,7 +47,9 @@ def test_other_field_names(tmp_path):
         ({"audio": "a.wav", "begin_time": 7.2, "end_time": 3.1}, "begin_time 7.2 is past end_time 3.1"),
         ({"audio": "a.wav", "begin_time": 3, "end_time": 3}, "begin_time 3 is at end_time 3"),
         ({"audio": "a.wav", "begin_time": "1"}, "begin_time must be a number of seconds"),
-        ('{"audio": "a.wav", "end_time": NaN}', "end_time must be a number of seconds"),
+        ('{"audio": "a.wav", "end_time": NaN}', "end_time must be a number of seconds (-1 for the whole file), got NaN"),
+        ('{"audio": "a.wav", "duration": Infinity}', "duration must be a number of seconds, got Infinity"),
+        ({"audio": "a.wav", "duration": "3.2"}, "duration must be a number of seconds, got"),
     ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):

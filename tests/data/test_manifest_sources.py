@@ -145,3 +145,18 @@ def test_braces_that_name_no_files(tmp_path, pattern, message):
 def test_counting_needs_rows(tmp_path):
     with pytest.raises(InputError, match="holds no rows"):
         count_rows(write(tmp_path / "a.jsonl", "", "  "))
+
+
+def test_rows_of_files_of_one_name_have_ids_of_their_own(tmp_path):
+    for folder in ("a/x", "b/x"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "train.jsonl", {"audio": "1.wav"}, {"audio": "2.wav", "id": folder})
+        write(tmp_path / folder / f"{folder[0]}.jsonl", {"audio": "1.wav"})
+    ids = [row.id for row in read_manifest(f"{tmp_path}/{{a,b}}/x/train.jsonl")]
+    assert ids == ["a/x/train.jsonl:1", "a/x", "b/x/train.jsonl:1", "b/x"]
+    # Where names differ, or there is one file, they are names as ever.
+    assert [row.id for row in read_manifest(f"{tmp_path}/{{a/x/a,b/x/b}}.jsonl")] == ["a.jsonl:1", "b.jsonl:1"]
+    assert [row.id for row in read_manifest(tmp_path / "a/x/train.jsonl")] == ["train.jsonl:1", "a/x"]
+    # A file that is named twice is still a repeat.
+    with pytest.raises(InputError, match="ids must be unique"):
+        read_manifest(f"{tmp_path}/a/x/{{a,a}}.jsonl")

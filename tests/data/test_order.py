@@ -1,5 +1,7 @@
 """The data order and its batches are a function of (seed, epoch, cursor); the loader keeps them, whatever rows turn out bad."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -206,3 +208,11 @@ def test_a_header_that_cannot_be_read_counts_as_given():
     assert planned_seconds(utterances, unreadable=30.0) == [2.5, 30.0]
     with pytest.raises(InputError, match=r"absent\.wav: no such file"):
         planned_seconds(utterances)
+
+
+def test_a_length_that_is_no_number_of_seconds_plans_nothing():
+    samples = np.zeros(8000, dtype=np.float32)
+    rows = [
+        Utterance(id=str(i), audio=samples, extra={"duration": value}) for i, value in enumerate((math.inf, math.nan, True, -1, "9", 2))
+    ]
+    assert planned_seconds(rows) == [0.5] * 5 + [2.0]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ import pytest
 
 from arkfast.audio import LogMel
 from arkfast.data.pipeline import FeaturePipeline
+from arkfast.data.pool import Pool
+from arkfast.data.worker import Features
 from arkfast.records import InputError, Utterance
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="feature workers need POSIX")
@@ -25,6 +28,13 @@ from pathlib import Path
 
 def pid(waveforms):
     return os.getpid()
+
+def signals(waveforms):
+    kinds = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, []), kinds
+
+def unsendable(waveforms):
+    return lambda: None
 
 def slow_pid(waveforms):
     time.sleep(0.05)
@@ -102,11 +112,12 @@ def gone(processes, seconds=60.0):
 
 
 def descriptors():
-    return sorted(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else []
-
-
-def shared_memory():
-    return sorted(os.listdir("/dev/shm")) if Path("/dev/shm").exists() else []
+    """What this process has open: pipes, files, and the workers' memory, which only its descriptors keep."""
+    found = []
+    for path in Path("/proc/self/fd").glob("*"):
+        with suppress(FileNotFoundError):  # the descriptor that lists them
+            found.append((int(path.name), os.readlink(path)))
+    return sorted(found)
 
 
 DEATHS = {
@@ -205,7 +216,7 @@ def test_a_child_that_holds_the_pipe_does_not_hide_a_death(faults, tmp_path):
 @pytest.mark.parametrize("how", ["closed", "dropped", "consumer raised", "exhausted", "poison"])
 def test_nothing_stays_behind(faults, tmp_path, how):
     gc.collect()
-    before = descriptors(), shared_memory()
+    before = descriptors()
     processes = set()
 
     def consume(found):
@@ -229,7 +240,7 @@ def test_nothing_stays_behind(faults, tmp_path, how):
     gc.collect()
     assert len(processes) == 2 or how == "poison"
     assert gone(processes)
-    assert (descriptors(), shared_memory()) == before
+    assert descriptors() == before
 
 
 CONSUMER = """
@@ -258,7 +269,6 @@ for i, item in enumerate(FeaturePipeline(LogMel(8), workers=2, prefetch=4, prepa
 )
 def test_workers_end_with_a_consumer_that_is_killed(folder, tmp_path, kind, end):
     """Also one that hangs in a clip, and never looks at its pipe again."""
-    before = shared_memory()
     command = [sys.executable, "-c", CONSUMER, str(folder), str(tmp_path), kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as consumer:
         assert consumer.stdout is not None
@@ -273,17 +283,66 @@ def test_workers_end_with_a_consumer_that_is_killed(folder, tmp_path, kind, end)
     processes = {int(line) for line in lines if line.isdigit()}
     assert processes
     assert gone(processes)
-    assert shared_memory() == before
 
 
-def test_ctrl_c_is_the_consumers_to_handle(faults):
-    """The terminal sends it to the whole group; workers go on until the consumer decides."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_the_notice_before_a_kill_are_the_consumers_to_handle(faults, number):
+    """Whoever sends them may send them to every process; workers go on until the consumer decides."""
     found = pipeline(faults.slow_pid).features(clips(20))
     first = next(found)
-    os.kill(first.prepared, signal.SIGINT)
+    os.kill(first.prepared, number)
     items = [first, *found]
     assert len({item.prepared for item in items}) == 2
     assert len(items) == 20
+
+
+def test_a_worker_ignores_them_before_it_has_imported_anything(faults):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with Pool(Features(LogMel(8), 1.0, faults.signals), 1, 2, 60.0) as pool:
+        process = pool._start().process
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(process.pid, number)
+        assert os.getsid(process.pid) == process.pid, "a signal to the consumer's group passes it by"
+        _, prepared = pool.take(pool.submit(clips(1)[0]))
+    assert prepared == (process.pid, set(), [signal.SIG_IGN] * 2)
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+    assert gone({process.pid})
+
+
+GROUP = """
+import os, signal, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+import numpy as np
+import pipeline_faults as faults
+from arkfast.audio import LogMel
+from arkfast.data.pipeline import FeaturePipeline
+from arkfast.records import Utterance
+
+clips = [Utterance(id=str(i), audio=np.full(500 + i, 0.1, dtype=np.float32)) for i in range(40)]
+workers = []
+for i, item in enumerate(FeaturePipeline(LogMel(8), workers=2, prefetch=4, prepare=faults.slow_pid).features(clips)):
+    workers.append(item.prepared)
+    if i % 10 == 5:
+        os.killpg(0, signal.SIGTERM)
+print(len(workers), len(set(workers)), len(heard))
+"""
+
+
+def test_a_notice_to_the_process_group_costs_no_clip(folder):
+    """As torchrun sends it: the consumer finishes what it has begun, with the workers that it had."""
+    command = [sys.executable, "-c", GROUP, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert done.stdout.split() == ["40", "2", "4"], done.stderr
+
+
+@pytest.mark.parametrize("rule", ["fail", "skip:1"])
+def test_a_result_that_cannot_be_sent_is_not_the_clips_fault(faults, rule):
+    found = pipeline(faults.unsendable, on_bad_audio=rule).features(clips(3))
+    with pytest.raises(TypeError, match=r"^prepare's result cannot be sent from a worker \(.*lambda") as raised:
+        list(found)
+    assert "in a feature worker, at 0:" in str(raised.value.__cause__)
 
 
 def test_workers_that_cannot_start_are_an_error_at_once(faults, monkeypatch):

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from arkfast.audio import LogMel
 from arkfast.data import extract, iter_manifest, read_manifest
 from arkfast.data.manifest import count_rows, iter_rows
 from arkfast.data.rows import RowError
-from arkfast.data.shards import TarMember, iter_samples
+from arkfast.data.shards import BLOCK, TarMember, iter_samples
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, write_wav
 
@@ -294,3 +295,38 @@ def test_ordinary_paths_are_no_references():
 def test_row_errors_travel_between_processes():
     error = pickle.loads(pickle.dumps(RowError("a:1: bad", "kind")))
     assert (str(error), error.kind) == ("a:1: bad", "kind")
+
+
+def test_a_shard_named_in_capitals_gives_its_clips(tmp_path, clip):
+    shard = pack(tmp_path / "X.TAR", ("a.wav", clip(1)), ("a.txt", "one"))
+    (row,) = read_manifest(shard)
+    assert TarMember.parse(row.audio) is not None
+    assert extract(row, LogMel(8)).shape[1] > 0
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_header_that_claims_much_is_refused_unread(tmp_path, clip, kind):
+    """A sparse file of a few kilobytes on disk would otherwise take all that its header claims in memory."""
+    shard = pack(tmp_path / "a.tar", ("a.wav", clip(1)), ("a.txt", "one"))
+    info = tarfile.TarInfo("long")
+    info.type, info.size = kind, 200 << 20
+    with shard.open("r+b") as file:
+        at = file.seek(-2 * BLOCK - shard.stat().st_size % BLOCK, os.SEEK_END)
+        while at > 0:  # back over the zeros that end the archive, to the last member
+            file.seek(at - BLOCK)
+            if any(file.read(BLOCK)):
+                break
+            at -= BLOCK
+        file.seek(at)
+        file.write(info.tobuf(tarfile.GNU_FORMAT))
+        file.truncate(at + BLOCK + info.size + 4 * BLOCK)
+    tracemalloc.start()
+    try:
+        rows = list(iter_rows(shard))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 << 20
+    assert rows[0].utterance is not None
+    assert [row.error.kind for row in rows[1:]] == ["damaged shard"]
+    assert f"the header extension at byte {at} has {info.size} bytes, over the limit of 1048576" in str(rows[1].error)

@@ -153,11 +153,73 @@ def test_a_trained_model_needs_no_new_engine():
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -0.1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.1), ("top_k", -1), ("repetition_penalty", 0.0)],
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", 1e39),
+        ("temperature", 1e-50),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("top_p", 1e-50),
+        ("top_k", -1),
+        ("top_k", 1 << 63),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e39),
+        ("repetition_penalty", 1e-50),
+        ("seed", 1 << 63),
+        ("seed", -(1 << 63) - 1),
+    ],
 )
 def test_sampling_out_of_range(field, value):
     with pytest.raises(ValueError, match=field):
         Sampling(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": -1}, "max_new_tokens must be at least 1, got -1"),
+        ({"max_new_tokens": [3, 4]}, "max_new_tokens has 2 limits for 5 utterances"),
+        ({"max_new_tokens": [4] * 7}, "max_new_tokens has 7 limits for 5 utterances"),
+        ({"max_new_tokens": [4, 0, 4, 4, 4]}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 4, "n": 0}, "n must be at least 1, got 0"),
+        ({"max_new_tokens": 4, "temperature": 1.0, "seed": 1 << 64}, "seed is out of range"),
+    ],
+)
+def test_a_rollout_that_is_refused_leaves_the_engine_as_it_was(model, options, message):
+    engine = Engine(model, allowed=ALLOWED)
+    want = rows(engine.rollout(make_batch(), max_new_tokens=3))
+    slots = engine._slots
+    with pytest.raises(ValueError, match=message):
+        engine.rollout(make_batch(), **options)
+    assert engine.pending == 0
+    assert engine._slots is slots
+    assert rows(engine.rollout(make_batch(), max_new_tokens=torch.tensor([3] * 5).numpy())) == want
+
+
+def test_a_rollout_that_finds_no_memory_leaves_nothing_behind(model, monkeypatch):
+    from arkfast.engine import engine as module
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("no room")
+
+    engine = Engine(model, allowed=ALLOWED)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "Slots", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.rollout(make_batch(), max_new_tokens=4)
+    assert engine.pending == 0
+    assert engine.rollout(alone(make_batch(), 0), max_new_tokens=4).lens.tolist() == [4]
+
+
+@pytest.mark.parametrize(
+    "option", [{"slots": 0}, {"max_len": 0}, {"max_new_tokens": 0}, {"topk": -1}, {"look_every": 0}, {"look_every": -1}]
+)
+def test_an_engine_out_of_range(model, option):
+    (name,) = option
+    with pytest.raises(ValueError, match=f"Engine: {name} must be at least"):
+        Engine(model, allowed=ALLOWED, **option)
 
 
 def test_a_decoder_that_is_not_qwen2_is_refused():

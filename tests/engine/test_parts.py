@@ -1,6 +1,7 @@
 """The engine's parts: groups, noise and restrictions, loops, waits for the device."""
 
 import gc
+import itertools
 import math
 import weakref
 from collections import Counter
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from arkfast.engine import Engine, graphs, token_limit
+from arkfast.engine import Engine, graphs, slots, token_limit
 from arkfast.engine.guards import LONGEST_PERIOD, LOOP_TOKENS, REPEATS, loop_ends
 from arkfast.engine.prefill import LEAST_FILLED, Budget, encode, groups_of_similar_length
 from arkfast.engine.sampling import gumbel_noise, penalise, restrict
@@ -123,16 +124,16 @@ def test_loops_are_found_where_they_end(seed, new):
     assert loop_ends(tokens, lens, new).tolist() == [written_out_loop_end(row, new) for row in given_rows]
 
 
-@pytest.mark.parametrize("look_every", [1, 4, 9])
+@pytest.mark.parametrize("look_every", [1, 4, 9, 130])
 def test_a_loop_is_cut_at_the_same_place_whenever_it_is_looked_for(look_every):
     """A model that says one phrase for ever; without the guard it goes on to the limit."""
     steady = tiny_model(seed=1)
     with torch.no_grad():
         steady.lm_head.weight.zero_()  # every score is 0, and the lowest id wins
     batch = make_batch()
-    for cut, want, reason in ((False, [0] * 60, "length"), (True, [0] * LOOP_TOKENS, "repetition")):
-        engine = Engine(steady, allowed=ALLOWED, slots=2, max_len=160, max_new_tokens=60, look_every=look_every, cut_loops=cut)
-        for request in requests(batch, 60):
+    for cut, want, reason in ((False, [0] * 140, "length"), (True, [0] * LOOP_TOKENS, "repetition")):
+        engine = Engine(steady, allowed=ALLOWED, slots=2, max_len=240, max_new_tokens=140, look_every=look_every, cut_loops=cut)
+        for request in requests(batch, 140):
             engine.submit(request)
         found = []
         while engine.pending:
@@ -140,7 +141,52 @@ def test_a_loop_is_cut_at_the_same_place_whenever_it_is_looked_for(look_every):
         assert [(f.tokens, f.finish_reason) for f in found] == [(want, reason)] * 5
 
 
+@pytest.mark.parametrize("fails_at", [LOOP_TOKENS - 1, LOOP_TOKENS, LOOP_TOKENS + 1])
+@pytest.mark.parametrize("look_every", [1, 2, 9])
+def test_a_row_that_fails_beside_its_loop_harms_not_the_next_in_its_slot(monkeypatch, look_every, fails_at):
+    """The first row's keys are no numbers from the ``fails_at``-th decode step on: at the loop's end it has failed, later it was cut."""
+    steady, calls, original = tiny_model(seed=1), itertools.count(1), slots.decode_step
+    with torch.no_grad():
+        steady.lm_head.weight.zero_()
+
+    def step(decoder, cache, tokens, positions, limit):
+        hidden = original(decoder, cache, tokens, positions, limit)
+        if next(calls) == fails_at and engine._slots.entries[0].id == 1:
+            for part in (*cache.keys, *cache.values):
+                part[0, :, positions[0]] = float("nan")
+            return hidden * float("nan")
+        return hidden
+
+    monkeypatch.setattr(slots, "decode_step", step)
+    engine = Engine(steady, allowed=ALLOWED, slots=1, max_len=160, max_new_tokens=60, look_every=look_every, cut_loops=True)
+    for request in requests(make_batch([37, 37]), 60):
+        engine.submit(request)
+    found = []
+    while engine.pending:
+        found += engine.step()
+    assert [f.finish_reason for f in found] == ["error" if fails_at < LOOP_TOKENS else "repetition", "repetition"]
+    assert found[1].tokens == [0] * LOOP_TOKENS
+
+
+def test_weights_are_not_walked_while_rows_are_under_way(model, monkeypatch):
+    """A walk over all parameters takes as long as a decode step; and the encoder's are in no captured step."""
+    engine = Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=20, look_every=1)
+    engine._graphs, walks = True, []
+    monkeypatch.setattr(slots.StepGraphs, "run", lambda self, step, rows, mode: step(rows, mode))
+    monkeypatch.setattr(model.model, "parameters", lambda: walks.append(1) or iter(()))
+    monkeypatch.setattr(model, "parameters", lambda: pytest.fail("all of the model's were walked"))
+    for request in requests(make_batch([37, 37]), 20):
+        engine.submit(request)
+    steps = 0
+    while engine.pending:
+        engine.step()
+        steps += 1
+    assert steps > 5
+    assert len(walks) == 1
+
+
 def test_token_limits():
+    assert token_limit(1e300, 256, 1e300) == 256
     assert token_limit(10.0, 256, None) == 256
     assert token_limit(10.0, 256, 8.0) == 112
     assert token_limit(100.0, 256, 8.0) == 256

@@ -1,5 +1,7 @@
 """One request at a time: queueing, refills, cancellation, and faults that stay with their request."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from engine_batches import ALLOWED, FRAMES, alone, distinct, generated, make_batch, requests
@@ -95,6 +97,30 @@ def test_cancelling_frees_a_slot_and_disturbs_nobody(model, want):
     assert not engine.cancel(left[0])
 
 
+@pytest.mark.parametrize("place", range(5))
+def test_a_request_can_be_cancelled_wherever_it_waits(model, want, place):
+    """Before anything was encoded, and when those ahead are prefilled and decoded."""
+    for steps in (0, 1):
+        engine = Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=20, look_every=1)
+        ids = [engine.submit(request) for request in requests(make_batch(), 20)]
+        found = {finished.id: finished for _ in range(steps) for finished in engine.step()}
+        assert engine.cancel(ids[place])
+        assert not engine.cancel(ids[place])
+        assert engine.pending == 4
+        found |= drained(engine)
+        assert {i: found[i].tokens for i in found} == {i: tokens for n, (i, tokens) in enumerate(zip(ids, want, strict=True)) if n != place}
+
+
+def test_a_request_that_could_not_be_encoded_can_be_cancelled(model, monkeypatch):
+    engine = Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=20)
+    monkeypatch.setattr(model, "get_audio_features", lambda *_: 1 / 0)
+    first, second = (engine.submit(request) for request in requests(make_batch(FRAMES[:2]), 20))
+    engine._admit(engine._reserve(rows=2, length=128, new=20))
+    assert engine.cancel(first)
+    (left,) = engine.step()
+    assert (left.id, left.error) == (second, "ZeroDivisionError: division by zero")
+
+
 def test_features_that_are_not_numbers_fail_their_request_alone(model, want):
     batch = make_batch()
     batch.mel[3, :, : FRAMES[3]] = float("nan")
@@ -139,6 +165,13 @@ def test_what_cannot_be_decoded_is_refused_at_the_door(model):
         ({"input_ids": good.input_ids[3:]}, "with 12 audio placeholders"),
         ({"max_new_tokens": 0}, "max_new_tokens must be 1 to 20, got 0"),
         ({"max_new_tokens": 21}, "max_new_tokens must be 1 to 20, got 21"),
+        ({"max_new_tokens": 2.5}, "max_new_tokens must be 1 to 20, got 2.5"),
+        ({"mel": good.mel.long()}, "must be float32, got torch.int64"),
+        ({"input_ids": good.input_ids.float()}, "must be int64, got torch.float32"),
+        ({"input_ids": good.input_ids.where(good.input_ids != 5, 97)}, "ids must be 0 to 96, got 97; make the prompt"),
+        ({"input_ids": good.input_ids.where(good.input_ids != 5, -5)}, "ids must be 0 to 96, got -5; make the prompt"),
+        ({"key": 1 << 63}, "key must be within int64, got 9223372036854775808"),
+        ({"key": -(1 << 63) - 1}, "key must be within int64"),
     ):
         with pytest.raises(InputError, match=message):
             engine.submit(Request(**{**good.__dict__, **change}))
@@ -146,6 +179,20 @@ def test_what_cannot_be_decoded_is_refused_at_the_door(model):
     with pytest.raises(InputError, match="a slot has 64; shorten the audio"):
         engine.submit(long)
     assert engine.pending == 0
+
+
+def test_the_ends_of_the_range_are_taken(model, want):
+    """Keys, seeds and numbers of best ids as large and as small as int64 holds stand beside other requests."""
+    low, high = -(1 << 63), (1 << 63) - 1
+    engine = Engine(model, allowed=ALLOWED, slots=8, max_len=128, max_new_tokens=20)
+    plain = requests(make_batch(), 20)
+    odd = [
+        replace(plain[1], key=key, sampling=Sampling(temperature=1.0, top_k=high, seed=seed)) for key, seed in ((low, high), (high, low))
+    ]
+    ids = [engine.submit(request) for request in [*plain, *odd]]
+    found = drained(engine)
+    assert [found[i].tokens for i in ids[:5]] == want
+    assert all(found[i].finish_reason != "error" for i in ids)
 
 
 def test_a_rollout_does_not_mix_with_requests(model):

@@ -1,6 +1,11 @@
 """Files that appear whole or not at all, and rows read with their places."""
 
+import errno
 import json
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -44,6 +49,59 @@ def test_a_run_that_wrote_nothing_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), AtomicJsonl(tmp_path / "rows.jsonl"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """No file of this process grows beyond ``size`` bytes: a write that would is cut short there, and the next one fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_is_told_and_keeps_whole_rows(tmp_path: Path) -> None:
+    path, row = tmp_path / "rows.jsonl", {"text": "x" * 3000}
+    path.write_text("{}\n")
+
+    def fill() -> None:
+        with room_for(100_000), AtomicJsonl(path) as writer:
+            for _ in range(100):
+                writer.write(row)
+
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl: cannot be written any further \(File too large\); the 33 rows written so far are in"
+    ):
+        fill()
+    assert list(read_rows(tmp_path / "rows.jsonl.partial")) == [row] * 33
+    assert path.read_text() == "{}\n"
+
+
+def test_a_disk_that_is_full_at_once_leaves_nothing(tmp_path: Path) -> None:
+    def fill() -> None:
+        with room_for(100_000), AtomicJsonl(tmp_path / "rows.jsonl") as writer:
+            writer.write({"text": "x" * 200_000})
+
+    with pytest.raises(InputError, match=r"cannot be written any further \(File too large\); make room or give another path"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_disk_that_fails_at_the_end_keeps_all_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with AtomicJsonl(tmp_path / "rows.jsonl") as writer:
+            writer.write({"a": 1})
+            monkeypatch.setattr(os, call, full)
+
+    with pytest.raises(InputError, match=r"No space left on device\); the 1 rows written so far"):
+        write()
+    assert list(read_rows(tmp_path / "rows.jsonl.partial")) == [{"a": 1}]
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:

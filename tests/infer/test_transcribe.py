@@ -1,7 +1,9 @@
 """Transcription with a tiny random model: every row accounted for, each transcript its clip's own, and no file lost."""
 
+import errno
 import itertools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from arkfast import Transcriber
@@ -266,10 +269,46 @@ def interrupted(_: Transcriber, items: Iterator[Utterance]) -> Iterator[Result]:
     raise KeyboardInterrupt
 
 
+def test_a_lost_device_keeps_the_rows_so_far_and_is_no_failed_row(
+    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step, done = Engine.step, []
+
+    def losing(self: Engine) -> Any:
+        if done:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        done.extend(found := step(self))
+        return found
+
+    monkeypatch.setattr(Engine, "step", losing)
+    code, output = transcribe([{"audio": str(audio / "0.wav")}] * 3, "--batch_size", "1")
+    assert code == 2
+    assert not output.exists()
+    assert len(rows_of(output.with_name("out.jsonl.partial"))) == 1
+    said = capsys.readouterr().err
+    assert "stopped after 1 of 3 rows" in said
+    assert "error: the device cpu failed and cannot go on in this process; run again (CUDA error: an illegal memory access" in said
+
+
+def test_a_full_disk_is_no_failed_row(
+    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    code, output = transcribe([{"audio": str(audio / "0.wav")}])
+    assert code == 2
+    assert not output.exists()
+    assert "out.jsonl: cannot be written any further (No space left on device); the 1 rows" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--model_path", "/nowhere/model"], "/nowhere/model"),
+        (["--max_new_tokens", "100000000"], "max_new_tokens 100000000 take 100000404 positions, the model has 4096"),
+        (["--max_audio_seconds", "1e300"], "max_audio_seconds 1e+300 and max_new_tokens 24 take "),
         (["--device", "cuda:99"], "device 'cuda:99'"),
         (["--device", "toaster"], "device 'toaster'"),
         (["--input", "/nowhere/in.jsonl"], "/nowhere/in.jsonl: cannot be read"),
@@ -314,6 +353,24 @@ def test_samples_in_memory(model: Path) -> None:
     assert (good["id"], good["audio"], good["text"], good["status"]) == ("a", None, "hi", "ok")
     assert (bad["id"], bad["status"]) == ("b", "error")
     assert bad["error"].startswith("b: ")
+
+
+@pytest.mark.parametrize("begun", [0, 1, 3])
+def test_a_further_call_ends_the_iterator_before_it(model: Path, begun: int) -> None:
+    """The second gives all its rows, wherever the first stood, and the first says why it gives none any more."""
+    transcriber = Transcriber(model, device="cpu", max_new_tokens=8, batch_size=1)
+    clips = [Utterance(id=str(i), audio=synthetic_speech(seconds, seed=i)) for i, seconds in enumerate(SECONDS)]
+    want = list(transcriber(clips))
+    first = transcriber(clips)
+    assert list(itertools.islice(first, begun)) == want[:begun]
+    second = transcriber(clips)
+    with pytest.raises(RuntimeError, match="ended by a further call; take all its rows before the next call"):
+        next(first)
+    assert [next(second)] == want[:1]
+    with pytest.raises(StopIteration):
+        next(first)
+    assert list(second) == want[1:]
+    assert list(transcriber(clips)) == want
 
 
 def test_arguments_are_checked_before_anything_is_loaded() -> None:

@@ -107,3 +107,8 @@ def test_an_empty_slot_stops_nan(backend):
     assert scores[1].tolist() == [0, 0]
     assert weight.grad.isfinite().all()
     assert hidden.grad.isfinite().all()
+    ids = torch.tensor([[0, 3], [2, -1]])
+    scores = gather_linear(hidden, weight, ids, backend=backend)
+    # A score that gets nothing upstream is left out too.
+    for grad in torch.autograd.grad(scores, (hidden, weight), torch.tensor([[1.0, 2.0], [0.0, 1.0]])):
+        assert grad.isfinite().all()

@@ -143,6 +143,20 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
+def test_an_id_past_the_table_is_an_error_of_the_torch_backend():
+    """On the CPU at once; a kernel gives NaN, or leaves the entry out of a sum."""
+    past = IDS.clone()
+    past[1, 1] = len(W)
+    for call in (
+        lambda: gather_linear(H, W, past),
+        lambda: opd_union_kl(H, W, past, IDS, torch.zeros(3, 4), min_support=1),
+        lambda: sparse_weight_grad(S, past, H, len(W)),
+        lambda: audio_embed_merge(past, W, torch.zeros(3, 1, 4), torch.zeros(3).long(), 5),
+    ):
+        with pytest.raises((IndexError, RuntimeError), match=r"out of (range|bounds)"):
+            call()
+
+
 WANTS_GRADIENT = torch.zeros(3, 4, requires_grad=True)
 INFERENCE: list[tuple[str, Any]] = [
     ("x", lambda: add_rms_norm(WANTS_GRADIENT, None, W[0], 1e-6)),

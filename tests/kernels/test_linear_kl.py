@@ -158,13 +158,53 @@ def test_far_apart_models(backend):
 def test_rows_without_weight_are_zero_whatever_they_hold(backend, reduction):
     tensors = list(example(4))
     tensors[0][1], tensors[2][2] = float("nan"), INF
-    hidden = tensors[0].requires_grad_()
+    hidden, head = tensors[0].requires_grad_(), tensors[1].requires_grad_()
     weight = torch.tensor([1.0, 0.0, 0.0, 1.0])
-    loss = linear_kl(*tensors, row_weight=weight, reduction=reduction, backend=backend)
-    loss.sum().backward()
+    loss = linear_kl(*tensors, row_weight=weight, reduction=reduction, chunk_rows=3, backend=backend)
+    # What comes upstream to such a row may be NaN too.
+    loss.backward(None if reduction == "mean" else torch.tensor([1.0, float("nan"), 1.0, 1.0]))
     assert loss.isfinite().all()
     assert hidden.grad[[1, 2]].eq(0).all()
     assert hidden.grad[[0, 3]].any(1).all()
+    kept = [x[[0, 3]] if len(x) == 4 else x for x in (x.detach() for x in tensors)]
+    kept[1].requires_grad_()
+    (linear_kl(*kept, reduction="sum", backend=backend) / (4 if reduction == "mean" else 1)).backward()
+    torch.testing.assert_close(head.grad, kept[1].grad, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_row_that_gets_nothing_upstream_stays_out_of_the_gradients(backend, reduction):
+    tensors = list(example(4))
+    tensors[0][1] = float("nan")
+    hidden, head = tensors[0].requires_grad_(), tensors[1].requires_grad_()
+    rows = linear_kl(*tensors, reduction="none", backend=backend)
+    kept = rows[torch.tensor([0, 2, 3])]
+    (kept.mean() if reduction == "mean" else kept.sum()).backward()
+    assert rows.isnan().tolist() == [False, True, False, False]
+    assert hidden.grad.any(1).tolist() == [True, False, True, True]
+    assert hidden.grad.isfinite().all()
+    assert head.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_parameters_get_no_gradient_that_nobody_asked_for(backend, off):
+    """Each chunk takes a product for either model, and two more for the gradients."""
+
+    class Products(torch.utils._python_dispatch.TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.count += "mm" in str(func)
+            return func(*args, **(kwargs or {}))
+
+    tensors = example()
+    parameters = [x.clone().requires_grad_() for x in tensors[:2]]
+    with off(), Products() as quiet:
+        loss = linear_kl(*parameters, *tensors[2:], backend=backend)
+    with Products() as recorded:
+        same = linear_kl(*parameters, *tensors[2:], backend=backend)
+    assert (quiet.count, recorded.count) == (2, 4)
+    assert torch.equal(loss, same)
 
 
 @pytest.mark.parametrize("wanted", list(itertools.product([True, False], repeat=2)))

@@ -99,6 +99,28 @@ def test_empty_slots_and_blocked_targets_carry_no_gradient(backend):
     assert not hidden.grad.any()
 
 
+def test_a_row_that_gets_no_gradient_gives_none_whatever_it_holds(backend):
+    """No id, nothing upstream of its log-probabilities, its log-sum-exp or its entropy; rows that get some keep their NaN."""
+    hidden, weight, _ = example(5)
+    ids = torch.tensor([[3, 7], [-1, -1], [5, 5], [-1, 2], [1, -1]])
+    hidden[1], hidden[2], hidden[4] = float("nan"), float("inf"), float("nan")
+    hidden, weight = hidden.requires_grad_(), weight.requires_grad_()
+    logp, lse = linear_log_softmax(hidden, weight, ids, return_lse=True, chunk_rows=2, backend=backend)
+    assert logp[1].tolist() == [0, 0]
+    one = torch.tensor([1.0, 1.0, 0.0, 1.0, 0.0])
+    upstream = one[:, None].expand(5, 2), torch.tensor([0.5, 0, 0, 0, 0])
+    quiet = torch.autograd.grad((logp, lse), (hidden, weight), upstream, retain_graph=True)
+    assert all(grad.isfinite().all() for grad in quiet)
+    assert quiet[0].any(1).tolist() == [True, False, False, True, False]
+    for outputs, upstream in (((logp,), (torch.ones(5, 2),)), ((lse,), (one,))):
+        loud = torch.autograd.grad(outputs, (hidden, weight), upstream, retain_graph=True)
+        assert loud[1].isnan().any()
+    logits = (hidden @ weight.t()).detach().requires_grad_()
+    (grad,) = torch.autograd.grad(row_log_softmax(logits, ids, backend=backend), logits, one[:, None].expand(5, 2))
+    assert grad.isfinite().all()
+    assert grad.any(1).tolist() == [True, False, False, True, False]
+
+
 def test_bfloat16_inputs_are_summed_in_float32(backend):
     hidden, weight, ids = example()
     hidden, weight = hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_()

@@ -137,6 +137,25 @@ def test_rows_that_do_not_count_stop_everything_even_nan(loss_case, backend):
     assert weight.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_rows_of_weight_0_stop_everything_even_nan(loss_case, backend, divergence):
+    """By ``row_weight``, and by a caller that leaves rows out of its own reduction."""
+    case = loss_case()
+    row_weight = torch.tensor([1.0, 0, 2, 1, 1, 0, 1, 1, 0.5])
+    left_out = row_weight == 0
+    settings = {"reduction": "none", "divergence": divergence, "backend": backend}
+    grads = []
+    for poison in (False, True):
+        hidden = case.hidden.masked_fill(left_out[:, None] & poison, float("nan")).requires_grad_()
+        weight = case.weight.clone().requires_grad_()
+        weighted = opd_union_kl(hidden, weight, *case[2:], row_weight=row_weight, **settings).loss
+        assert not weighted[left_out].any()
+        plain = opd_union_kl(hidden, weight, *case[2:], **settings).loss.masked_fill(left_out, 0.0)
+        grads.append([*torch.autograd.grad(weighted.sum(), (hidden, weight)), *torch.autograd.grad(plain.sum(), (hidden, weight))])
+    assert not grads[0][0][left_out].any()
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_nan_in_a_row_that_counts_shows_in_the_loss(loss_case, backend):
     case = loss_case()
     case.hidden[0, 0] = float("nan")

@@ -76,6 +76,15 @@ def test_unused_positions_and_rows_are_not_read(backend):
     assert distance(got, want) <= 1e-6
 
 
+@pytest.mark.parametrize("mode", ["sorted", "atomic"])
+def test_entries_of_factor_0_add_0_whatever_their_row_holds(backend, mode):
+    grad, ids, hidden = example(5, 4, 8, 9)
+    grad[0], ids[0, 0] = 0.0, 3
+    want = dense(grad, ids, hidden, 9)
+    hidden[0] = float("nan")
+    assert distance(sparse_weight_grad(grad, ids, hidden, 9, mode=mode, backend=backend), want) <= 1e-6
+
+
 @pytest.mark.parametrize(("positions", "width", "features"), [(0, 3, 4), (3, 0, 4), (1, 1, 1), (2, 300, 3)])
 def test_small_shapes(backend, positions, width, features):
     grad, hidden = torch.ones(positions, width), torch.ones(positions, features)

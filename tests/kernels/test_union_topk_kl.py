@@ -149,3 +149,16 @@ def test_a_second_gradient_is_refused():
     (grad,) = torch.autograd.grad(union_topk_kl(student, teacher, 4).square(), student, create_graph=True)
     with pytest.raises(RuntimeError, match="union_topk_kl: gradients of gradients are not available"):
         torch.autograd.grad(grad.square().sum(), student)
+
+
+def test_rows_that_a_caller_leaves_out_stop_even_nan(backend):
+    student, teacher = logits(4, 20)
+    broken = student.detach().clone()
+    broken[2] = float("nan")
+    kept = torch.tensor([True, True, False, True])
+    grads = []
+    for values in (student.detach(), broken):
+        x = values.clone().requires_grad_()
+        rows = union_topk_kl(x, teacher, 4, reduction="none", backend=backend).masked_fill(~kept, 0.0)
+        grads.append(torch.autograd.grad(rows.sum(), x)[0])
+    assert torch.equal(*grads)

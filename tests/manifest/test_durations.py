@@ -19,13 +19,13 @@ from arkfast.testing import write_wav
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the recordings whose headers were read."""
     names: list[str] = []
-    real = audio.duration
+    real = audio.extent
 
-    def duration(source: str, **options: object) -> float:
+    def extent(source: str, **options: object) -> audio.Extent:
         names.append(Path(source).name)
         return real(source, **options)
 
-    monkeypatch.setattr(audio, "duration", duration)
+    monkeypatch.setattr(audio, "extent", extent)
     return names
 
 

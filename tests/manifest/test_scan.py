@@ -358,23 +358,23 @@ def test_a_damaged_shard_is_a_reject_and_its_first_clips_are_kept(recordings, tm
 def test_a_decoder_that_breaks_costs_one_row_and_a_missing_package_all(manifest, tmp_path, monkeypatch):
     from arkfast import audio
 
-    real = audio.duration
+    real = audio.extent
 
-    def fails(error: type[Exception]) -> Callable[..., float]:
-        def duration(source: Any, **options: Any) -> float:
+    def fails(error: type[Exception]) -> Callable[..., audio.Extent]:
+        def extent(source: Any, **options: Any) -> audio.Extent:
             if str(source).endswith("b.wav"):
                 raise error("no\nluck")
             return real(source, **options)
 
-        return duration
+        return extent
 
     path = manifest([{"audio": "a.wav"}, {"audio": "b.wav"}, {"audio": "c.wav"}])
-    monkeypatch.setattr(audio, "duration", fails(MemoryError))
+    monkeypatch.setattr(audio, "extent", fails(MemoryError))
     summary = scan_manifest(path, tmp_path / "clean.jsonl", tmp_path / "rejects.jsonl")
     assert (summary.rows, summary.rejects["unreadable recording"]) == (2, 1)
     (row,) = rows_of(tmp_path / "rejects.jsonl")
     assert row["reason"] == f"{path}:2: {path.parent / 'b.wav'}: MemoryError: no luck"
-    monkeypatch.setattr(audio, "duration", fails(ImportError))
+    monkeypatch.setattr(audio, "extent", fails(ImportError))
     with pytest.raises(ImportError):
         check_manifest(path)
 
@@ -384,3 +384,47 @@ def test_options_are_checked():
         CheckOptions(workers=0)
     with pytest.raises(InputError, match="cannot be read"):
         check_manifest(Path("absent.jsonl"))
+
+
+def test_recordings_that_their_header_shows_cut_are_rejected_where_the_end_is_wanted(manifest, recordings, tmp_path):
+    for name, form in (("wav", "WAV"), ("ogg", "OGG")):
+        whole = recordings / f"whole.{name}"
+        soundfile.write(whole, synthetic_speech(20.0, seed=1), 16000, format=form)
+        data = whole.read_bytes()
+        (recordings / f"half.{name}").write_bytes(data[: len(data) // 2])
+    lines = [{"audio": f"half.{name}", **times} for name in ("wav", "ogg") for times in ({}, {"end_time": 2.0}, {"begin_time": 1.0})]
+    path = manifest([*lines, {"audio": "half.wav", "end_time": 10.02}, {"audio": "half.wav", "begin_time": 15}, {"audio": "whole.ogg"}])
+    for _ in range(2):  # measured, and then from the cache
+        code, output, rejects = scan(path, tmp_path)
+        assert (code, [row["id"] for row in rows_of(output)]) == (1, ["in.jsonl:2", "in.jsonl:5", "in.jsonl:9"])
+        found = rows_of(rejects)
+        assert [row["line"] for row in found] == [1, 3, 4, 6, 7, 8]
+        assert [row["kind"] for row in found] == ["damaged recording"] * 5 + ["segment outside"]
+        assert all("truncated: its" in row["reason"] for row in found)
+    # What passes can be read, and what does not cannot.
+    for row in read_manifest(path):
+        if row.id in ("in.jsonl:2", "in.jsonl:5", "in.jsonl:9"):
+            extract(row, LogMel(8))
+        else:
+            with pytest.raises(InputError, match="truncated: its"):
+                extract(row, LogMel(8))
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(recordings):
+    path = recordings / "many.jsonl"
+    path.write_text("".join(f'{{"audio": "absent{i}.wav"}}\n' for i in range(3000)))
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from arkfast.manifest.command import main; sys.exit(main())",
+        "check",
+        "--input",
+        str(path),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as check:
+        assert check.stdout is not None
+        assert check.stderr is not None
+        check.stdout.readline()
+        check.stdout.close()
+        assert check.stderr.read() == ""
+        assert check.wait(timeout=60) == 141

@@ -226,6 +226,27 @@ def test_the_check_reads_the_code_the_port_and_the_flags(cluster) -> None:
     assert f"port {port} is taken here; set MASTER_PORT" in busy.stdout
 
 
+def test_a_torchrun_that_keeps_its_own_grace_is_named_once(cluster) -> None:
+    torch = cluster.folder / "old" / "torch"
+    (torch / "distributed" / "launcher").mkdir(parents=True)
+    (torch / "__init__.py").touch()
+    launcher = torch / "distributed" / "launcher" / "api.py"
+    launcher.write_text("timeout = 30\n")
+    script = (
+        f"import sys; sys.path[:0] = ['{ROOT}/scripts', '{torch.parent}']; import on_host; on_host.checked = lambda **_: 'code=1'; "
+        "sys.exit(on_host.main(sys.argv[1:]))"
+    )
+    for host in ("alpha", "beta"):
+        (cluster.folder / f"check_{host}").write_text(f'shift; exec {shlex.join([sys.executable, "-c", script])} "$@"\n')
+    said = "kills what torchrun started 30 s after SIGTERM, whatever STOP_GRACE is (90 s here)"
+    done = cluster.launch(STOP_GRACE="90")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(said) == 1
+    assert said not in cluster.launch(STOP_GRACE="30").stdout
+    launcher.write_text('os.environ.get("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "30")\n')
+    assert said not in cluster.launch(STOP_GRACE="90").stdout
+
+
 @pytest.mark.parametrize(
     ("variables", "hostfile", "message"),
     [
@@ -265,9 +286,10 @@ def test_the_example_hostfile_is_one(cluster) -> None:
     assert cluster.started() == {"node-a", "node-b"}
 
 
-def test_the_slurm_example_starts_torchrun_on_every_node_and_goes_back_into_the_queue(cluster) -> None:
+@pytest.mark.parametrize("code", [1, 0])
+def test_the_slurm_example_starts_torchrun_on_every_node_and_goes_back_into_the_queue_unless_it_is_done(cluster, code) -> None:
     stand_ins = {
-        "srun": f"printf '%s\\0' \"$@\" >'{cluster.folder}/srun.args'; trap 'exit 1' TERM; echo training; while :; do sleep 0.05; done",
+        "srun": f"printf '%s\\0' \"$@\" >'{cluster.folder}/srun.args'; trap 'exit {code}' TERM; echo training; while :; do sleep 0.1; done",
         "scontrol": f"if [ \"$1\" = show ]; then printf 'node-a\\nnode-b\\n'; else echo \"$*\" >>'{cluster.folder}/scontrol'; fi",
         "scancel": f"echo \"$*\" >>'{cluster.folder}/scancel'; kill -TERM $(cat '{cluster.folder}/srun.pid')",
     }
@@ -287,4 +309,6 @@ def test_the_slurm_example_starts_torchrun_on_every_node_and_goes_back_into_the_
     assert {"--nnodes=2", "--nproc_per_node=4", "--rdzv_endpoint=node-a:29503", "--rdzv_id=7"} <= set(words)
     assert words[words.index("scripts/train.py") + 1 :] == ["--resume_from_checkpoint", "auto", "--student_model", "/my models/s"]
     assert (cluster.folder / "scancel").read_text() == "--signal=TERM 7\n"
-    assert (cluster.folder / "scontrol").read_text() == "requeue 7\n"
+    assert process.returncode == code
+    requeued = cluster.folder / "scontrol"
+    assert (requeued.read_text() if requeued.exists() else "") == ("requeue 7\n" if code else "")

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from arkfast.engine import Engine
-from arkfast.models import load_model
+from arkfast.models import ArkasrProcessor, load_model
+from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_model, write_wav
 from arkfast.train.config import TrainConfig
 from arkfast.train.export_command import ExportConfig, export
@@ -100,6 +101,48 @@ def test_a_run_trains_the_adapters_and_writes_plain_models(world, tmp_path):
     export(ExportConfig(checkpoint=tmp_path / "run", output=tmp_path / "exported"))
     exported = load_file(tmp_path / "exported" / "model.safetensors")
     assert all(torch.equal(exported[name], end[name]) for name in end)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+    """A run of adapters on a bfloat16 model, with a running average."""
+    root = tmp_path_factory.mktemp("averaged")
+    tiny_checkpoint(root / "wide", seed=1)
+    load_model(root / "wide").bfloat16().save_pretrained(root / "student")
+    ArkasrProcessor.from_pretrained(root / "wide").save_pretrained(root / "student")
+    write_wav(root / "a.wav", synthetic_speech(0.6, seed=1))
+    (root / "train.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "one two", "id": "a"}) + "\n")
+    Trainer(TrainConfig(
+        stage="sft", student_model=root / "student", train_data=root / "train.jsonl", output_dir=root / "run", max_steps=4, ema_decay=0.5,
+        learning_rate=3e-3, dataloader_num_workers=0, num_threads=1, device="cpu", lora_rank=4, lora_alpha=8.0,
+    )).run()  # fmt: skip
+    return root
+
+
+@pytest.mark.parametrize("kind", ["master", "ema"])
+def test_adapters_are_exported_in_any_precision(averaged, tmp_path, kind):
+    run, written = averaged / "run", averaged / "run" / {"master": "last", "ema": "ema"}[kind]
+    export(ExportConfig(checkpoint=run, output=tmp_path / "same", weights=kind))
+    same, there = (load_file(folder / "model.safetensors") for folder in (tmp_path / "same", written))
+    assert same.keys() == there.keys()
+    assert all(torch.equal(same[name], there[name]) for name in there), "what the run wrote itself"
+    export(ExportConfig(checkpoint=run, output=tmp_path / "wide", weights=kind, dtype="float32"))
+    wide, start = (load_file(folder / "model.safetensors") for folder in (tmp_path / "wide", averaged / "student"))
+    state = load_file(run / "checkpoints" / "global_step_4" / "optimizer.safetensors")
+    layer = "model.layers.1.mlp.down_proj"
+    added = 2.0 * state[f"{kind}/{layer}.lora_b"] @ state[f"{kind}/{layer}.lora_a"]
+    torch.testing.assert_close(wide[f"{layer}.weight"], start[f"{layer}.weight"].float() + added, rtol=0, atol=0)
+    assert not torch.equal(wide[f"{layer}.weight"], there[f"{layer}.weight"].float()), "not the rounded file made wide again"
+
+
+def test_adapters_without_the_model_they_belong_to_are_exported_as_they_were_written(averaged, tmp_path):
+    (averaged / "student").rename(averaged / "gone")
+    try:
+        export(ExportConfig(checkpoint=averaged / "run", output=tmp_path / "same"))
+        with pytest.raises(InputError, match=r"holds adapters of .*student, where no model is any more; put it back"):
+            export(ExportConfig(checkpoint=averaged / "run", output=tmp_path / "ema", weights="ema"))
+    finally:
+        (averaged / "gone").rename(averaged / "student")
 
 
 def test_nothing_else_can_be_frozen(world, tmp_path):

@@ -37,6 +37,9 @@ def world(tmp_path_factory):
         write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
         rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two three"[: 3 + i], "id": f"clip{i}"}) + "\n")
     (root / "train.jsonl").write_text("".join(rows))
+    (root / "junk.wav").write_bytes(b"RIFF and nothing more")
+    bad = json.dumps({"audio": "junk.wav", "text": "one", "id": "bad", "duration": 0.5}) + "\n"
+    (root / "bad.jsonl").write_text("".join([*rows, bad]))
     return root
 
 
@@ -154,6 +157,7 @@ def runs(world, tmp_path_factory):
         ("two_then_one", {"halt": 5, "async_save": True, **PART}),
         ("one_then_two", {"resume_from_checkpoint": "auto", **PART}),
         ("whole", PART),
+        ("bad", {"train_data": world / "bad.jsonl", "on_bad_audio": "skip:0.2", "max_steps": 4, "log_freq": 10}),
     ])  # fmt: skip
     alone(world, root / "two_then_one", resume_from_checkpoint="auto", **PART, **ONE)
     return root
@@ -197,6 +201,13 @@ def test_only_logged_steps_are_measured_in_full_and_for_all_ranks(runs, world):
     for row, one in zip(rows, log(runs / "one"), strict=True):
         for name in ("opd_loss", "opd_valid_topk_mean", "generated_tokens_mean", "audio_seconds") if "opd_loss" in row else ():
             assert row[name] == pytest.approx(one[name], rel=1e-5)
+
+
+def test_a_bad_clip_is_listed_before_the_run_ends_however_seldom_steps_are_logged(runs):
+    (listed,) = (row["bad_audio"] for row in log(runs / "bad") if "bad_audio" in row)
+    assert len(listed) == 1
+    assert "bad.jsonl:8: " in listed[0]
+    assert json.loads((runs / "bad" / "checkpoints" / "global_step_4" / "trainer_state.json").read_text())["bad_rows"] == 1
 
 
 def test_collectives_of_a_step_are_few_and_none_while_decoding(runs):

@@ -111,6 +111,16 @@ def test_the_page_has_every_curve_that_was_logged():
         assert share in page.text.replace("\n", "")
 
 
+def test_transcripts_are_normalised_by_their_language():
+    text, heard = "it's 5%", "it's 5 percent"
+    sample = {"step": 20, "id": "clip", "language": "en", "text": text, "pred_text": heard}
+    assert "<mark>" not in marked(text, heard, "en")
+    assert "<mark>" in marked(text, heard)
+    source = render(a_run(samples=[sample]))
+    assert "5 percent" in source
+    assert source.count("<mark>") == 1, "in the key alone"
+
+
 def test_the_kl_has_a_chart_of_its_own_where_the_loss_is_more_than_it():
     steps = [step(i, opd_loss=1.0 / i) for i in range(1, 5)]
     assert "KL to the teacher" in [caption.strip() for caption in Page(render(a_run(steps=steps))).captions]

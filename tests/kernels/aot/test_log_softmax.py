@@ -11,16 +11,17 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize(
-    ("width", "dtype", "out_dtype"),
+    ("width", "padding", "dtype", "out_dtype"),
     [
-        (151_936, torch.float32, torch.float32),  # a chunk's logits, gradient in place
-        (151_936, torch.float32, torch.bfloat16),  # the same under bfloat16 products
-        (163_958, torch.bfloat16, torch.bfloat16),  # a caller's logits with a width that no power of two divides
+        (151_936, 0, torch.float32, torch.float32),  # a chunk's logits, gradient in place
+        (151_936, 0, torch.float32, torch.bfloat16),  # the same under bfloat16 products
+        (163_958, 10, torch.float32, torch.bfloat16),  # the same where a chunk's rows are padded
+        (163_958, 0, torch.bfloat16, torch.bfloat16),  # a caller's logits with a width that no power of two divides
     ],
 )
-def test_forward_and_backward(compile_launches, width, dtype, out_dtype):
-    logits, dead = torch.zeros(1, width, dtype=dtype), torch.zeros(width, dtype=torch.bool)
-    out = torch.zeros(1, width, dtype=out_dtype)
+def test_forward_and_backward(compile_launches, arch, width, padding, dtype, out_dtype):
+    logits, dead = torch.zeros(1, width + padding, dtype=dtype)[:, :width], torch.zeros(width, dtype=torch.bool)
+    out = torch.zeros(1, width + padding, dtype=out_dtype)[:, :width]
 
     def run() -> None:
         for slots, need_entropy, mask in ((1, False, dead), (64, False, None), (128, True, dead)):
@@ -29,5 +30,7 @@ def test_forward_and_backward(compile_launches, width, dtype, out_dtype):
             grads = (torch.zeros(1, slots), row, row if need_entropy else None)
             row_grad(grads, logits, stats, ids, out, tau=1.0, dead=mask, chosen="triton")
 
-    kernels = {kernel.kernel for kernel in compile_launches(run)}
+    # At 56 registers one block more fits a multiprocessor of sm_100 than at 57; the assembler puts two words aside for that.
+    spills = {"row_log_softmax_fwd": 8} if arch == 100 and padding else None
+    kernels = {kernel.kernel for kernel in compile_launches(run, spills=spills)}
     assert kernels == {"row_log_softmax_fwd", "row_log_softmax_bwd", "row_log_softmax_bwd_ids"}

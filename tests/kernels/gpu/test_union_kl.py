@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arkfast.kernels import gather_linear, opd_union_kl, sparse_weight_grad, union_kl, union_support, union_topk_kl
+from arkfast.kernels import gather_linear, linear_topk_lse, opd_union_kl, sparse_weight_grad, union_kl, union_support, union_topk_kl
 from arkfast.kernels.common.backend import fallbacks
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")]
@@ -81,6 +81,49 @@ def test_nothing_waits_for_the_device():
         union_kl(arguments[4], scores, union.ids).rows.sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_whole_block_waits_for_nothing(no_sync):
+    """Teacher and student as a training step has them: another vocabulary, whose ids a map takes to the student's, blocked ids, weights of
+    rows, micro-batches that add to one gradient."""
+    hidden, weight, student_ids, *_ = block(96)
+    head = (torch.randn(VOCABULARY + 12_022, 1024, device="cuda") / 32).bfloat16()
+    teacher = torch.randn(96, 1024, device="cuda").bfloat16()
+    vocab_map = torch.arange(len(head), device="cuda", dtype=torch.int32)
+    vocab_map[VOCABULARY:] = -1
+    blocked = torch.arange(151_643, VOCABULARY, device="cuda", dtype=torch.int32)
+    student_ids, row_weight = student_ids.clamp_max(151_642), torch.ones(96, device="cuda")
+
+    def whole() -> torch.Tensor:
+        weight.grad = hidden.grad = None
+        losses = []
+        for rows in (slice(0, 64), slice(64, 96)):
+            with torch.no_grad():
+                top = linear_topk_lse(teacher[rows], head, 32, vocab_map=vocab_map, blocked=blocked, gather_ids=student_ids[rows])
+                scores = torch.cat([top.gathered, top.values], dim=1)
+            out = opd_union_kl(
+                hidden[rows], weight, student_ids[rows], top.ids, scores, row_weight=row_weight[rows], reduction="sum"
+            )  # fmt: skip
+            out.loss.backward()
+            losses.append(out.loss.detach())
+        return torch.stack(losses)
+
+    first = whole()  # compiles
+    with no_sync():
+        second = whole()
+    assert torch.equal(first, second)
+    assert second.isfinite().all()
+    assert hidden.grad.isfinite().all()
+    assert weight.grad.isfinite().all()
+
+
+def test_an_id_past_the_weight_shows_in_the_loss():
+    hidden, weight, student_ids, teacher_ids, scores = block(16)
+    student_ids = student_ids.clone()
+    student_ids[3, 5] = VOCABULARY
+    loss, d_hidden, _ = step((hidden, weight, student_ids, teacher_ids, scores), reduction="sum")
+    assert loss.isnan()
+    assert d_hidden.isnan().any(1).nonzero().flatten().tolist() == [3]
 
 
 def test_memory_does_not_grow_with_positions_times_vocabulary():

@@ -101,3 +101,17 @@ def test_mismatches_are_told_without_a_wait(backend):
     assert flags.tolist() == [True, True, True, True, False]
     with pytest.raises(ValueError, match=r"mismatch must be a tensor of torch.bool to write to, got torch.int64"):
         audio_embed_merge(ids, torch.randn(30, 4), audio, lens, AUDIO, mismatch=lens, backend=backend)
+
+
+def test_an_id_past_the_table_gives_the_table_no_gradient():
+    memory = torch.zeros(32, 4)
+    table = torch.randn(30, 4, requires_grad=True)
+    ids = torch.tensor([[1, 30, AUDIO, 31, 2]])
+    out = audio_embed_merge(ids, table, torch.randn(1, 2, 4), torch.tensor([1]), AUDIO, backend="triton")
+    assert out[0].isnan().all(1).tolist() == [False, True, False, True, False]
+    zeros, torch_zeros = torch.zeros, lambda *size, **settings: memory[:30] if size[:1] == (30,) else zeros(*size, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "zeros", torch_zeros)
+        (grad,) = torch.autograd.grad(out, table, torch.ones_like(out))
+    assert grad.any(1).nonzero().flatten().tolist() == [1, 2]
+    assert not memory[30:].any()

@@ -82,3 +82,21 @@ def test_infinite_and_nan_weights_stay_where_they_are_asked_for():
     assert scores[0].tolist() == [4, float("inf"), float("-inf")]
     assert scores[1, :2].tolist() == [0, 4]
     assert scores[1, 2].isnan()
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_an_id_past_the_weight_shows_and_reads_nothing(dtype):
+    memory = torch.randn(14, 70)
+    weight, hidden = memory[:12].clone().requires_grad_(), torch.randn(3, 70, requires_grad=True)
+    ids = torch.tensor([[3, 12, -1, 13], [0, 11, 5, 5], [12, 1 << 30, 12, 1]], dtype=dtype)
+    if dtype == torch.int64:
+        ids[2, 1] = 1 << 40
+    scores = gather_linear(hidden, weight, ids, backend="triton")
+    past = ids >= 12
+    assert torch.equal(scores.isnan(), past)
+    inside = ids.masked_fill(past, -1)
+    want, size = exact(hidden.detach(), weight.detach(), inside)
+    assert ((scores.detach().double() - want).abs()[~past] <= 1e-5 * size[~past] + 1e-12).all()
+    got = torch.autograd.grad(scores, (hidden, weight), torch.ones(3, 4))
+    true = torch.autograd.grad(gather_linear(hidden, weight, inside, backend="triton"), (hidden, weight), torch.ones(3, 4))
+    assert all(torch.equal(a, b) for a, b in zip(got, true, strict=True))

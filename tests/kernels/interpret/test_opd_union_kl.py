@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from arkfast.kernels import opd_union_kl
+from arkfast.kernels.union_kl import fused
 
 # Relative bounds of the loss and, in the norm, of float32 gradients.
 LOSS, GRADIENT = 1e-5, 1e-5
@@ -152,3 +153,35 @@ def test_odd_values_go_where_the_reference_lets_them():
     got, want = run(case, "triton", reduction="none"), run(case, "torch", reduction="none")
     torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6, equal_nan=True)
     assert got.rows.isnan().tolist() == [True, True, True, False]
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "reverse_kl", "jsd"])
+def test_an_id_past_the_weight_makes_its_rows_loss_nan(divergence):
+    """In either list; where the teacher does not see it the id takes no part, and other rows are as they were."""
+    case = make(5, 70, 40, 6, 6)
+    want = run(case, "triton", divergence=divergence, reduction="none")
+    case.student_ids[1, 2], case.teacher_ids[3, 5], case.teacher_ids[4, 0] = 40, 1 << 30, 40
+    case.teacher_scores[4, 6] = float("-inf")
+    got = run(case, "triton", divergence=divergence, reduction="none")
+    assert got.rows.isnan().tolist() == [False, True, False, True, False]
+    assert got.d_hidden.isnan().all(1).tolist() == [False, True, False, True, False]
+    assert torch.equal(got.rows[[0, 2]], want.rows[[0, 2]])
+    assert torch.equal(got.d_hidden[[0, 2]], want.d_hidden[[0, 2]])
+    assert run(case, "triton", divergence=divergence).loss.isnan()
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_parameters_get_no_gradient_that_nobody_asked_for(off, monkeypatch):
+    case, asked = make(3, 20, 40, 8, 8), []
+    launch = fused.launch_sparse
+
+    def watched(*arguments, **settings):
+        asked.append((settings["need_grad"], settings["need_hidden"]))
+        return launch(*arguments, **settings)
+
+    monkeypatch.setattr(fused, "launch_sparse", watched)
+    parameters = case.hidden.requires_grad_(), case.weight.requires_grad_()
+    with off():
+        quiet = opd_union_kl(*parameters, *case[2:], backend="triton")
+    assert torch.equal(opd_union_kl(*parameters, *case[2:], backend="triton").rows, quiet.rows)
+    assert asked == [(False, False), (True, True)]

@@ -79,3 +79,22 @@ def test_atomics_give_the_same_sums():
     out = torch.zeros(7, 10)
     sparse_weight_grad(grad, ids, hidden, 7, out=out, mode="atomic", backend="triton")
     check(out, sums(grad, ids, hidden, 7))
+
+
+@pytest.mark.parametrize("mode", ["sorted", "atomic"])
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+def test_ids_past_the_table_are_left_out_and_write_nothing(mode, dtype):
+    """Single entries, a run that is cut into pieces, and ids that int32 does not hold."""
+    vocabulary, count = 6, 3 * PIECE
+    ids = torch.cat([torch.randint(0, vocabulary, (40,)), torch.full((count,), vocabulary), torch.tensor([vocabulary + 1, vocabulary + 2])])
+    if dtype == torch.int64:
+        ids = torch.cat([ids, torch.tensor([1 << 32, (1 << 40) + 3, -(1 << 40)])])
+    ids = ids[torch.randperm(len(ids))].to(dtype)[:, None]
+    grad, hidden = torch.randn(len(ids), 1), torch.randn(len(ids), 5)
+    extra = {"extra_ids": torch.tensor([2, vocabulary, 7, -1], dtype=dtype), "extra_rows": torch.randn(4, 5)}
+    inside = ids.masked_fill(ids >= vocabulary, -1)
+    want = sums(grad, inside, hidden, vocabulary) + sums(torch.ones(1, 1), extra["extra_ids"][:1, None], extra["extra_rows"], vocabulary)
+    memory = torch.zeros(vocabulary + 4, 5)
+    sparse_weight_grad(grad, ids, hidden, vocabulary, out=memory[:vocabulary], mode=mode, backend="triton", **extra)
+    check(memory[:vocabulary], want)
+    assert not memory[vocabulary:].any()
