@@ -82,7 +82,8 @@ class SndfileRecording:
             with self._source.open() as stream:
                 opened: Any = _Memory(stream.read())
         else:
-            opened = os.fsencode(path)  # soundfile cannot encode the name of a file that is no UTF-8
+            # soundfile encodes names strictly, and on POSIX they may be any bytes; on Windows it has a call for names in Unicode.
+            opened = path if os.name == "nt" else os.fsencode(path)
         try:
             return self._sf.SoundFile(opened)
         except self._sf.LibsndfileError as error:

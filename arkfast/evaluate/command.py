@@ -26,6 +26,7 @@ from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
 from arkfast.infer.command import Summary, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl, read_rows
+from arkfast.infer.stream import DeviceLost
 from arkfast.metrics import Normalizer
 from arkfast.records import InputError
 
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"arkfast evaluate: {note}", file=sys.stderr)
     try:
         found = run(config)
-    except InputError as error:
+    except (InputError, DeviceLost) as error:
         print(f"arkfast evaluate: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

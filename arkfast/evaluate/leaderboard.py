@@ -19,6 +19,7 @@ from typing import Any
 from arkfast.config import parse
 from arkfast.data import read_manifest
 from arkfast.infer.jsonl import AtomicJsonl
+from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import DType, Transcriber, check_limits
 from arkfast.metrics import Normalizer, count_errors, get_normalizer
 from arkfast.records import InputError, Utterance
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse(LeaderboardConfig, arguments, prog="leaderboard_eval", description=description)
     try:
         run(config)
-    except InputError as error:
+    except (InputError, DeviceLost) as error:
         print(f"leaderboard_eval: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

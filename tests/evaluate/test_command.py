@@ -320,3 +320,17 @@ def test_both_real_time_factors() -> None:
     assert (found["rtfx"], found["processing_seconds"], found["rtfx_end_to_end"]) == (None, None, 10.0)
     assert unmeasured.line().endswith("60.0 s of audio in 6.0 s, RTFx 10.0 end to end")
     assert speed(None) == {}
+
+
+def test_a_lost_device_ends_the_command_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from arkfast.infer.stream import DeviceLost
+
+    def lost(*_args: Any) -> None:
+        raise DeviceLost("the device failed")
+
+    monkeypatch.setattr("arkfast.evaluate.command.transcribe_file", lost)
+    source = write(tmp_path / "eval.jsonl", [{"id": "a", "audio": "a.wav", "text": "one"}])
+    assert main(["--input", source, "--model_path", str(tmp_path), "--output", str(tmp_path / "out.jsonl")]) == 2
+    assert capsys.readouterr().err.endswith("arkfast evaluate: error: the device failed\n")
