@@ -61,7 +61,8 @@ for name in "${trainer_variables[@]}"; do
 done
 flags+=("$@")
 
-# torchrun reads the second since a version after 2.11; on_host.py tells where it does not. Without the last, processes that are started anew read in the store what those before them left there, and wait for the dead.
+# torchrun reads the second since a version after 2.11; on_host.py tells where it does not. Without the last, processes that are started
+# anew read in the store what those before them left there, and wait for the dead.
 environment=("PYTHONUNBUFFERED=1" "TORCH_ELASTIC_SHUTDOWN_TIMEOUT=$STOP_GRACE" "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
 for name in "${forwarded[@]}"; do
   if [ -n "${!name:-}" ]; then environment+=("$name=${!name}"); fi
