@@ -81,6 +81,8 @@ def cut_samples(
         InputError: there are no samples, the segment is outside them or holds none, or it is over the limit.
     """
     begin, end = segment_times(begin, end, label)
+    if np.ndim(samples) != 1:
+        raise InputError(f"{label}: expected samples in one dimension, got shape {list(np.shape(samples))}: mix channels down to mono")
     if not len(samples):
         raise InputError(f"{label}: the recording holds no samples")
     if reason := outside(begin, end, len(samples) / SAMPLING_RATE):

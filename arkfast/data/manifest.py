@@ -145,7 +145,7 @@ def _lines(path: Path) -> Iterator[tuple[bytes, int, bool]]:
 
 def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
     for number, (raw, end, whole) in enumerate(_lines(path), 1):
-        where = f"{path}:{number}"
+        where, default_id = f"{path}:{number}", f"{name}:{number}"
         try:
             if not whole:
                 raise RowError(f"{where}: a line of more than {MAX_LINE >> 20} MiB is no row; is this a JSONL manifest?", "overlong line")
@@ -155,16 +155,17 @@ def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm)
             utterance = to_utterance(
                 parse_object(line, where),
                 where=where,
-                default_id=f"{name}:{number}",
+                default_id=default_id,
                 folder=path.parent,
                 fields=fields,
                 task=task,
                 form=form,
             )
         except RowError as error:
-            yield Row(source=path, number=number, raw=raw.decode("utf-8", errors="replace"), end=end, error=error)
+            text = raw.decode("utf-8", errors="replace")
+            yield Row(source=path, number=number, raw=text, end=end, default_id=default_id, error=error)
         else:
-            yield Row(source=path, number=number, raw=line, end=end, utterance=utterance)
+            yield Row(source=path, number=number, raw=line, end=end, default_id=default_id, utterance=utterance)
 
 
 def _shard_rows(path: Path, name: str, fields: Fields, task: str) -> Iterator[Row]:
@@ -173,18 +174,19 @@ def _shard_rows(path: Path, name: str, fields: Fields, task: str) -> Iterator[Ro
         for sample in iter_samples(path):
             number, end = sample.number, sample.end
             raw = sample.text("json") or sample.text("txt") or b""
-            line = raw.decode("utf-8", errors="replace")
+            line, default_id = raw.decode("utf-8", errors="replace"), f"{name}:{sample.key}"
             try:
-                utterance = _from_sample(sample, path, name, fields, task)
+                utterance = _from_sample(sample, path, default_id, fields, task)
             except RowError as error:
-                yield Row(source=path, number=number, raw=line, end=end, error=error)
+                yield Row(source=path, number=number, raw=line, end=end, default_id=default_id, error=error)
             else:
-                yield Row(source=path, number=number, raw=line, end=end, utterance=utterance)
+                yield Row(source=path, number=number, raw=line, end=end, default_id=default_id, utterance=utterance)
     except DamagedShard as error:
-        yield Row(source=path, number=number + 1, raw="", end=end, error=RowError(str(error), "damaged shard"))
+        fault = RowError(str(error), "damaged shard")
+        yield Row(source=path, number=number + 1, raw="", end=end, default_id=f"{name}:{number + 1}", error=fault)
 
 
-def _from_sample(sample: Sample, path: Path, name: str, fields: Fields, task: str) -> Utterance:
+def _from_sample(sample: Sample, path: Path, default_id: str, fields: Fields, task: str) -> Utterance:
     where = f"{path}::{sample.key}"
     if sample.fault:
         raise RowError(f"{where}: {sample.fault}", "damaged shard")
@@ -201,7 +203,7 @@ def _from_sample(sample: Sample, path: Path, name: str, fields: Fields, task: st
         row[fields.text] = _decoded(spoken, f"{where}.txt").strip()
     # The clip is the one in the shard, wherever the row may have had it from.
     row[fields.audio] = str(sample.audio[0])
-    return to_utterance(row, where=where, default_id=f"{name}:{sample.key}", folder=None, fields=fields, task=task, form="jsonl")
+    return to_utterance(row, where=where, default_id=default_id, folder=None, fields=fields, task=task, form="jsonl")
 
 
 _PAIRING = "a clip and its text share their name up to the first dot and follow one another (tar --sort=name)"

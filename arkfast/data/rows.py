@@ -61,6 +61,8 @@ class Row:
     """The line, or the text that stands beside the recording in a shard."""
     end: int
     """Bytes of ``source`` up to and including this row."""
+    default_id: str = ""
+    """What the row is called where it gives no id of its own; unique among all files that were read."""
     utterance: Utterance | None = None
     """The row, where it is good."""
     error: RowError | None = None

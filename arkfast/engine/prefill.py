@@ -32,8 +32,8 @@ class Budget(NamedTuple):
 ENCODER_FRAMES = {"cuda": Budget(64_000, 8_000), "cpu": Budget(16_000, 1_200)}
 """Mel frames: 64 clips of 10 s on a GPU."""
 AHEAD = 24
-"""How often the frames that keep the device busy are looked at before encoding begins, to find clips of similar length among them. With
-log-normal lengths of 7 s and 40 slots a GPU's groups are then padded by 6 %, after a look at 40 clips alone by 19 %."""
+"""How often the frames that keep the device busy are looked at before encoding begins, to find clips of similar length among them: what
+is seen of the queue, and not the number of slots, decides how much of a group is padding."""
 PREFILL_TOKENS = {"cuda": Budget(16_384, 2_048), "cpu": Budget(4_096, 192)}
 """Prompt positions: 120 clips of 10 s on a GPU."""
 

@@ -102,8 +102,10 @@ class Queue:
     def _prefill(self, rows: int, isolate: bool) -> None:
         """Make ready what fills ``rows`` slots, of what is encoded."""
         taken: list[Waiting] = []
-        while self._waiting and self._waiting[0].audio is not None and _rows(taken) < rows:
+        held = 0
+        while self._waiting and self._waiting[0].audio is not None and held < rows:
             taken.append(self._waiting.popleft())
+            held += len(taken[-1].entries)
         for group in groups_of_similar_length([len(w.prompt) for w in taken], suited(PREFILL_TOKENS, self._device)):
             members = [taken[i] for i in group]
             for prompts, own in self._tried(
@@ -159,10 +161,12 @@ def _rows(waiting: Sequence[Waiting] | deque[Waiting]) -> int:
 def _slotfuls(waiting: Sequence[Waiting], rows: int) -> Iterator[list[Waiting]]:
     """``waiting`` cut into parts of ``rows`` rows, the last prompt of each whole."""
     part: list[Waiting] = []
+    held = 0
     for w in waiting:
         part.append(w)
-        if _rows(part) >= rows:
+        held += len(w.entries)
+        if held >= rows:
             yield part
-            part = []
+            part, held = [], 0
     if part:
         yield part

@@ -49,7 +49,7 @@ def address(audio: Any, folder: Path) -> str:
     # taken together as a browser does, which knows no links between folders
     if "://" in path or not os.path.isfile(os.path.normpath(os.path.join(os.path.abspath(folder), path))):
         return ""
-    return (_FILE if path.startswith("/") else "") + quote(path)
+    return (_FILE if path.startswith("/") else "") + quote(os.fsencode(path))
 
 
 def title(row: Mapping[str, Any]) -> str:

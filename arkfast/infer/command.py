@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.config import parse
-from arkfast.data import Fields, count_rows, iter_manifest
+from arkfast.data import Fields, count_rows
+from arkfast.data.manifest import iter_rows
 from arkfast.data.sources import expand
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
@@ -115,17 +116,8 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
 def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Result]:
     """The manifest's utterances, with a failed result in the place of each bad line."""
     fields = Fields(audio=options.audio_field, text=options.text_field, begin=options.begin_field, end=options.end_field)
-    bad: list[Result] = []
-
-    def keep(error: InputError, number: int, line: str) -> None:
-        bad.append(bad_line(error, path, number, line, fields=fields))
-
-    for utterance in iter_manifest(path, fields=fields, on_error=keep):
-        # bad lines that stood before this row were reported while it was looked for
-        yield from bad
-        bad.clear()
-        yield utterance
-    yield from bad
+    for row in iter_rows(path, fields=fields):
+        yield row.utterance or bad_line(row, fields=fields)
 
 
 def _write(results: Iterator[Result], writer: AtomicJsonl, total: int) -> Summary:

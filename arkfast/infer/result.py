@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from arkfast.data import Fields
+from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
-from arkfast.records import InputError, Utterance
+from arkfast.records import Utterance
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -77,30 +77,30 @@ class Result:
         return row | {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
 
 
-def bad_line(error: InputError, path: Path, number: int, line: str, *, fields: Fields) -> Result:
+def bad_line(bad: Row, *, fields: Fields) -> Result:
     """The failed result of a manifest line that is not an utterance.
 
     The line's number and text go into the fields ``line`` and ``raw_line``; where the line is a JSON object, whatever is sound in it
     is kept, so that a failed row's reference still counts.
     """
     try:
-        parsed = json.loads(line)
+        parsed = json.loads(bad.raw)
     except ValueError:
         parsed = None
     given = parsed if isinstance(parsed, dict) else {}
     identity, audio, text, language = (given.get(name) for name in ("id", fields.audio, fields.text, "language"))
     known = {"id", "language", fields.audio, fields.text, fields.begin, fields.end}
     utterance = Utterance(
-        id=f"{path.name}:{number}" if identity is None else str(identity),
+        id=bad.default_id if identity is None else str(identity),
         audio=audio if isinstance(audio, str) else "",
         begin=_seconds(given.get(fields.begin)),
         end=_seconds(given.get(fields.end)),
         text=text if isinstance(text, str) else None,
         language=language if isinstance(language, str) else None,
-        extra={key: value for key, value in given.items() if key not in known} | {"line": number, "raw_line": line.rstrip("\r\n")},
-        where=f"{path}:{number}",
+        extra={key: value for key, value in given.items() if key not in known} | {"line": bad.number, "raw_line": bad.raw.rstrip("\r\n")},
+        where=f"{bad.source}:{bad.number}",
     )
-    return Result(utterance=utterance, error=str(error))
+    return Result(utterance=utterance, error=str(bad.error))
 
 
 def _seconds(value: Any) -> float | None:

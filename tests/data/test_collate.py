@@ -122,6 +122,12 @@ def test_samples_in_memory_are_cut_as_a_file_of_theirs_is(tmp_path, begin, end):
     assert memory == file if isinstance(file, str) else np.array_equal(memory, file)
 
 
+@pytest.mark.parametrize("audio", [np.float32(3), None, np.zeros((2, 800), dtype=np.float32)])
+def test_what_is_no_row_of_samples_is_a_bad_clip(audio):
+    with pytest.raises(InputError, match=r"^u: expected samples in one dimension, got shape \["):
+        extract(Utterance(id="u", audio=audio), LogMel(8))
+
+
 @pytest.mark.parametrize("seconds", [2.01, 4.06, 8.19])
 def test_a_clip_of_exactly_the_limit_is_allowed(tmp_path, seconds):
     """In floating point 2.01 · 16000 is a hair under 32160."""

@@ -247,6 +247,7 @@ def test_an_endless_transcript_is_cut_with_a_word() -> None:
         ("ROOT/ü.wav", "file://ROOT/%C3%BC.wav"),
         ("file://ROOT/%C3%BC.wav", "file://ROOT/%C3%BC.wav"),
         ("javascript:alert(1)", "javascript%3Aalert%281%29"),
+        ("caf\udce9.wav", "caf%E9.wav"),
         ("wav", ""),
         ("gone.wav", ""),
         ("ROOT/gone.wav", ""),
@@ -262,7 +263,7 @@ def test_an_endless_transcript_is_cut_with_a_word() -> None:
 def test_only_local_files_that_are_there_get_a_player(tmp_path: Path, audio: Any, expected: str) -> None:
     folder = tmp_path / "pages"
     (folder / "wav").mkdir(parents=True)
-    for path in ("pages/wav/a b.wav", "x#1.flac", "ü.wav", "pages/javascript:alert(1)", "pages/shard.tar"):
+    for path in ("pages/wav/a b.wav", "x#1.flac", "ü.wav", "pages/javascript:alert(1)", "pages/shard.tar", "pages/caf\udce9.wav"):
         (tmp_path / path).touch()
     audio, expected = audio.replace("ROOT", str(tmp_path)) if isinstance(audio, str) else audio, expected.replace("ROOT", str(tmp_path))
     assert address(audio, folder) == expected

@@ -19,7 +19,7 @@ from arkfast import Transcriber
 from arkfast.audio import LogMel
 from arkfast.data import Prompt, collate, extract
 from arkfast.engine import Engine
-from arkfast.infer.command import main
+from arkfast.infer.command import TranscribeConfig, _items, main
 from arkfast.infer.result import OUTPUT_FIELDS, Result
 from arkfast.models import load_model
 from arkfast.records import AllowedTokens, InputError, Utterance
@@ -408,3 +408,13 @@ def test_scores_that_are_not_numbers_are_a_failed_row_not_a_transcript(tmp_path:
     assert row["status"] == "error"
     assert row["pred_text"] is None
     assert "not numbers" in row["error"]
+
+
+def test_bad_lines_of_files_of_one_name_keep_their_folders_apart(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.jsonl").write_text('{"audio": "x.wav"}\n{"audio": 3}\n')
+    items = list(_items(tmp_path / "{a,b}" / "t.jsonl", TranscribeConfig(input=tmp_path, output=tmp_path, model_path=tmp_path)))
+    rows = [item if isinstance(item, Utterance) else item.utterance for item in items]
+    assert [row.id for row in rows] == ["a/t.jsonl:1", "a/t.jsonl:2", "b/t.jsonl:1", "b/t.jsonl:2"]
+    assert rows[3].where == str(tmp_path / "b" / "t.jsonl:2")
