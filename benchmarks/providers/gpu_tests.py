@@ -26,8 +26,6 @@ PYTEST = (sys.executable, "-m", "pytest", "-v", "-rfE", "-m", "gpu", "-p", "no:c
 ALONE = "memory or beyond_32_bits"
 """Tests by name (pytest's -k) that fill the GPU's memory or look at how much of it there is."""
 OUTCOME = re.compile(r"^(\S+\.py::.*?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b", re.MULTILINE)
-
-
 BEGUN = re.compile(r"^\S+\.py::\S+", re.MULTILINE)
 
 
@@ -99,6 +97,8 @@ def run_tests(seconds: float, folder: Path) -> Result:
     folder.mkdir(parents=True, exist_ok=True)
     files, left_out = test_files()
     shared, alone = jobs(files)
+    for job in (*shared, *alone):
+        (folder / f"{job.name}.log").unlink(missing_ok=True)  # of an earlier run; this one may not come to all
     status = run_jobs(shared, AT_ONCE, ends, folder) | run_jobs(alone, 1, ends, folder)
     counts: dict[str, int] = dict.fromkeys(("passed", "failed", "error", "skipped", "xfail", "xpass"), 0)
     died, late, said = [], [], []

@@ -8,6 +8,7 @@ import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.ids import narrowed
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.precision import wide_dtype
 from arkfast.kernels.common.strides import block_of, unit_rows
@@ -134,11 +135,6 @@ def _in_torch(
     return result if out is not None else result.to(dtype)
 
 
-def _keys(ids: torch.Tensor, rows: int) -> torch.Tensor:
-    """ids as int32; those of int64 that it does not hold stay outside of [0, rows)."""
-    return ids if ids.dtype == torch.int32 else ids.clamp(-1, rows).to(torch.int32)
-
-
 @on_its_device
 def _launch(
     grad: torch.Tensor,
@@ -164,9 +160,9 @@ def _launch(
     extra = None if extra_rows is None else unit_rows(extra_rows)
     factor = grad.contiguous()
     # A factor of 0 is no entry: the row that it would be multiplied by may hold NaN.
-    keys = _keys(ids, out.shape[0]).masked_fill(grad == 0, -1).flatten()
+    keys = narrowed(ids).masked_fill(grad == 0, -1).flatten()
     if extra_ids is not None:
-        keys = torch.cat([keys, _keys(extra_ids, out.shape[0])])
+        keys = torch.cat([keys, narrowed(extra_ids)])
     entries, slots, width = keys.numel(), ids.numel(), max(1, ids.shape[1])
     strides = hidden.stride(0), 0 if extra is None else extra.stride(0)
     sizes = slots, width, entries, out.shape[0], features

@@ -86,11 +86,17 @@ def _first_of_equals(same, live, slot):
 
 
 @triton.jit
+def _narrowed(ids):
+    """As ``common.ids.narrowed``."""
+    return tl.minimum(tl.maximum(ids, -1), 2147483647).to(tl.int32)
+
+
+@triton.jit
 def _slot_ids(student_ids, teacher_ids, student_at, teacher_at, slot, KS, KT):
     """Both lists' ids [UB] in their slots, −1 past the last."""
-    mine = tl.load(student_ids + student_at + slot, mask=slot < KS, other=-1).to(tl.int32)
-    theirs = tl.load(teacher_ids + teacher_at + slot - KS, mask=(slot >= KS) & (slot < KS + KT), other=-1).to(tl.int32)
-    return tl.where(slot < KS, mine, theirs)
+    mine = tl.load(student_ids + student_at + slot, mask=slot < KS, other=-1)
+    theirs = tl.load(teacher_ids + teacher_at + slot - KS, mask=(slot >= KS) & (slot < KS + KT), other=-1)
+    return tl.where(slot < KS, _narrowed(mine), _narrowed(theirs))
 
 
 @triton.jit(do_not_specialize=["KS", "KT"])

@@ -12,6 +12,7 @@ import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.ids import narrowed
 from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.gather_linear import gather_linear
 from arkfast.kernels.union_kl import reference
@@ -156,7 +157,7 @@ def _support_ids(student_ids: torch.Tensor, teacher_ids: torch.Tensor, support: 
 
     ``shared`` [T, Ks] marks the student's ids that the teacher has too; "union" does not need it.
     """
-    student_ids, teacher_ids = student_ids.to(torch.int32), teacher_ids.to(torch.int32)
+    student_ids, teacher_ids = narrowed(student_ids), narrowed(teacher_ids)
     if shared is not None and support in ("teacher", "intersection"):
         student_ids = student_ids.masked_fill(~shared, -1)
     if support in ("student", "intersection"):

@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.ids import narrowed
 from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.union_kl import reference
 from arkfast.kernels.union_kl.launcher import DIVERGENCES, MOST_SLOTS, MOST_UNION, launch_rows, launch_union, unfit_slots
@@ -129,7 +130,7 @@ def union_support(student_ids: torch.Tensor, teacher_ids: torch.Tensor, *, backe
     check_ids(op, student_ids=student_ids, teacher_ids=teacher_ids)
     if resolve_backend(backend, op, student_ids, unfit=unfit_slots(sizes["Ks"] + sizes["Kt"], MOST_UNION)) == "triton":
         return UnionSupport(*launch_union(student_ids, teacher_ids))
-    return UnionSupport(*reference.unique_ids(torch.cat([student_ids.to(torch.int32), teacher_ids.to(torch.int32)], dim=1)))
+    return UnionSupport(*reference.unique_ids(torch.cat([narrowed(student_ids), narrowed(teacher_ids)], dim=1)))
 
 
 def union_kl(

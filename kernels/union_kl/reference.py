@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 
+from arkfast.kernels.common.ids import narrowed
 from arkfast.kernels.common.precision import wide_dtype
 
 NEG_INF = float("-inf")
@@ -17,7 +18,7 @@ TAIL_FLOOR = 2.0**-17
 
 def unique_ids(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """ids [T, U] → (the same with every repeat of an id and every negative entry as −1, int32; count of the rest [T] int32)."""
-    ids = ids.to(torch.int32)
+    ids = narrowed(ids)
     # Stable, so the first of equal ids in a row is the one in the lowest slot.
     ordered, slot = ids.sort(dim=1, stable=True)
     kept = ordered >= 0

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import gpu_suite
 import pytest
+import torch
 from providers import gpu_tests
 from providers.goals import GOALS
 
@@ -115,6 +116,34 @@ def test_no_time_means_no_group_is_begun(run, tmp_path):
     status, said = run("--minutes", 0, "--out", tmp_path, "--only", "row_topk")
     assert status == 0
     assert "row_topk: not run, out of time" in said
+
+
+def test_a_proof_that_the_time_left_no_room_for_is_not_the_one_of_an_earlier_run(run, monkeypatch, tmp_path):
+    about = gpu_suite.machine(torch.device("cpu"), None)
+    monkeypatch.setattr(gpu_suite, "machine", lambda device, commit: about)
+    monkeypatch.setattr(gpu_suite, "prove", lambda *arguments: {"state": "passed"})
+    assert run("--minutes", 1, "--out", tmp_path, "--only", "tests")[0] == 0
+    monkeypatch.setattr(gpu_suite, "device_here", lambda: torch.device("cuda"))
+    status, said = run("--minutes", 0, "--out", tmp_path, "--only", "tests")
+    assert status == 1
+    assert "tests: out of time, not begun" in said
+    (path,) = tmp_path.glob("cpu/*.json")
+    assert json.loads(path.read_text())["groups"]["tests"]["state"] == "out of time"
+
+
+def test_what_a_command_started_ends_with_it(tmp_path):
+    status, said = gpu_suite.timeout(["bash", "-c", "sleep 600 & echo $!; wait"], 1.0, tmp_path / "log")
+    assert status is None
+    child = Path(f"/proc/{said.strip()}/stat")
+    # Ended, or waiting to be collected by whoever takes orphans here.
+    assert not child.exists() or child.read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def test_a_log_of_an_earlier_run_says_nothing_of_this_one(monkeypatch, tmp_path):
+    (tmp_path / "a.log").write_text("test_a.py::test_a FAILED\n")
+    monkeypatch.setattr(gpu_tests, "test_files", lambda: (["test_a.py"], []))
+    monkeypatch.setattr(gpu_tests, "jobs", lambda files: ([gpu_tests.Job("a", ("test_a.py",))], []))
+    assert gpu_tests.run_tests(0.0, tmp_path) == {"state": "out of time", "why": "not finished: a"}
 
 
 def test_gpu_tests_without_hypothesis_leave_out_what_needs_it(monkeypatch):

@@ -143,10 +143,11 @@ def test_bad_arguments_are_named(call, message):
         call()
 
 
-def test_an_id_past_the_table_is_an_error_of_the_torch_backend():
+@pytest.mark.parametrize("number", [len(W), 2**32 + 1])  # the second is 1 in 32 bits
+def test_an_id_past_the_table_is_an_error_of_the_torch_backend(number):
     """On the CPU at once; a kernel gives NaN, or leaves the entry out of a sum."""
-    past = IDS.clone()
-    past[1, 1] = len(W)
+    past = IDS.clone().long()
+    past[1, 1] = number
     for call in (
         lambda: gather_linear(H, W, past),
         lambda: opd_union_kl(H, W, past, IDS, torch.zeros(3, 4), min_support=1),

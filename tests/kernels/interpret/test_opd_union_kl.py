@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from arkfast.kernels import opd_union_kl
+from arkfast.kernels import opd_union_kl, union_support
 from arkfast.kernels.union_kl import fused
 
 # Relative bounds of the loss and, in the norm, of float32 gradients.
@@ -168,6 +168,17 @@ def test_an_id_past_the_weight_makes_its_rows_loss_nan(divergence):
     assert torch.equal(got.rows[[0, 2]], want.rows[[0, 2]])
     assert torch.equal(got.d_hidden[[0, 2]], want.d_hidden[[0, 2]])
     assert run(case, "triton", divergence=divergence).loss.isnan()
+
+
+@pytest.mark.parametrize("past", [40, 2**31 - 1, 2**31, 2**32 + 3])
+def test_an_id_that_int32_does_not_hold_is_no_other_id(past):
+    case = make(5, 70, 40, 6, 6)
+    case = case._replace(student_ids=case.student_ids.long(), teacher_ids=case.teacher_ids.long())
+    case.student_ids[1, 2], case.teacher_ids[3, 5], case.teacher_ids[4, 1] = past, past, -past
+    assert run(case, "triton", reduction="none").rows.isnan().tolist() == [False, True, False, True, False]
+    support = [union_support(case.student_ids, case.teacher_ids, backend=backend) for backend in ("triton", "torch")]
+    assert torch.equal(support[0].ids, support[1].ids)
+    assert support[0].ids[1, 2] == min(past, 2**31 - 1)
 
 
 @pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
