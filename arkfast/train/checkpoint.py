@@ -7,8 +7,8 @@ safetensors and JSON: no pickle is read or written. Layout of ``<output_dir>``::
     metrics.jsonl                  one line a step
     checkpoints/global_step_N/     model, processor files, optimizer.safetensors (or optimizer/ with the ranks' shards),
                                    trainer_state.json, files.json
-    abandoned/K/global_step_N/     checkpoints that a resume of an earlier one left behind; nothing removes them
-    best/  last/  ema/             model and processor files only
+    abandoned/K/                   checkpoints, and best, that a resume of an earlier one left behind; nothing removes them
+    best/  last/  ema/             model and processor files only; best.json says which evaluation best is of
 """
 
 from __future__ import annotations
@@ -24,13 +24,16 @@ from typing import Any
 from arkfast.config import to_dict
 from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
+from arkfast.train.folders import begin_folder, commit_folder, replace_folder, sweep, write_atomically
 from arkfast.train.state import FILES, STATE, damage, refuse_foreign, seal
 
 IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "micro_batches_per_step",
             "train_max_samples", "shuffle_train", "batch_seconds", "freeze", "lora_rank", "lora_alpha")  # fmt: skip
 """What makes two runs the same run: a resume may change anything else, the number of processes too."""
-TEMPORARY = re.compile(r"\.(global_step_\d+|best|last|ema)\.(new|old)")
-"""Names of the folders of ``begin_folder`` and ``commit_folder``."""
+FOLDERS = re.compile(r"global_step_\d+|best|last|ema")
+"""Names of the folders that a run replaces."""
+BEST = "best.json"
+"""In ``best``: the step that its model is of, and its WER."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,59 +56,48 @@ class TrainerState:
     """Whether the evaluation that belongs to this step is still to come."""
 
 
-def begin_folder(target: Path) -> Path:
-    """An empty temporary folder beside ``target``, to be filled and given to ``commit_folder``."""
-    temporary, old = target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
-    if old.exists() and not target.exists():
-        old.rename(target)  # an earlier call was killed between its two renames
-    for leftover in (temporary, old):
-        shutil.rmtree(leftover, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    return temporary
+def best_of(state: TrainerState) -> dict[str, float | int | None] | None:
+    """The evaluation of a state's lowest WER, as ``BEST`` names it; None before the first."""
+    return None if state.best_step is None else {"step": state.best_step, "eval_wer": state.best_wer}
 
 
-def commit_folder(temporary: Path, target: Path) -> None:
-    """Put a complete folder in ``target``'s place; what stood there goes only then."""
-    old = target.with_name(f".{target.name}.old")
-    if target.exists():
-        target.rename(old)
-    temporary.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def read_best(folder: Path) -> dict[str, float | int | None] | None:
+    """The evaluation that ``best`` is of; None where it does not say (an earlier version wrote it) or is not there."""
+    try:
+        found: dict[str, float | int | None] = json.loads((folder / BEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found
 
 
-def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill a temporary folder with ``write`` and put it in ``target``'s place; what stood there goes when the new one is complete."""
-    temporary = begin_folder(target)
-    write(temporary)
-    commit_folder(temporary, target)
+def write_best(root: Path, state: TrainerState, export: Callable[[Path], None]) -> None:
+    """Write a run's ``best``, the model of the state's lowest WER."""
 
+    def write(folder: Path) -> None:
+        export(folder)
+        (folder / BEST).write_text(json.dumps(best_of(state)) + "\n", encoding="utf-8")
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    replace_folder(root / "best", write)
 
 
 class RunFolder:
-    """``output_dir``, claimed for one run.
+    """``output_dir``, claimed for one run; with ``--calibrate_only`` looked at, and left as it is.
 
     Args:
         config: the run's configuration.
         micro_batches: of all processes in a step.
-        resume: whether the run may be there already; None: where ``--resume_from_checkpoint`` says something.
+        restarted: whether the launcher started the processes anew, which go on from what those before them saved, whatever
+            ``--resume_from_checkpoint`` says. Otherwise the run may be there already only where that says something.
         rows: digest of the rows to train on; None is not compared.
 
     Raises:
         InputError: the folder holds a run and no resume was asked for, or it holds another run than the one to be resumed.
     """
 
-    def __init__(
-        self, config: TrainConfig, *, micro_batches: int | None = None, resume: bool | None = None, rows: str | None = None
-    ) -> None:
-        self.root = config.output_dir
-        self._resumed = ""
-        """The ``--resume_from_checkpoint`` of the start before this one."""
+    def __init__(self, config: TrainConfig, *, micro_batches: int | None = None, restarted: bool = False, rows: str | None = None) -> None:
+        self.root, self._config, self._restarted = config.output_dir, config, restarted
+        self._settled: str | None = None
+        """The ``--resume_from_checkpoint`` that processes before these, of the same launch, have carried out."""
         self._keep = config.max_ckpt_to_keep
         window = config.gradient_accumulation_steps if micro_batches is None else micro_batches
         claim = self.root / "run.json"
@@ -114,41 +106,34 @@ class RunFolder:
         if claim.exists():
             before = json.loads(claim.read_text(encoding="utf-8"))
             theirs, flags = before["identity"], before.get("config", {})
-            self._resumed = flags.get("resume_from_checkpoint", "")
+            self._settled = before.get("settled") if restarted else None
             # Runs of one process were once claimed with the number of their micro-batches under another name.
             theirs.setdefault("micro_batches_per_step", theirs.get("gradient_accumulation_steps"))
             # What was no part of the identity when the run was claimed stands among its flags.
             theirs = {key: flags.get(key, ours[key]) for key in ours} | theirs
             if differing := _differing(theirs, ours):
                 raise InputError(f"--output_dir {self.root}: holds another run ({differing[0]}); {differing[1] or 'give another folder'}")
-            if not (config.resume_from_checkpoint if resume is None else resume):
+            if not (config.resume_from_checkpoint or restarted):
                 raise InputError(
                     f"--output_dir {self.root}: holds this run already; give --resume_from_checkpoint auto to go on, or another folder"
                 )
         elif self.root.exists() and any(self.root.iterdir()):
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_atomically(claim, json.dumps({"identity": ours, "config": to_dict(config)}, indent=2) + "\n")
-        self._sweep()
+        self._claim = {"identity": ours, "config": to_dict(config)}
+        if not config.calibrate_only:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._write_claim(self._settled)
+            for parent in (self.root, self.root / "checkpoints"):
+                sweep(parent, FOLDERS)
 
-    def _sweep(self) -> None:
-        """Clear away what a killed save left unfinished, and put back what it had moved aside."""
-        for parent in (self.root, self.root / "checkpoints"):
-            for path in sorted(parent.glob(".*")):
-                if (match := TEMPORARY.fullmatch(path.name)) is None:
-                    continue
-                target = parent / match[1]
-                if match[2] == "old" and not target.exists():
-                    path.rename(target)
-                else:
-                    shutil.rmtree(path)
+    def _write_claim(self, settled: str | None) -> None:
+        write_atomically(self.root / "run.json", json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
 
-    def find_resume(self, wanted: str, *, restarted: bool = False, note: Callable[[str], None] = print) -> Path | None:
+    def find_resume(self, wanted: str, *, note: Callable[[str], None] = print) -> Path | None:
         """The checkpoint folder that ``--resume_from_checkpoint`` means; None to start anew.
 
         Args:
             wanted: a folder, ``latest``, ``auto`` or nothing.
-            restarted: whether the launcher started the processes anew, which go on from what those before them saved, whatever ``wanted``.
             note: told of each damaged checkpoint that ``latest`` and ``auto`` pass over, and of other data.
 
         Raises:
@@ -157,8 +142,8 @@ class RunFolder:
         named = wanted not in ("", "latest", "auto")
         flag = f"--resume_from_checkpoint {wanted or 'auto'}"
         found: Path | None = None
-        # Processes that died before they came here have not gone back to the folder that is named: then it still holds.
-        if restarted and (not named or self._resumed == wanted):
+        # Processes that died before they had gone back to the folder that is named leave that to these.
+        if self._restarted and (not named or self._settled == wanted):
             found = _newest_whole(self.root, flag, note)
         if found is None and named:
             found = _whole(Path(wanted), flag)
@@ -181,23 +166,9 @@ class RunFolder:
             hint = differing[1] or f"give --student_model {folder} to begin a run of its own from its weights"
             raise InputError(f"{flag}: {folder} belongs to another run ({differing[0]}); {hint}")
 
-    def go_on_from(self, folder: Path) -> str | None:
-        """Set aside the checkpoints that do not lead to ``folder``, lest ``auto`` take one of them for the newest of this run.
-
-        They are moved to ``abandoned/K``, K counted from 1, whole; returns a sentence that says so, or None where there are none.
-        """
-        steps = _steps(self.root)
-        last = load_state(folder).step if folder.resolve().parent == (self.root / "checkpoints").resolve() else 0
-        left = [path for step, path in sorted(steps.items()) if step > last]
-        if not left:
-            return None
-        all_aside = self.root / "abandoned"
-        count = 1 + max((int(path.name) for path in all_aside.glob("*") if path.name.isdecimal()), default=0)
-        aside = all_aside / str(count)
-        aside.mkdir(parents=True)
-        for path in left:
-            path.rename(aside / path.name)
-        return f"going on from {folder}: {', '.join(path.name for path in left)} moved to {aside}; remove that when nothing in it is needed"
+    def settle(self) -> None:
+        """Note that the run stands where ``--resume_from_checkpoint`` says: processes started anew go on from its newest checkpoint."""
+        self._write_claim(self._config.resume_from_checkpoint)
 
     def begin(self, step: int) -> Path:
         """The temporary folder of step ``step``'s checkpoint."""
@@ -211,7 +182,7 @@ class RunFolder:
         self._write_state(temporary, state)
         seal(temporary, world=world)
         commit_folder(temporary, self.root / "checkpoints" / f"global_step_{state.step}")
-        steps = _steps(self.root)
+        steps = checkpoints(self.root)
         for old in sorted(step for step in steps if step <= state.step)[: -self._keep]:
             if old != state.best_step:
                 shutil.rmtree(steps[old])
@@ -226,7 +197,7 @@ class RunFolder:
         write_atomically(folder / STATE, json.dumps(asdict(state) | {"run": self._identity}, indent=2) + "\n")
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
-        """Write ``best``, ``last`` or ``ema``."""
+        """Write ``last`` or ``ema``."""
         replace_folder(self.root / name, export)
 
 
@@ -255,7 +226,7 @@ def _whole(folder: Path, flag: str) -> Path:
 
 
 def _newest_whole(root: Path, flag: str, note: Callable[[str], None]) -> Path | None:
-    steps = _steps(root)
+    steps = checkpoints(root)
     damaged = []
     for step in sorted(steps, reverse=True):
         if (reason := damage(steps[step])) is None:
@@ -268,7 +239,7 @@ def _newest_whole(root: Path, flag: str, note: Callable[[str], None]) -> Path | 
     return None
 
 
-def _steps(root: Path) -> dict[int, Path]:
+def checkpoints(root: Path) -> dict[int, Path]:
     """A run's checkpoints by step, whole or damaged."""
     found = {}
     for folder in (root / "checkpoints").glob("global_step_*"):

@@ -54,8 +54,9 @@ def export(config: ExportConfig) -> Path:
             there, or an output that exists.
     """
     from arkfast.models import ArkasrProcessor, load_model
-    from arkfast.train.checkpoint import find_checkpoint, load_run, replace_folder
+    from arkfast.train.checkpoint import find_checkpoint, load_run
     from arkfast.train.export import write_model
+    from arkfast.train.folders import replace_folder
 
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: exists and is not empty; give a new folder")

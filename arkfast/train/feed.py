@@ -104,6 +104,8 @@ class Feed:
         make: Callable[[Sequence[FeatureItem]], Batch],
         on_skip: Callable[[Utterance, InputError], None],
     ) -> None:
+        self.digest = rows.digest
+        """Of the rows."""
         self.micro_batches = config.micro_batches_per_step or config.gradient_accumulation_steps * parallel.world
         """Of all processes in a step."""
         self._order = DataOrder(

@@ -14,7 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from arkfast.records import InputError
-from arkfast.train.checkpoint import write_atomically
+from arkfast.train.folders import write_atomically
 
 SHARES = {
     "data_wait_max": "data",
@@ -51,7 +51,8 @@ class RunLog:
     """Appends to ``metrics.jsonl``.
 
     Args:
-        path: the file. Lines of steps after ``start_step`` (written by a run that was killed past its last checkpoint) are dropped.
+        path: the file; None keeps nothing. Lines of steps after ``start_step`` (of a run that was killed past its last checkpoint, or of
+            another branch) are dropped.
         start_step: steps done before.
         evaluate_again: whether an evaluation of ``start_step`` is to come, so that a line of it is dropped too.
         total_steps: for the bar.
@@ -65,7 +66,7 @@ class RunLog:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         *,
         start_step: int,
         evaluate_again: bool = False,
@@ -78,13 +79,13 @@ class RunLog:
         if silent:
             return
         self._events = None if tensorboard is None else _tensorboard(tensorboard, start_step)
-        if path.exists():
+        if path is not None and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             complete = (line for line in lines if line.endswith("\n"))
             stands = {False: start_step, True: start_step - evaluate_again}  # up to which step, of steps and of evaluations
             kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_wer" in row]]
             write_atomically(path, "".join(kept))
-        self._file = path.open("a", encoding="utf-8")
+        self._file = None if path is None else path.open("a", encoding="utf-8")
         self._print_every = print_every
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
 
@@ -109,8 +110,9 @@ class RunLog:
 
     def _write(self, record: dict[str, Any], *, shown: bool) -> None:
         line = json.dumps(record, ensure_ascii=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        if self._file is not None:
+            self._file.write(line + "\n")
+            self._file.flush()
         if self._events is not None:
             for name, value in record.items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -125,6 +127,7 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._silent:
             self._bar.close()
-            self._file.close()
+            if self._file is not None:
+                self._file.close()
             if self._events is not None:
                 self._events.close()

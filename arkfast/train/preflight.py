@@ -6,7 +6,7 @@ Knows what makes a run hopeless from the start; changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 LOGGED = {
     "initial/asr_loss_mean": "asr_loss",
@@ -23,13 +23,20 @@ def summary(measured: Mapping[str, float], *, positions: float) -> dict[str, flo
     return {"positions": int(positions), "audio_seconds": measured["audio_seconds"], **found}
 
 
-def verdict(loss: float, positions: float) -> str | None:
+def verdict(loss: float, positions: float, bad: Sequence[str] = (), *, rule: str = "fail") -> str | None:
     """Why a run must not start, or None.
 
     Args:
         loss: mean over the counting positions.
         positions: how many counted.
+        bad: why rows among those looked at could not be used.
+        rule: ``--on_bad_audio``, which let them pass.
     """
+    if positions == 0 and bad:
+        return (
+            f"no position counts, and --on_bad_audio {rule} passed over {len(bad)} of the clips looked at, the last: {bad[-1]}; "
+            "mend them, or look at more with --calibration_batches"
+        )
     if positions == 0:
         return "no position counts, so there is nothing to learn from: look at the audio and at what the teacher can score"
     if not math.isfinite(loss):

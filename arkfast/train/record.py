@@ -91,6 +91,11 @@ class Recorder:
         """A row of this rank's that could not be used."""
         self._bad.append(error)
 
+    def take_bad(self) -> list[str]:
+        """Why rows of this rank's could not be used since the last step, which then does not count them."""
+        bad, self._bad = self._bad, []
+        return bad
+
     def measure(self, sums: Sequence[LossSum], count: torch.Tensor, result: torch.Tensor, stop: torch.Tensor) -> Pending:
         """Set aside what is known of the step so far; nothing here waits for the device.
 
@@ -101,8 +106,7 @@ class Recorder:
             stop: [1], how many ranks were told to stop.
         """
         numbers = torch.cat([result.double(), stop.double(), count.double().reshape(1), self._metrics.pack(sums)])
-        bad, self._bad = self._bad, []
-        return Pending(Readback(numbers), self.phases.cut(), self._batches, bad)
+        return Pending(Readback(numbers), self.phases.cut(), self._batches, self.take_bad())
 
     def read(self, step: Pending) -> Measured:
         """Wait until the device is past a step. Each is read once, in order."""
@@ -161,15 +165,26 @@ class Recorder:
             line["teacher_backend"] = config.teacher_backend
         line["time_per_step"] = round(step.seconds["step"], 4)
         if bad:
-            line["bad_audio"] = [text for texts in self._parallel.gather(self._unreported) for text in texts]
+            line["bad_audio"] = self.judge(self._unreported, state.cursor)
             self._unreported = []
-            self._judge(bad, state, line["bad_audio"][-1])
+            self.bad_rows += bad
         return line
 
-    def _judge(self, bad: int, state: TrainerState, example: str) -> None:
-        """The limit is applied here, where the rows of all ranks and those from before a resume are known."""
-        self.bad_rows += bad
-        begun = self._rows * -(-state.cursor // self._rows)
-        rule = self._config.on_bad_audio
-        if self.bad_rows > float(rule.partition(":")[2]) * begun:
-            raise InputError(f"{self.bad_rows} clips so far are bad, over the limit of {rule}; the last: {example}")
+    def judge(self, own: Sequence[str], cursor: int) -> list[str]:
+        """Apply the limit here, where the rows of all ranks and those from before a resume are known; every rank calls it.
+
+        Args:
+            own: why rows of this rank's could not be used, of those that ``bad_rows`` does not count yet.
+            cursor: where the data stands after them.
+
+        Returns:
+            Those of all ranks.
+
+        Raises:
+            InputError: more rows are bad than ``--on_bad_audio`` allows.
+        """
+        found: list[str] = [text for texts in self._parallel.gather(list(own)) for text in texts]
+        bad, begun, rule = self.bad_rows + len(found), self._rows * -(-cursor // self._rows), self._config.on_bad_audio
+        if found and bad > float(rule.partition(":")[2]) * begun:
+            raise InputError(f"{bad} clips so far are bad, over the limit of {rule}; the last: {found[-1]}")
+        return found

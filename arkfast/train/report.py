@@ -12,7 +12,7 @@ from pathlib import Path
 
 from arkfast.config import parse
 from arkfast.records import InputError
-from arkfast.train.checkpoint import write_atomically
+from arkfast.train.folders import write_atomically
 from arkfast.train.report_page import render
 from arkfast.train.run_records import read_run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from arkfast.train.checkpoint import RunFolder, TrainerState
+from arkfast.train.checkpoint import RunFolder, TrainerState, write_best
 from arkfast.train.parallel import Parallel
 from arkfast.train.state import write_alone, write_shards
 
@@ -84,9 +84,14 @@ class Saver:
             self._thread.shutdown()
 
     def export(self, name: str, export: Write) -> None:
-        """Write ``best``, ``last`` or ``ema``; every rank calls it."""
+        """Write ``last`` or ``ema``; every rank calls it."""
         if self._folder is not None:
             self._folder.export(name, export)
+
+    def best(self, state: TrainerState, export: Write) -> None:
+        """Write ``best``, the model of the state's lowest WER; every rank calls it."""
+        if self._folder is not None:
+            write_best(self._folder.root, state, export)
 
     def _complete_after(self, written: Future[object], folder: Path, state: TrainerState, export: Write) -> None:
         written.result()  # all ranks have written when it is done on any

@@ -26,13 +26,14 @@ from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.kernels import fallbacks, reset_usage, usage
 from arkfast.records import Batch, InputError, Utterance
-from arkfast.train.checkpoint import RunFolder, TrainerState, load_state
+from arkfast.train.checkpoint import TrainerState
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
 from arkfast.train.export import write_model
 from arkfast.train.feed import Feed, read_rows
 from arkfast.train.log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_teacher, make_optimizer
+from arkfast.train.opening import open_run
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.phases import Phases
@@ -93,7 +94,11 @@ class Trainer:
             teacher=teacher.model if teacher is not None else None,
             phases=self._phases,
         )
-        self._open_folder()
+        folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load)
+        self._saver = Saver(folder, parallel, sharded=learner.sharded, background=config.async_save)
+        self._recorder.bad_rows = self._state.bad_rows
+        self._unread: tuple[TrainerState, Pending, float] | None = None
+        self._stopping = False
 
     def _dev_set(self) -> DevSet:
         # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
@@ -107,36 +112,8 @@ class Trainer:
             self.parallel,
         )
 
-    def _open_folder(self) -> None:
-        """Claim the run's folder and go to where its last checkpoint stands."""
-        config, parallel = self.config, self.parallel
-        wanted, restarted = config.resume_from_checkpoint, parallel.restarts > 0
-        folder: RunFolder | None = None
-        resume: Path | None = None
-        self._notes: list[str] = []
-        with parallel.agreeing():
-            if parallel.is_first:
-                window, rows = self._feed.micro_batches, self._rows.digest
-                folder = RunFolder(config, micro_batches=window, resume=bool(wanted) or restarted, rows=rows)
-                resume = folder.find_resume(wanted, restarted=restarted, note=self._notes.append)
-        self._saver = Saver(folder, parallel, sharded=self.learner.sharded, background=config.async_save)
-        self._state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
-        self._unread: tuple[TrainerState, Pending, float] | None = None
-        self._stopping = False
-        resume = parallel.broadcast(resume)
-        if resume is None:
-            return
-        self._state = state = load_state(resume)
-        self._recorder.bad_rows = state.bad_rows
-        with parallel.agreeing():
-            if self._feed.end is not None and state.step < self.total_steps and state.cursor >= self._feed.end:
-                raise InputError(
-                    f"--resume_from_checkpoint {resume}: stands after {state.cursor} rows, and all epochs of --train_data have "
-                    f"{self._feed.end}; give the manifest that it was trained on, or more --total_epochs"
-                )
-        self.optimizer.load_state(read_state(resume, self.optimizer.blank(), parallel.checkpoint_group))
-        if folder is not None and (left := folder.go_on_from(resume)):
-            self._notes.append(left)
+    def _load(self, checkpoint: Path) -> None:
+        self.optimizer.load_state(read_state(checkpoint, self.optimizer.blank(), self.parallel.checkpoint_group))
 
     def _features(self, row: Utterance) -> np.ndarray:
         return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
@@ -211,14 +188,15 @@ class Trainer:
         return self._state
 
     def _run_log(self) -> RunLog:
+        keep = not self.config.calibrate_only
         return RunLog(
-            self.config.output_dir / "metrics.jsonl",
+            self.config.output_dir / "metrics.jsonl" if keep else None,
             start_step=self._state.step,
             evaluate_again=self._state.evaluation_due and self._dev is not None,
             total_steps=self.total_steps,
             print_every=self.config.log_freq,
             silent=not self.parallel.is_first,
-            tensorboard=self.config.output_dir / "tensorboard" if self.config.tensorboard else None,
+            tensorboard=self.config.output_dir / "tensorboard" if self.config.tensorboard and keep else None,
         )
 
     def _announce(self) -> None:
@@ -326,14 +304,14 @@ class Trainer:
     @torch.no_grad()
     def _preflight(self, windows: Windows) -> Windows:
         """Look at the first windows without learning from them, and stop a run that cannot succeed; the windows, the first one again."""
-        seen: list[tuple[Window, list[Batch | None]]] = []
+        seen: list[tuple[Window, list[Batch | None], list[str]]] = []
         sums: list[LossSum] = []
         self._recorder.begin()
         rounds = -(-self.config.calibration_batches // self.parallel.world)
         with self._phases("step"):
             while rounds > 0 and (taken := next(windows, None)) is not None:
                 window, batches = taken[0], list(taken[1])
-                seen.append((window, batches))
+                seen.append((window, batches, self._recorder.take_bad()))
                 sums += self._accumulate(window._replace(rounds=min(rounds, window.rounds)), iter(batches), learn=False)
                 rounds -= window.rounds
         count, loss_sum = self._added(sums)
@@ -343,9 +321,16 @@ class Trainer:
         found = summary(self._recorder.totals(measured), positions=positions)
         if self.parallel.is_first and self.config.calibrate_only:
             print(f"[calibration summary] {json.dumps(found)}", flush=True)
-        if reason := verdict(loss / max(positions, 1.0), positions):
+        bad = self._recorder.judge([text for _, _, texts in seen for text in texts], seen[-1][0].cursor) if seen else []
+        if reason := verdict(loss / max(positions, 1.0), positions, bad, rule=self.config.on_bad_audio):
             raise TrainingStopped(f"preflight: {reason}")
-        return itertools.chain(((window, iter(batches)) for window, batches in seen), windows)
+        return itertools.chain(((window, self._again(batches, texts)) for window, batches, texts in seen), windows)
+
+    def _again(self, batches: Sequence[Batch | None], bad: Sequence[str]) -> Iterator[Batch | None]:
+        """A window's batches once more. Its bad rows are counted with its step: a checkpoint before that must not count them."""
+        for text in bad:
+            self._recorder.passed_over(text)
+        yield from batches
 
     def _evaluate(self, log: RunLog) -> None:
         dev = self._dev
@@ -364,7 +349,7 @@ class Trainer:
         self._state = replace(state, evaluation_due=False, **best)
         log.evaluation({"step": state.step, **record, "best": better})
         if better:
-            self._saver.export("best", self._exporter(self.optimizer.masters))
+            self._saver.best(self._state, self._exporter(self.optimizer.masters))
         self._saver.amend(self._state)
 
     def _exporter(self, weights: dict[str, torch.Tensor]) -> Any:

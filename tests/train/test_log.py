@@ -128,21 +128,19 @@ def test_bad_rows_of_all_ranks_are_judged_together():
     from types import SimpleNamespace
 
     from arkfast.records import InputError
-    from arkfast.train.checkpoint import TrainerState
     from arkfast.train.phases import Phases
     from arkfast.train.record import Recorder
 
     config = TrainConfig(stage="sft", student_model="s", train_data="t", output_dir="o", on_bad_audio="skip:0.1")
-    two = SimpleNamespace(world=2, rank=0, device=torch.device("cpu"))
+    two = SimpleNamespace(world=2, rank=0, device=torch.device("cpu"), gather=lambda own: [own, ["of_rank_1.wav"]])
     recorder = Recorder(config, two, rows=10, student=tiny_model(), teacher=None, phases=Phases(two.device))
-
-    def at(cursor):
-        return TrainerState(step=1, cursor=cursor, best_wer=None, best_step=None, skipped=0)
-
-    recorder._judge(1, at(4), "a.wav")
-    recorder._judge(1, at(14), "b.wav")  # the second epoch has begun, so two of twenty are within the limit
-    with pytest.raises(InputError, match=r"3 clips so far are bad, over the limit of skip:0.1; the last: c.wav"):
-        recorder._judge(1, at(14), "c.wav")
+    assert recorder.judge([], 4) == ["of_rank_1.wav"]
+    assert recorder.judge(["a.wav"], 14) == ["a.wav", "of_rank_1.wav"], "the second epoch has begun, so two of twenty are within the limit"
+    with pytest.raises(InputError, match=r"2 clips so far are bad, over the limit of skip:0.1; the last: of_rank_1.wav"):
+        recorder.judge(["a.wav"], 4)
+    recorder.bad_rows = 2
+    with pytest.raises(InputError, match=r"3 clips so far are bad"):
+        recorder.judge([], 14)
 
 
 def test_metrics_of_two_ranks_are_added_up_and_each_time_is_the_longest():

@@ -1,4 +1,4 @@
-"""Which run goes on, and from where: other data and other parts are refused, a run that goes back leaves nothing behind but a branch."""
+"""Which run goes on, and from where: other data and other parts are refused, and what is missing is made up for."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
 from arkfast.train.saving import Saver
 from arkfast.train.state import damage
-from arkfast.train.trainer import Interrupted, Trainer
+from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
 
 CLIPS = 5
 
@@ -153,27 +153,7 @@ def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_note(world, tmp_
         Trainer(config(world, tmp_path / "far", resume_from_checkpoint="auto", **{**options, "total_epochs": 1}))
 
 
-# Going back, and starting anew.
-
-
-def test_a_run_that_goes_back_goes_on_from_its_own_branch(world, tmp_path, capsys):
-    out, options = tmp_path / "run", {"save_freq": 2, "max_ckpt_to_keep": 2}
-    Trainer(config(world, out, **options)).run()
-    assert checkpoints(out) == ["global_step_6", "global_step_8"]
-    back = str(out / "checkpoints" / "global_step_6")
-    options["save_freq"] = 1
-    halted(Trainer(config(world, out, resume_from_checkpoint=back, learning_rate=1e-5, **options)), 7)
-    assert "global_step_8 moved to" in capsys.readouterr().err
-    assert checkpoints(out) == ["global_step_6", "global_step_7"]
-    left = out / "abandoned" / "1" / "global_step_8"
-    assert damage(left) is None
-    auto = Trainer(config(world, out, resume_from_checkpoint="auto", **options))
-    assert auto._state.step == 7
-    there = Trainer(config(world, out, resume_from_checkpoint=str(left), max_steps=9, **options))
-    assert there._state.step == 8, "and back to the first branch"
-    there.run()
-    assert checkpoints(out) == ["global_step_9"]
-    assert sorted(path.name for path in (out / "abandoned" / "2").iterdir()) == ["global_step_6", "global_step_7"]
+# Starting anew.
 
 
 def test_a_new_checkpoint_is_never_the_one_that_goes(world, tmp_path):
@@ -278,6 +258,50 @@ def test_bad_clips_are_counted_over_a_resume(world, tmp_path):
     assert steps[max(steps)] == 1
     with pytest.raises(InputError, match="2 clips so far are bad"):
         Trainer(config(world, out, train_data=manifest, resume_from_checkpoint="auto", **options)).run()
+
+
+def with_bad_clip(world, place):
+    """The manifest, one of its five clips no audio."""
+    (world / "junk.wav").write_bytes(b"RIFF but nothing more")
+    rows = (world / "train.jsonl").read_text().splitlines(keepends=True)
+    rows[place] = json.dumps({**json.loads(rows[place]), "audio": "junk.wav", "duration": 0.5}) + "\n"
+    manifest = world / f"bad{place}.jsonl"
+    manifest.write_text("".join(rows))
+    return manifest
+
+
+def test_a_bad_clip_that_the_preflight_saw_counts_with_its_own_step(world, tmp_path):
+    out = tmp_path / "run"
+    options = {
+        "train_data": with_bad_clip(world, 2), "on_bad_audio": "skip:0.2", "shuffle_train": False, "max_steps": 5, "save_freq": 1,
+        "max_ckpt_to_keep": 9, "calibration_batches": 4,
+    }  # fmt: skip
+    halted(Trainer(config(world, out, **options)), 1)
+    assert load_state(out / "checkpoints" / "global_step_1").bad_rows == 0
+    assert Trainer(config(world, out, resume_from_checkpoint="auto", **options)).run().bad_rows == 1
+    whole = Trainer(config(world, tmp_path / "whole", **options)).run()
+    assert whole.bad_rows == 1
+    for folder in (out, tmp_path / "whole"):
+        assert [row["step"] for row in log(folder) if "bad_audio" in row] == [3]
+        states = [load_state(folder / "checkpoints" / f"global_step_{step}").bad_rows for step in range(1, 6)]
+        assert states == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "look", [{"calibration_batches": 1}, {"calibration_batches": 0}, {"calibrate_only": True, "calibration_batches": 3}]
+)
+def test_too_many_bad_clips_are_named_by_the_preflight_too(world, tmp_path, look):
+    options = {"train_data": with_bad_clip(world, 0), "shuffle_train": False, **look}
+    with pytest.raises(InputError, match=r"1 clips so far are bad, over the limit of skip:0\.1; the last: .*bad0\.jsonl:1: "):
+        Trainer(config(world, tmp_path / "run", on_bad_audio="skip:0.1", **options)).run()
+
+
+def test_a_preflight_that_saw_nothing_but_bad_clips_says_so(world, tmp_path):
+    options = {"train_data": with_bad_clip(world, 0), "shuffle_train": False, "on_bad_audio": "skip:0.2"}
+    said = r"--on_bad_audio skip:0\.2 passed over 1 of the clips looked at, the last: .*bad0\.jsonl:1: .*--calibration_batches"
+    with pytest.raises(TrainingStopped, match=said):
+        Trainer(config(world, tmp_path / "run", calibration_batches=1, **options)).run()
+    assert Trainer(config(world, tmp_path / "more", calibration_batches=2, **options)).run().bad_rows == 2, "once an epoch"
 
 
 def test_a_resumed_run_can_be_calibrated(world, tmp_path, capsys):
