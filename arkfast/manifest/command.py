@@ -73,8 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 when every row is good; 1 when rows were rejected; 2 when nothing could be done (flags, input or output are wrong); 130 when
-        interrupted;
-        141 when standard output was closed, as by ``head``.
+        interrupted; 141 when standard output was closed, as by ``head``.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):

@@ -1,7 +1,9 @@
-"""A cluster of hosts that are all here: stand-ins for ssh and for the hosts' interpreter, and what a launch left on them."""
+"""What several files of tests share: a small world to train in, a run that is abandoned, and a cluster of hosts that are all here."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import random
 import socket
@@ -9,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,6 +39,46 @@ env -0 >"{here}/$STAND_IN_HOST.env"
 echo $$ >"{here}/$STAND_IN_HOST.pid"
 if [ -e "{here}/do_$STAND_IN_HOST" ]; then . "{here}/do_$STAND_IN_HOST"; fi
 """
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint, a manifest of five clips, one of a single clip to measure on, and a clip that is too long."""
+    from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+    root = tmp_path_factory.mktemp("world")
+    tiny_checkpoint(root / "student", seed=1)
+    rows = []
+    for i in range(5):
+        write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
+        rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two", "id": f"clip{i}", "language": "en"}) + "\n")
+    (root / "train.jsonl").write_text("".join(rows))
+    (root / "dev.jsonl").write_text(rows[0])
+    write_wav(root / "long.wav", synthetic_speech(1.5, seed=9))
+    return root
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Any:
+    """The module that a rank of several runs."""
+    spec = importlib.util.spec_from_file_location("ranks", Path(__file__).with_name("ranks.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def halted(ranks: Any) -> Any:
+    """``halted(trainer, after)`` abandons a run when step ``after`` is done, with whatever was saved by then."""
+
+    def run(trainer: Any, after: int) -> None:
+        ranks.halt_after(trainer, after)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.run()
+
+    return run
 
 
 @pytest.fixture

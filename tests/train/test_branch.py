@@ -1,6 +1,5 @@
 """Going back: the run stands where it was told to from the first moment on, and nothing of another branch stays in its way."""
 
-import json
 import os
 import shutil
 
@@ -8,26 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checkpoint import RunFolder, load_state, read_best
 from arkfast.train.config import TrainConfig
 from arkfast.train.evaluation import DevSet
 from arkfast.train.state import damage
 from arkfast.train.trainer import Trainer
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A checkpoint, a manifest of five clips, and one of a single clip to measure on."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_checkpoint(root / "student", seed=1)
-    rows = []
-    for i in range(5):
-        write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
-        rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two", "id": f"clip{i}", "language": "en"}) + "\n")
-    (root / "train.jsonl").write_text("".join(rows))
-    (root / "dev.jsonl").write_text(rows[0])
-    return root
 
 
 def config(world, out, **overrides):
@@ -57,21 +41,7 @@ def measured(monkeypatch, *wers):
     monkeypatch.setattr(DevSet, "measure", lambda *_: {"eval_wer": left.pop(0)})
 
 
-def halted(trainer, after):
-    """Abandon a run when step ``after`` is done, with whatever was saved by then."""
-    due = trainer._after_step
-
-    def checked():
-        due()
-        if trainer._state.step == after:
-            raise KeyboardInterrupt
-
-    trainer._after_step = checked
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
-
-
-def test_a_run_that_goes_back_goes_on_from_its_own_branch(world, tmp_path, capsys):
+def test_a_run_that_goes_back_goes_on_from_its_own_branch(world, tmp_path, capsys, halted):
     out, options = tmp_path / "run", {"max_ckpt_to_keep": 2, "max_steps": 8}
     Trainer(config(world, out, **options)).run()
     assert names(out / "checkpoints") == ["global_step_6", "global_step_8"]
@@ -93,7 +63,7 @@ def test_a_run_that_goes_back_goes_on_from_its_own_branch(world, tmp_path, capsy
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_a_checkpoint_from_elsewhere_stands_in_the_run_before_the_first_save(world, tmp_path, monkeypatch, links):
+def test_a_checkpoint_from_elsewhere_stands_in_the_run_before_the_first_save(world, tmp_path, monkeypatch, links, halted):
     first, out = tmp_path / "first", tmp_path / "run"
     Trainer(config(world, first, max_steps=4)).run()
     Trainer(config(world, out, learning_rate=1e-4)).run()
@@ -182,7 +152,7 @@ def test_a_best_model_that_is_gone_is_no_bar_to_the_next(world, tmp_path, monkey
     assert read_best(out / "best") == {"step": 3, "eval_wer": 80.0}
 
 
-def test_a_restart_goes_back_where_the_processes_before_it_had_not(world, tmp_path, monkeypatch):
+def test_a_restart_goes_back_where_the_processes_before_it_had_not(world, tmp_path, monkeypatch, halted):
     out = tmp_path / "run"
     Trainer(config(world, out)).run()
     back = str(out / "checkpoints" / "global_step_2")

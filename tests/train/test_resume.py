@@ -9,30 +9,12 @@ import pytest
 import torch
 
 from arkfast.records import InputError
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checkpoint import RunFolder, TrainerState, load_state
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
 from arkfast.train.saving import Saver
 from arkfast.train.state import damage
 from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
-
-CLIPS = 5
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A checkpoint, a manifest of five clips, one of a single clip to measure on, and a clip that is too long."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_checkpoint(root / "student", seed=1)
-    rows = []
-    for i in range(CLIPS):
-        write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
-        rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two", "id": f"clip{i}", "language": "en"}) + "\n")
-    (root / "train.jsonl").write_text("".join(rows))
-    (root / "dev.jsonl").write_text(rows[0])
-    write_wav(root / "long.wav", synthetic_speech(1.5, seed=9))
-    return root
 
 
 def config(world, out, **overrides):
@@ -50,20 +32,6 @@ def log(out):
 
 def checkpoints(out):
     return sorted(path.name for path in (out / "checkpoints").iterdir())
-
-
-def halted(trainer, after):
-    """Abandon a run when step ``after`` is done, with whatever was saved by then."""
-    due = trainer._after_step
-
-    def checked():
-        due()
-        if trainer._state.step == after:
-            raise KeyboardInterrupt
-
-    trainer._after_step = checked
-    with pytest.raises(KeyboardInterrupt):
-        trainer.run()
 
 
 # Lengths that are known beforehand.
@@ -117,7 +85,7 @@ def test_what_is_trained_cannot_change_in_the_middle(world, tmp_path, before, no
     RunFolder(config(world, out, resume_from_checkpoint="auto", **now))
 
 
-def test_a_checkpoint_of_other_data_or_another_run_is_refused(world, tmp_path):
+def test_a_checkpoint_of_other_data_or_another_run_is_refused(world, tmp_path, halted):
     manifest, out = world / "changing.jsonl", tmp_path / "run"
     rows = (world / "train.jsonl").read_text().splitlines(keepends=True)
     manifest.write_text("".join(rows))
@@ -138,7 +106,7 @@ def test_a_checkpoint_of_other_data_or_another_run_is_refused(world, tmp_path):
     assert elsewhere._state.step == 6, "the same rows at another place are the same data"
 
 
-def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_note(world, tmp_path, capsys):
+def test_a_checkpoint_that_does_not_say_its_data_goes_on_with_a_note(world, tmp_path, capsys, halted):
     out, options = tmp_path / "run", {"max_steps": 0, "total_epochs": 2, "save_freq": 2}
     halted(Trainer(config(world, out, **options)), 4)
     saved = out / "checkpoints" / "global_step_4" / "trainer_state.json"
@@ -164,7 +132,7 @@ def test_a_new_checkpoint_is_never_the_one_that_goes(world, tmp_path):
     assert "global_step_4" in checkpoints(tmp_path)
 
 
-def test_processes_started_anew_go_on_from_the_newest_checkpoint_whatever_was_named(world, tmp_path, monkeypatch):
+def test_processes_started_anew_go_on_from_the_newest_checkpoint_whatever_was_named(world, tmp_path, monkeypatch, halted):
     first, out, options = tmp_path / "first", tmp_path / "run", {"save_freq": 2, "max_ckpt_to_keep": 9}
     Trainer(config(world, first, **options)).run()
     named = str(first / "checkpoints" / "global_step_4")
@@ -270,7 +238,7 @@ def with_bad_clip(world, place):
     return manifest
 
 
-def test_a_bad_clip_that_the_preflight_saw_counts_with_its_own_step(world, tmp_path):
+def test_a_bad_clip_that_the_preflight_saw_counts_with_its_own_step(world, tmp_path, halted):
     out = tmp_path / "run"
     options = {
         "train_data": with_bad_clip(world, 2), "on_bad_audio": "skip:0.2", "shuffle_train": False, "max_steps": 5, "save_freq": 1,
@@ -312,7 +280,7 @@ def test_a_resumed_run_can_be_calibrated(world, tmp_path, capsys):
     assert "[calibration summary]" in capsys.readouterr().out
 
 
-def test_tensorboard_shows_no_step_that_was_given_up(world, tmp_path):
+def test_tensorboard_shows_no_step_that_was_given_up(world, tmp_path, halted):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
