@@ -14,8 +14,8 @@ from arkfast.records import InputError
 
 COMMANDS = {
     "train": ("arkfast.train.command", "train a model: OPD, teacher data or supervised"),
-    "report": ("arkfast.train.report", "one HTML page about a training run: curves, time, transcripts"),
-    "export": ("arkfast.train.export_command", "the model of a training checkpoint, in any precision"),
+    "report": ("arkfast.train.report.command", "one HTML page about a training run: curves, time, transcripts"),
+    "export": ("arkfast.train.checkpoints.export_command", "the model of a training checkpoint, in any precision"),
     "transcribe": ("arkfast.infer.command", "JSONL in, JSONL with transcripts out"),
     "evaluate": ("arkfast.evaluate.command", "WER and CER of transcripts, with confidence intervals"),
     "manifest": ("arkfast.manifest.command", "check a data set, or clean it: bad rows named, durations filled in"),

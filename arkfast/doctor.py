@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from arkfast import __version__
-from arkfast.config import parse
+from arkfast.command_line import parse
 
 DOORS = {
     "import (kernels)": ((), "pip install arkfast"),

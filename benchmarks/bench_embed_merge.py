@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from providers.common import compiled, compiles, normal, our_backends, zipf_ids
-from providers.oracles import apart, first, further
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import compiled, compiles, normal, our_backends, zipf_ids
+from harness.oracles import apart, first, further
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import AUDIO, PROMPT, USED_IDS, Shape, prompt_shapes
 from torch.nn import functional as F
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from providers import engine_passes, engine_step, engine_transcribe
-from providers.ceilings import product_width
-from providers.clock import percentiles
-from providers.runner import main
-from providers.suite import Entry, Provider, Row, Suite, Work, complaint, device_here
+from harness import engine_passes, engine_step, engine_transcribe
+from harness.ceilings import product_width
+from harness.clock import percentiles
+from harness.runner import main
+from harness.suite import Entry, Provider, Row, Suite, Work, complaint, device_here
 from shapes import MIXED_CLIPS, Shape, clip_shape, engine_shapes, mixed_seconds
 
 

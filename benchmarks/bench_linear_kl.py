@@ -6,11 +6,11 @@ import functools
 from typing import Any
 
 import torch
-from providers.common import compiled, compiles, installed, our_backends
-from providers.heads import LossInputs, Result, chunked_full_head, full_kl, gradients, liger_heads, loss_inputs, same_direction
-from providers.oracles import LossOracle, apart, first, full_loss, further, rounding
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import compiled, compiles, installed, our_backends
+from harness.heads import LossInputs, Result, chunked_full_head, full_kl, gradients, liger_heads, loss_inputs, same_direction
+from harness.oracles import LossOracle, apart, first, full_loss, further, rounding
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import Shape, pair_shapes
 
 from arkfast.kernels.linear_kl import linear_kl

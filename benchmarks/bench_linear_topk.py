@@ -9,10 +9,10 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from providers.common import compiled, compiles, installed, linear_input, our_backends
-from providers.oracles import BF16_ULP, first, further, logits64, some_rows
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import compiled, compiles, installed, linear_input, our_backends
+from harness.oracles import BF16_ULP, first, further, logits64, some_rows
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import Shape, linear_shapes
 
 from arkfast.kernels import linear_topk_lse

@@ -24,9 +24,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pytest
+from harness.results import machine, slug, version, write
 from measure import THREAD_VARIABLES, interleaved, one_thread
 from numpy.typing import NDArray
-from providers.results import machine, slug, version, write
 from report import markdown
 
 from arkfast import _C

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from providers.common import SPREAD, compiled, compiles, installed, linear_input, normal, our_backends, zipf_ids
-from providers.oracles import BF16_ULP, apart, first, further, some_rows, spans
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import SPREAD, compiled, compiles, installed, linear_input, normal, our_backends, zipf_ids
+from harness.oracles import BF16_ULP, apart, first, further, some_rows, spans
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import Shape, linear_shapes, ordered, row_shapes
 
 from arkfast.kernels import linear_log_softmax

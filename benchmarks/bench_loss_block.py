@@ -10,8 +10,8 @@ import functools
 from typing import Any
 
 import torch
-from providers.common import compiled, compiles, installed, our_backends
-from providers.heads import (
+from harness.common import compiled, compiles, installed, our_backends
+from harness.heads import (
     LossInputs,
     Result,
     chunked_full_head,
@@ -24,9 +24,9 @@ from providers.heads import (
     original_complaint,
     same_direction,
 )
-from providers.oracles import BF16_ULP, LossOracle, first, full_loss, further, loss_complaint, rounding, sparse_loss
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.oracles import BF16_ULP, LossOracle, first, full_loss, further, loss_complaint, rounding, sparse_loss
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import Shape, pair_shapes
 
 from arkfast.kernels import linear_topk_lse, opd_union_kl

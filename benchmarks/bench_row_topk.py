@@ -9,10 +9,10 @@ import functools
 from typing import Any
 
 import torch
-from providers.common import SPREAD, compiled, compiles, installed, normal, our_backends
-from providers.oracles import TopOracle, first, further, top
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import SPREAD, compiled, compiles, installed, normal, our_backends
+from harness.oracles import TopOracle, first, further, top
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import POSITIONS, Shape, row_shapes
 
 from arkfast.kernels import topk_lse

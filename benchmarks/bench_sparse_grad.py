@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from providers.common import normal, our_backends, zipf_ids
-from providers.oracles import apart, spans
-from providers.runner import main
-from providers.suite import Entry, Provider, Row, Suite, Work
+from harness.common import normal, our_backends, zipf_ids
+from harness.oracles import apart, spans
+from harness.runner import main
+from harness.suite import Entry, Provider, Row, Suite, Work
 from shapes import Shape, linear_shapes
 
 from arkfast.kernels import sparse_weight_grad

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from providers import speech
-from providers.common import normal
-from providers.results import machine, table, write
-from providers.runner import run
-from providers.suite import Provider, Suite, Work, device_here
+from harness import speech
+from harness.common import normal
+from harness.results import machine, table, write
+from harness.runner import run
+from harness.suite import Provider, Suite, Work, device_here
 from shapes import MODELS, Shape, prompt_length
 from transformers import DynamicCache
 
@@ -33,8 +33,8 @@ from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.engine import Engine
 from arkfast.records import Batch, Rollout
 from arkfast.train.config import TrainConfig
+from arkfast.train.logging.phases import Phases
 from arkfast.train.optim import MasterAdamW
-from arkfast.train.phases import Phases
 from arkfast.train.throughput import ModelCost, peak
 
 STUDENTS = {"cuda": 896, "cpu": 48}

@@ -9,11 +9,11 @@ import functools
 from typing import Any
 
 import torch
-from providers.common import compiled, compiles, our_backends
-from providers.heads import LossInputs, Result, dense_union_kl, gradients, loss_inputs
-from providers.oracles import LossOracle, loss_complaint, sparse_loss
-from providers.runner import main
-from providers.suite import Entry, Provider, Suite, Work
+from harness.common import compiled, compiles, our_backends
+from harness.heads import LossInputs, Result, dense_union_kl, gradients, loss_inputs
+from harness.oracles import LossOracle, loss_complaint, sparse_loss
+from harness.runner import main
+from harness.suite import Entry, Provider, Suite, Work
 from shapes import Shape, linear_shapes
 
 from arkfast.kernels import opd_union_kl

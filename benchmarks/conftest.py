@@ -17,10 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
-from providers.suite import Entry, complaint, device_here, entries, prepared
+from harness.suite import Entry, complaint, device_here, entries, prepared
 
 ROUNDS = {"cuda": 20, "cpu": 5}
-collect_ignore = ["providers"]
+collect_ignore = ["harness"]
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Module | None:

@@ -21,10 +21,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from providers import goals, gpu_tests
-from providers.results import ROOT, Result, key, machine, merge, place, table, write
-from providers.runner import not_run, run
-from providers.suite import Suite, device_here
+from harness import goals, gpu_tests
+from harness.results import ROOT, Result, key, machine, merge, place, table, write
+from harness.runner import not_run, run
+from harness.suite import Suite, device_here
 
 # The order of what is wanted first: the goals of the whole block depend on the first four.
 PROOFS = ("tests", "sanitizer")

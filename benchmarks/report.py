@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from providers import goals, results
-from providers.results import Column, shape_name
+from harness import goals, results
+from harness.results import Column, shape_name
 
 Row = dict[str, Any]
 

@@ -14,7 +14,7 @@ import os
 os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
 
 import torch
-from providers.suite import device_here
+from harness.suite import device_here
 
 from arkfast.kernels import (
     audio_embed_merge,

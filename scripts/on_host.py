@@ -84,7 +84,7 @@ def checked(*, gpus: int, port: int, flags: Sequence[str]) -> str:
                 f"{found} GPUs are here, {gpus} are asked for; correct slots= or CUDA_VISIBLE_DEVICES (--device cpu needs none)"
             )
     if flags:
-        from arkfast.config import parse
+        from arkfast.command_line import parse
         from arkfast.train.config import TrainConfig
         from arkfast.train.originals import without_original_flags
 

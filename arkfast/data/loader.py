@@ -14,8 +14,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from arkfast import audio
-from arkfast.data.buckets import DataOrder
 from arkfast.data.cache import FeatureCache
+from arkfast.data.order import DataOrder
 from arkfast.data.pipeline import FeatureItem, FeaturePipeline
 from arkfast.data.shards import open_audio
 from arkfast.records import InputError, Utterance

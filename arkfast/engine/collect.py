@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
+from arkfast.engine.request import Entry
 from arkfast.engine.rows import FAILED, STOPPED, Choosing, Rows
-from arkfast.engine.slots import Entry
 from arkfast.records import Rollout
 
 

@@ -15,9 +15,9 @@ import torch
 from arkfast.data import audio_token_count
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
-from arkfast.engine.request import Finished, FinishReason, Request, Sampling, rollout_limits
+from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
-from arkfast.engine.slots import Entry, Slots
+from arkfast.engine.slots import Slots
 from arkfast.engine.waiting import Queue, Waiting
 from arkfast.records import AllowedTokens, Batch, Rollout
 

@@ -117,6 +117,23 @@ class Request:
             raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {max_len}; shorten the audio")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """What the host knows of a row."""
+
+    id: int
+    """Whose row it is."""
+    prompt: int
+    """Length of its prompt."""
+    limit: int
+    """Ids that it may produce."""
+    key: int
+    number: int
+    sampling: Sampling
+    produced: int = 0
+    """Ids produced when the host last looked."""
+
+
 def rollout_limits(max_new_tokens: int | Iterable[int], *, utterances: int, n: int) -> list[int]:
     """The limit of each utterance of a rollout.
 

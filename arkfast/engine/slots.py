@@ -7,7 +7,7 @@ tensors, and a graph captured for 64 rows serves any 64. Knows the device's stat
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,25 +17,8 @@ from arkfast.engine.decoder import decode_step
 from arkfast.engine.graphs import StepGraphs, bucket
 from arkfast.engine.guards import loop_ends
 from arkfast.engine.prefill import Prefilled
-from arkfast.engine.request import Sampling
+from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """What the host knows of a row."""
-
-    id: int
-    """Whose row it is."""
-    prompt: int
-    """Length of its prompt."""
-    limit: int
-    """Ids that it may produce."""
-    key: int
-    number: int
-    sampling: Sampling
-    produced: int = 0
-    """Ids produced when the host last looked."""
 
 
 class Slots:

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from arkfast.engine.prefill import AHEAD, ENCODER_FRAMES, PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, suited
-from arkfast.engine.request import Finished
-from arkfast.engine.slots import Entry
+from arkfast.engine.request import Entry, Finished
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

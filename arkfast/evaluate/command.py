@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.evaluate.baseline import baseline_rows, read_baseline
 from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.compare import Comparison, compare
@@ -148,7 +148,7 @@ def _sorted(rows: list[dict[str, Any]], order: str) -> Iterable[dict[str, Any]]:
 
 def _page(summary: dict[str, Any], rows: list[dict[str, Any]], start: Path, folder: Path) -> str:
     from arkfast.evaluate.page import page
-    from arkfast.evaluate.page_paths import from_page
+    from arkfast.evaluate.page.paths import from_page
 
     return page(summary, from_page(rows, start, folder), folder)
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.data import read_manifest
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost

@@ -11,7 +11,7 @@ from typing import Any
 
 from arkfast.evaluate.files import write_text
 from arkfast.evaluate.page import page
-from arkfast.evaluate.page_paths import from_page
+from arkfast.evaluate.page.paths import from_page
 from arkfast.infer.jsonl import read_rows
 
 _COUNTS = (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.records import InputError

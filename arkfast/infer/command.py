@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.data import Fields, count_rows
 from arkfast.data.manifest import iter_rows
 from arkfast.data.sources import expand

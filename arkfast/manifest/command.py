@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.data.rows import Fields
 from arkfast.data.sources import Format, expand
 from arkfast.manifest.check import CheckOptions, Finding

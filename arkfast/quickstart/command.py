@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.quickstart.config import QuickstartConfig
 
 DESCRIPTION = "Synthesise speech, train a teacher and a student, and lower the student's word error rate by on-policy distillation."

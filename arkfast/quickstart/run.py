@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from arkfast import __version__
-from arkfast.config import to_dict
+from arkfast.command_line import to_dict
 from arkfast.data import iter_manifest
 from arkfast.evaluate import Scores, evaluate_rows
 from arkfast.infer import Transcriber

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.train.config import TrainConfig
 from arkfast.train.originals import without_original_flags
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from arkfast import audio
 from arkfast.audio import LogMel
 from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, planned_seconds, read_manifest
-from arkfast.data.order import Dealer, Window
+from arkfast.data.dealer import Dealer, Window
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Utterance
 from arkfast.train.config import TrainConfig

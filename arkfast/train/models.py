@@ -17,8 +17,8 @@ from arkfast.distill.teachers.arkasr import check_same_vocabulary
 from arkfast.engine import Engine
 from arkfast.models import ArkasrProcessor, load_model
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout
+from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
-from arkfast.train.export import whole_weights
 from arkfast.train.lora import add_adapters, merged
 from arkfast.train.optim import MasterAdamW
 from arkfast.train.parallel import Parallel

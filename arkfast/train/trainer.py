@@ -21,27 +21,27 @@ import torch
 
 from arkfast.audio import LogMel
 from arkfast.data import FeatureCache, FeatureItem, collate, extract
-from arkfast.data.order import Window
+from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.kernels import fallbacks, reset_usage, usage
 from arkfast.records import Batch, InputError, Utterance
-from arkfast.train.checkpoint import TrainerState
+from arkfast.train.checkpoints.export import write_model
+from arkfast.train.checkpoints.opening import open_run
+from arkfast.train.checkpoints.run_folder import TrainerState
+from arkfast.train.checkpoints.saver import Saver
+from arkfast.train.checkpoints.tensors import read_state
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
-from arkfast.train.export import write_model
 from arkfast.train.feed import Feed, read_rows
-from arkfast.train.log import RunLog
+from arkfast.train.logging.phases import Phases
+from arkfast.train.logging.profiler import StepProfiler
+from arkfast.train.logging.recorder import Pending, Recorder
+from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_teacher, make_optimizer
-from arkfast.train.opening import open_run
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
-from arkfast.train.phases import Phases
 from arkfast.train.preflight import summary, verdict
-from arkfast.train.profile import StepProfiler
-from arkfast.train.record import Pending, Recorder
-from arkfast.train.saving import Saver
-from arkfast.train.state import read_state
 from arkfast.train.stop import StopRequest
 
 Windows = Iterator[tuple[Window, Iterator[Batch | None]]]

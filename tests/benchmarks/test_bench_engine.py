@@ -6,8 +6,8 @@ import itertools
 import bench_engine
 import pytest
 import torch
-from providers import clock, engine_step, engine_transcribe, goals, launches, speech
-from providers.suite import complaint, measure_shape
+from harness import clock, engine_step, engine_transcribe, goals, launches, speech
+from harness.suite import complaint, measure_shape
 from shapes import MODELS, Shape, clip_shape, encoder_frames, mixed_seconds, prompt_length
 
 from arkfast.data import audio_token_count

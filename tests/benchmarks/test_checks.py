@@ -6,8 +6,8 @@ import importlib
 import pytest
 import report
 import torch
-from providers import clock, heads, oracles, results
-from providers.suite import Suite, complaint, measure_shape
+from harness import clock, heads, oracles, results
+from harness.suite import Suite, complaint, measure_shape
 
 from arkfast.kernels import opd_union_kl, topk_lse
 

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import gpu_suite
 import pytest
 import torch
-from providers import gpu_tests
-from providers.goals import GOALS
+from harness import gpu_tests
+from harness.goals import GOALS
 
 ROOT = Path(__file__).resolve().parents[2]
 

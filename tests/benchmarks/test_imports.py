@@ -23,7 +23,7 @@ sys.path[:0] = [str(root / "benchmarks"), str(root)]
 names = ["gpu_suite", "small_run", "shapes", "arkfast.kernels"]
 import gpu_suite
 names += [f"bench_{group}" for group in gpu_suite.SUITES]
-names += [f"providers.{path.stem}" for path in sorted((root / "benchmarks" / "providers").glob("[!_]*.py"))]
+names += [f"harness.{path.stem}" for path in sorted((root / "benchmarks" / "harness").glob("[!_]*.py"))]
 names += [f"arkfast.kernels.{path.parent.name}" for path in sorted((root / "kernels").glob("*/__init__.py"))]
 for name in names:
     importlib.import_module(name)

@@ -9,8 +9,8 @@ import warnings
 import pytest
 import report
 import torch
-from providers import ceilings, clock, goals, results
-from providers.suite import entries
+from harness import ceilings, clock, goals, results
+from harness.suite import entries
 from shapes import Shape
 
 GROUPS = (

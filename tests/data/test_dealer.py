@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from arkfast.audio import LogMel
 from arkfast.data import DataOrder, Loader
-from arkfast.data.order import Dealer
+from arkfast.data.dealer import Dealer
 from arkfast.data.pipeline import FeaturePipeline
 from arkfast.records import InputError, Utterance
 

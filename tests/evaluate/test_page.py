@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from arkfast.evaluate import score_rows
-from arkfast.evaluate.page import headline
 from arkfast.evaluate.page import page as whole_page
-from arkfast.evaluate.page_charts import MOST_POINTS, bars, bins, edges, lengths, scatter, tones_of
-from arkfast.evaluate.page_clips import MOST_PLACES, player
-from arkfast.evaluate.page_facts import FAILURES, WORST, Point, clip_seconds, gather
-from arkfast.evaluate.page_paths import address, from_page, title, without_folders
+from arkfast.evaluate.page.charts import MOST_POINTS, bars, bins, edges, lengths, scatter, tones_of
+from arkfast.evaluate.page.clips import MOST_PLACES, player
+from arkfast.evaluate.page.document import headline
+from arkfast.evaluate.page.facts import FAILURES, WORST, Point, clip_seconds, gather
+from arkfast.evaluate.page.paths import address, from_page, title, without_folders
 from arkfast.evaluate.summary import summarise
 
 ROWS: list[dict[str, Any]] = [

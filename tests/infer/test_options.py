@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.engine import Sampling
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.preset_jobs import Settings

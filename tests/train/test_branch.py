@@ -7,10 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from arkfast.train.checkpoint import RunFolder, load_state, read_best
+from arkfast.train.checkpoints.run_folder import RunFolder, load_state, read_best
+from arkfast.train.checkpoints.tensors import damage
 from arkfast.train.config import TrainConfig
 from arkfast.train.evaluation import DevSet
-from arkfast.train.state import damage
 from arkfast.train.trainer import Trainer
 
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arkfast.records import InputError
-from arkfast.train.checkpoint import RunFolder, TrainerState
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState
+from arkfast.train.checkpoints.saver import Saver
+from arkfast.train.checkpoints.tensors import damage, read_state
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
-from arkfast.train.saving import Saver
-from arkfast.train.state import damage, read_state
 
 TENSORS = {"master/w": torch.arange(6.0).reshape(2, 3), "exp_avg/w": torch.ones(2, 3), "step/w": torch.tensor(4.0)}
 

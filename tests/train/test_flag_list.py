@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train import command

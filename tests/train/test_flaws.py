@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.data import Prompt
 from arkfast.data.prompt import pad_right
 from arkfast.data.transcript import clean_transcript

@@ -9,7 +9,7 @@ import torch
 from arkfast.records import Batch
 from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_model, write_wav
 from arkfast.train.config import TrainConfig, profiled_steps
-from arkfast.train.log import RunLog, progress
+from arkfast.train.logging.run_log import RunLog, progress
 from arkfast.train.throughput import ModelCost, peak
 from arkfast.train.trainer import Trainer
 
@@ -128,8 +128,8 @@ def test_bad_rows_of_all_ranks_are_judged_together():
     from types import SimpleNamespace
 
     from arkfast.records import InputError
-    from arkfast.train.phases import Phases
-    from arkfast.train.record import Recorder
+    from arkfast.train.logging.phases import Phases
+    from arkfast.train.logging.recorder import Recorder
 
     config = TrainConfig(stage="sft", student_model="s", train_data="t", output_dir="o", on_bad_audio="skip:0.1")
     two = SimpleNamespace(world=2, rank=0, device=torch.device("cpu"), gather=lambda own: [own, ["of_rank_1.wav"]])
@@ -147,7 +147,7 @@ def test_metrics_of_two_ranks_are_added_up_and_each_time_is_the_longest():
     from types import SimpleNamespace
 
     from arkfast.distill import LossSum
-    from arkfast.train.metrics import StepMetrics
+    from arkfast.train.logging.step_metrics import StepMetrics
 
     sent = []
 

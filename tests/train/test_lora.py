@@ -11,8 +11,8 @@ from arkfast.engine import Engine
 from arkfast.models import ArkasrProcessor, load_model
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_model, write_wav
+from arkfast.train.checkpoints.export_command import ExportConfig, export
 from arkfast.train.config import TrainConfig
-from arkfast.train.export_command import ExportConfig, export
 from arkfast.train.lora import PROJECTIONS, add_adapters, merged
 from arkfast.train.trainer import Trainer
 

@@ -12,8 +12,8 @@ import pytest
 
 from arkfast.cli import main
 from arkfast.records import InputError
-from arkfast.train.report_page import headline, marked, render
-from arkfast.train.run_records import RunRecords, read_run
+from arkfast.train.report.page import headline, marked, render
+from arkfast.train.report.run_records import RunRecords, read_run
 
 PHASES = {"data_wait_max": 0.1, "encode_time_max": 0.1, "rollout_time_max": 0.4, "teacher_time_max": 0.2, "backward_max": 0.1}
 

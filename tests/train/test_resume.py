@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from arkfast.records import InputError
-from arkfast.train.checkpoint import RunFolder, TrainerState, load_state
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, load_state
+from arkfast.train.checkpoints.saver import Saver
+from arkfast.train.checkpoints.tensors import damage
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
-from arkfast.train.saving import Saver
-from arkfast.train.state import damage
 from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
 
 

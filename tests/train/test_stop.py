@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+from arkfast.train.checkpoints.tensors import damage
 from arkfast.train.config import TrainConfig
-from arkfast.train.state import damage
 from arkfast.train.stop import EXIT_CODE
 from arkfast.train.trainer import Interrupted, Trainer
 

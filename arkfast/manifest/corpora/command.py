@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.manifest.check import CheckOptions, Finding
 from arkfast.manifest.corpora.catalogue import CORPORA, open_corpus
 from arkfast.manifest.corpora.convert import convert

@@ -14,7 +14,7 @@ from typing import Any
 
 from shapes import V_TEACHER
 
-from providers.ceilings import peak_flop
+from harness.ceilings import peak_flop
 
 Row = dict[str, Any]
 OURS = "ours/triton"

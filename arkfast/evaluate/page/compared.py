@@ -10,7 +10,7 @@ from html import escape
 from pathlib import PurePath
 from typing import Any
 
-from arkfast.evaluate.page_charts import label_of
+from arkfast.evaluate.page.charts import label_of
 
 
 def compared(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.records import InputError
 from arkfast.train.lora import add_adapters, merged
 
@@ -54,8 +54,8 @@ def export(config: ExportConfig) -> Path:
             there, or an output that exists.
     """
     from arkfast.models import ArkasrProcessor, load_model
-    from arkfast.train.checkpoint import find_checkpoint, load_run
-    from arkfast.train.export import write_model
+    from arkfast.train.checkpoints.export import write_model
+    from arkfast.train.checkpoints.run_folder import find_checkpoint, load_run
     from arkfast.train.folders import replace_folder
 
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
@@ -75,7 +75,7 @@ def export(config: ExportConfig) -> Path:
 
 def _read(folder: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
     """The trained weights of those that the model has, by name, float32; what was frozen stands in the model alone."""
-    from arkfast.train.state import read_state
+    from arkfast.train.checkpoints.tensors import read_state
 
     blank = {f"{kind}/{name}": torch.zeros(p.shape) for name, p in model.named_parameters()}
     found = {key.partition("/")[2]: value for key, value in read_state(folder, blank, None).items()}

@@ -7,7 +7,7 @@ from typing import Literal
 
 import pytest
 
-from arkfast.config import field_docs, parse, to_dict
+from arkfast.command_line import field_docs, parse, to_dict
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from typing import Any
 from arkfast.metrics import normalize, tokenize
 from arkfast.plots import Series, line_chart, number, page, share_bar
 from arkfast.train.config import TrainConfig
-from arkfast.train.run_records import RunRecords
+from arkfast.train.report.run_records import RunRecords
 
 _STYLE = """
 .lead { font-size: 1.0625rem; max-width: 60rem; margin: .4rem 0 1.2rem; }

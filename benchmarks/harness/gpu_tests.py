@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from providers.results import ROOT, Result
+from harness.results import ROOT, Result
 
 AT_ONCE = max(1, min(8, (os.cpu_count() or 1) // 2))
 """Processes: each compiles on one core, and its assembler on another."""

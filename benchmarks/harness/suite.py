@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from shapes import Shape
 
-from providers import ceilings
-from providers.clock import Call, Clock, graphed, host_syncs, peak_bytes, percentiles, sets_needed
+from harness import ceilings
+from harness.clock import Call, Clock, graphed, host_syncs, peak_bytes, percentiles, sets_needed
 
 Row = dict[str, Any]
 

@@ -12,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from arkfast.evaluate.page_facts import Clip, clip_seconds
-from arkfast.evaluate.page_paths import address, title
+from arkfast.evaluate.page.facts import Clip, clip_seconds
+from arkfast.evaluate.page.paths import address, title
 from arkfast.infer.result import CUT_SHORT
 from arkfast.metrics import Pair, without_word_spaces
 

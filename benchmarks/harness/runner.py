@@ -12,10 +12,10 @@ from pathlib import Path
 
 import torch
 
-from providers.clock import Clock
-from providers.goals import OUT_OF_TIME
-from providers.results import machine, table, write
-from providers.suite import Row, Suite, device_here, measure_shape
+from harness.clock import Clock
+from harness.goals import OUT_OF_TIME
+from harness.results import machine, table, write
+from harness.suite import Row, Suite, device_here, measure_shape
 
 SECONDS = {"cuda": 2.0, "cpu": 0.3}
 """How long one shape is timed, all providers together."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from arkfast.evaluate.page_facts import Point
-from arkfast.evaluate.page_paths import without_folders
+from arkfast.evaluate.page.facts import Point
+from arkfast.evaluate.page.paths import without_folders
 from arkfast.plots import number, ticks
 
 MOST_POINTS = 1200

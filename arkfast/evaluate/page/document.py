@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from arkfast import plots
-from arkfast.evaluate.page_charts import (
+from arkfast.evaluate.page.charts import (
     MOST_POINTS,
     bars,
     bins,
@@ -26,11 +26,11 @@ from arkfast.evaluate.page_charts import (
     scatter,
     tones_of,
 )
-from arkfast.evaluate.page_clips import clip_markup
-from arkfast.evaluate.page_compared import compared
-from arkfast.evaluate.page_facts import FAILURES, Facts, Point, gather
-from arkfast.evaluate.page_paths import title, without_folders
-from arkfast.evaluate.page_style import STYLE
+from arkfast.evaluate.page.clips import clip_markup
+from arkfast.evaluate.page.compared import compared
+from arkfast.evaluate.page.facts import FAILURES, Facts, Point, gather
+from arkfast.evaluate.page.paths import title, without_folders
+from arkfast.evaluate.page.style import STYLE
 
 _LISTED = 15  # confusions of each kind
 
@@ -40,7 +40,7 @@ def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], folder: 
 
     Args:
         summary: as ``summary.json`` has it (``arkfast.evaluate.summary``).
-        rows: the scored rows, which are read once; a relative ``audio`` starts from ``folder`` (``page_paths.from_page``).
+        rows: the scored rows, which are read once; a relative ``audio`` starts from ``folder`` (``page.paths.from_page``).
         folder: where the page will stand. Recordings that are there now get a player.
     """
     facts = gather(summary, rows)

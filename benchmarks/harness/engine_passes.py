@@ -16,11 +16,11 @@ from transformers import DynamicCache
 
 from arkfast.engine.prefill import PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length
 from arkfast.records import Batch
-from providers import speech
-from providers.common import normal
-from providers.engine_step import STATE_TOLERANCE, unlikely
-from providers.oracles import apart, first
-from providers.suite import Provider, Work
+from harness import speech
+from harness.common import normal
+from harness.engine_step import STATE_TOLERANCE, unlikely
+from harness.oracles import apart, first
+from harness.suite import Provider, Work
 
 Tensors = tuple[torch.Tensor, ...]
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from arkfast.train.checkpoint import RunFolder, TrainerState, write_best
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, write_best
+from arkfast.train.checkpoints.tensors import write_alone, write_shards
 from arkfast.train.parallel import Parallel
-from arkfast.train.state import write_alone, write_shards
 
 Write = Callable[[Path], None]
 

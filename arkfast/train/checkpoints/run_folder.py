@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from arkfast.config import to_dict
+from arkfast.command_line import to_dict
 from arkfast.records import InputError
+from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
 from arkfast.train.folders import begin_folder, commit_folder, replace_folder, sweep, write_atomically
-from arkfast.train.state import FILES, STATE, damage, refuse_foreign, seal
 
 IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "micro_batches_per_step",
             "train_max_samples", "shuffle_train", "batch_seconds", "freeze", "lora_rank", "lora_alpha")  # fmt: skip

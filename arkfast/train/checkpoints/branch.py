@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from arkfast.train.checkpoint import TrainerState, best_of, checkpoints, load_state, read_best, write_best
+from arkfast.train.checkpoints.run_folder import TrainerState, best_of, checkpoints, load_state, read_best, write_best
+from arkfast.train.checkpoints.tensors import ALONE, FILES, SHARDS, STATE, damage
 from arkfast.train.folders import begin_folder, commit_folder, link_files, write_atomically
-from arkfast.train.state import ALONE, FILES, SHARDS, STATE, damage
 
 
 def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerState:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from arkfast.records import InputError
-from arkfast.train.branch import take_up
-from arkfast.train.checkpoint import RunFolder, TrainerState, load_state
+from arkfast.train.checkpoints.branch import take_up
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, load_state
 from arkfast.train.config import TrainConfig
 from arkfast.train.feed import Feed
 from arkfast.train.parallel import Parallel

@@ -13,13 +13,13 @@ import torch
 
 from arkfast.distill import LossSum, metric_names
 from arkfast.records import Batch, InputError
-from arkfast.train.checkpoint import TrainerState
+from arkfast.train.checkpoints.run_folder import TrainerState
 from arkfast.train.config import TrainConfig
-from arkfast.train.metrics import StepMetrics
+from arkfast.train.logging.phases import Phases
+from arkfast.train.logging.readback import Readback
+from arkfast.train.logging.step_metrics import StepMetrics
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
-from arkfast.train.phases import Phases
-from arkfast.train.readback import Readback
 from arkfast.train.throughput import ModelCost, peak
 
 SUMS = ("audio_seconds", "tokens", "operations", "bad_rows")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from shapes import Shape
 
-from providers.clock import Call
+from harness.clock import Call
 
 PEAK_FLOP = {"H200": 790e12, "H100": 790e12}
 """bfloat16 products measured on large square matrices, by what a GPU's name holds."""

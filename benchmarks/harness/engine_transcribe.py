@@ -17,10 +17,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from arkfast.engine import Engine
 from arkfast.records import Batch
-from providers import speech
-from providers.engine_step import unlikely
-from providers.oracles import first
-from providers.suite import Provider, Row, Work
+from harness import speech
+from harness.engine_step import unlikely
+from harness.oracles import first
+from harness.suite import Provider, Row, Work
 
 Result = tuple[torch.Tensor, torch.Tensor]
 """(ids [B, L] without each row's last one, 0 past them; lengths [B], the last one included)."""

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from shapes import ORIGINAL_RHO, Shape
 
-from providers.common import linear_input, normal, zipf_ids
-from providers.oracles import LossOracle, forward_kl_rows, further, logits64, rounding, spans
+from harness.common import linear_input, normal, zipf_ids
+from harness.oracles import LossOracle, forward_kl_rows, further, logits64, rounding, spans
 
 Result = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 CHUNK_ROWS = 1_024

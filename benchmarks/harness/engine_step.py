@@ -20,11 +20,11 @@ from arkfast.engine.cache import PromptCache
 from arkfast.engine.request import Sampling
 from arkfast.engine.rows import DONE, Choosing
 from arkfast.engine.slots import Entry, Slots
-from providers import speech
-from providers.common import normal
-from providers.launches import launches
-from providers.oracles import apart, first
-from providers.suite import Provider, Row, Work
+from harness import speech
+from harness.common import normal
+from harness.launches import launches
+from harness.oracles import apart, first
+from harness.suite import Provider, Row, Work
 
 Result = tuple[torch.Tensor, torch.Tensor]
 """(the rows' next ids [T], the last layer's keys [T, Hkv, D] of the tokens that the step took)."""

@@ -15,7 +15,7 @@ from arkfast.data.prompt import pad_right
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.records import AllowedTokens, Batch
-from providers.common import normal
+from harness.common import normal
 
 N_MELS = 128
 GAIN = 1.25

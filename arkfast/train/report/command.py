@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from arkfast.config import parse
+from arkfast.command_line import parse
 from arkfast.records import InputError
 from arkfast.train.folders import write_atomically
-from arkfast.train.report_page import render
-from arkfast.train.run_records import read_run
+from arkfast.train.report.page import render
+from arkfast.train.report.run_records import read_run
 
 DESCRIPTION = "Write one self-contained HTML page about a training run: curves, where the time goes, transcripts before and after."
 

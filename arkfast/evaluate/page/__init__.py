@@ -1,0 +1,5 @@
+"""An evaluation as one HTML page."""
+
+from arkfast.evaluate.page.document import page
+
+__all__ = ["page"]

@@ -1,0 +1,1 @@
+"""``arkfast report``: one page about a training run."""
