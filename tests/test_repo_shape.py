@@ -1,93 +1,32 @@
-"""The layout rules, each with a case that breaks it.
+"""The layout rules, each with a case that breaks it; the table of layers stands in ``scripts/import_graph.py``.
 
 Layers import only downward and siblings never import each other; every module has a layer; third-party packages stand where the design
 allows them; and the name ``kernels`` never resolves into the checkout, because Transformers imports Hugging Face's package of that name.
 """
 
-import ast
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# Layer → (its modules, the third-party packages that it adds to those of the layers before it). ``command_line`` raises the error that
-# ``records`` defines, and a command imports the doors, so ``command_line`` and ``cli`` have a layer each.
-LAYERS: list[tuple[set[str], set[str]]] = [
-    ({"records"}, {"numpy", "torch"}),
-    ({"command_line", "plots"}, {"yaml"}),
-    ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
-    ({"audio"}, {"soundfile", "soxr", "av"}),
-    ({"data"}, {"tokenizers"}),
-    ({"models"}, {"transformers", "safetensors"}),
-    ({"engine", "testing"}, set()),
-    ({"distill"}, set()),
-    ({"train", "infer", "manifest"}, {"tqdm", "rich", "ray"}),
-    ({"evaluate", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
-    ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
-    ({"cli"}, set()),
-]
-RANK = {name: depth for depth, (names, _) in enumerate(LAYERS) for name in names}
-ALLOWED = [set().union(*(extra for _, extra in LAYERS[: depth + 1])) for depth in range(len(LAYERS))]
-# Packages that only some modules of their layer may import.
-ONLY_IN = {"jiwer": {"metrics"}, "matplotlib": {"quickstart"}, "espeakng_loader": {"quickstart"}}
+
+def load_import_graph() -> ModuleType:
+    """``scripts/import_graph.py``, without the folder ``scripts`` on the path, whose folders could hide packages of the same names."""
+    spec = importlib.util.spec_from_file_location("import_graph", ROOT / "scripts" / "import_graph.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def module_name(path: Path, root: Path) -> str:
-    top = "arkfast.kernels" if path.is_relative_to(root / "kernels") else "arkfast"
-    base = root / ("kernels" if top == "arkfast.kernels" else "arkfast")
-    parts = path.relative_to(base).with_suffix("").parts
-    return ".".join((top, *(parts[:-1] if parts[-1] == "__init__" else parts)))
-
-
-def imported(path: Path, name: str) -> Iterator[str]:
-    """Absolute names of all that a file imports, wherever in it the import stands."""
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                base = ".".join(filter(None, (".".join(package.split(".")[: len(package.split(".")) - node.level + 1]), base)))
-            if base == "arkfast":
-                yield from (f"arkfast.{alias.name}" for alias in node.names)
-            else:
-                yield base
-
-
-def violations(root: Path) -> list[str]:
-    found = []
-    for path in sorted([*(root / "arkfast").rglob("*.py"), *(root / "kernels").rglob("*.py")]):
-        name = module_name(path, root)
-        here = name.split(".")[1] if "." in name else ""
-        if here and here not in RANK:
-            found.append(f"{name}: has no layer; add it to the table")
-            continue
-        depth = RANK.get(here, 0)
-        for target in imported(path, name):
-            parts = target.split(".")
-            if parts[0] == "kernels":
-                found.append(f"{name}: imports {target}; ours is arkfast.kernels")
-            elif parts[0] == "arkfast":
-                there = parts[1] if len(parts) > 1 else ""
-                if there.startswith("__") or not there or there == here:
-                    continue
-                if there not in RANK:
-                    found.append(f"{name}: imports {target}, which has no layer")
-                elif not here:
-                    found.append(f"{name}: the package itself imports {target}; it loads names lazily")
-                elif RANK[there] >= depth:
-                    found.append(f"{name}: imports {target}, which is not below it")
-            elif parts[0] not in sys.stdlib_module_names and (
-                not here or parts[0] not in ALLOWED[depth] or here not in ONLY_IN.get(parts[0], {here})
-            ):
-                found.append(f"{name}: imports {parts[0]}, which its layer may not use")
-    return found
+import_graph = load_import_graph()
+violations, cycle = import_graph.violations, import_graph.cycle
 
 
 def test_imports_follow_the_layers():
@@ -117,6 +56,27 @@ def test_each_rule_catches_its_breach(tmp_path, file, text, message):
     (tmp_path / "kernels").mkdir(exist_ok=True)
     path.write_text(text)
     assert any(message in violation for violation in violations(tmp_path)), violations(tmp_path)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    assert cycle(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"arkfast/data/a.py": "from arkfast.data.b import x\n", "arkfast/data/b.py": "def f():\n    from . import a\n"},
+        {"arkfast/data/__init__.py": "from .a import x\n", "arkfast/data/a.py": "from arkfast.data import y\n"},
+        {"kernels/common/a.py": "import arkfast.kernels.swiglu.op\n", "kernels/swiglu/op.py": "from ..common.a import x\n"},
+    ],
+)
+def test_a_circle_is_found(tmp_path, files):
+    for file, text in files.items():
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    found = cycle(tmp_path)
+    assert len(set(found)) == len(files), found
+    assert found[0] == found[-1]
 
 
 def test_kernels_folder_and_test_folders_are_not_packages():

@@ -1,0 +1,138 @@
+"""The table of layers, and what imports what in arkfast with its kernels, read from the sources.
+
+``tests/test_repo_shape.py`` enforces the table and ``scripts/draw_architecture.py`` draws it. Nothing of arkfast is imported to read it.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+# Layer → (its modules, the third-party packages that it adds to those of the layers before it). ``command_line`` raises the error that
+# ``records`` defines, and a command imports the doors, so ``command_line`` and ``cli`` have a layer each.
+LAYERS: list[tuple[set[str], set[str]]] = [
+    ({"records"}, {"numpy", "torch"}),
+    ({"command_line", "plots"}, {"yaml"}),
+    ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
+    ({"audio"}, {"soundfile", "soxr", "av"}),
+    ({"data"}, {"tokenizers"}),
+    ({"models"}, {"transformers", "safetensors"}),
+    ({"engine", "testing"}, set()),
+    ({"distill"}, set()),
+    ({"train", "infer", "manifest"}, {"tqdm", "rich", "ray"}),
+    ({"evaluate", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
+    ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
+    ({"cli"}, set()),
+]
+RANK = {name: depth for depth, (names, _) in enumerate(LAYERS) for name in names}
+ALLOWED = [set().union(*(extra for _, extra in LAYERS[: depth + 1])) for depth in range(len(LAYERS))]
+# Packages that only some modules of their layer may import.
+ONLY_IN = {"jiwer": {"metrics"}, "matplotlib": {"quickstart"}, "espeakng_loader": {"quickstart"}}
+
+
+def module_name(path: Path, root: Path) -> str:
+    """The name under which ``path`` is imported; the folders under ``kernels/`` are those of ``arkfast.kernels``."""
+    top = "arkfast.kernels" if path.is_relative_to(root / "kernels") else "arkfast"
+    base = root / ("kernels" if top == "arkfast.kernels" else "arkfast")
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join((top, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Every module of the package by its name, each once, in the order of their paths."""
+    paths = sorted([*(root / "arkfast").rglob("*.py"), *(root / "kernels").rglob("*.py")])
+    return {module_name(path, root): path for path in paths}
+
+
+def import_statements(path: Path, name: str) -> Iterator[tuple[str, list[str]]]:
+    """(what is imported, the names that are taken from it) for every import in a file, wherever it stands; names are absolute."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, []) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join(filter(None, (".".join(above), base)))
+            yield base, [alias.name for alias in node.names]
+
+
+def imported(path: Path, name: str) -> Iterator[str]:
+    """Absolute names of all that a file imports: modules, and for ``from arkfast import x`` the name ``arkfast.x``."""
+    for base, names in import_statements(path, name):
+        if base == "arkfast" and names:
+            yield from (f"arkfast.{x}" for x in names)
+        else:
+            yield base
+
+
+def violations(root: Path) -> list[str]:
+    """One sentence for each import that breaks the table, and for each module that the table lacks."""
+    found = []
+    for name, path in modules(root).items():
+        here = name.split(".")[1] if "." in name else ""
+        if here and here not in RANK:
+            found.append(f"{name}: has no layer; add it to the table")
+            continue
+        depth = RANK.get(here, 0)
+        for target in imported(path, name):
+            parts = target.split(".")
+            if parts[0] == "kernels":
+                found.append(f"{name}: imports {target}; ours is arkfast.kernels")
+            elif parts[0] == "arkfast":
+                there = parts[1] if len(parts) > 1 else ""
+                if there.startswith("__") or not there or there == here:
+                    continue
+                if there not in RANK:
+                    found.append(f"{name}: imports {target}, which has no layer")
+                elif not here:
+                    found.append(f"{name}: the package itself imports {target}; it loads names lazily")
+                elif RANK[there] >= depth:
+                    found.append(f"{name}: imports {target}, which is not below it")
+            elif parts[0] not in sys.stdlib_module_names and (
+                not here or parts[0] not in ALLOWED[depth] or here not in ONLY_IN.get(parts[0], {here})
+            ):
+                found.append(f"{name}: imports {parts[0]}, which its layer may not use")
+    return found
+
+
+def cycle(root: Path) -> list[str]:
+    """Modules that import each other in a circle, the first one named again at the end; empty where there is no circle.
+
+    An import of a name is one of the module that holds it, so a package whose ``__init__.py`` gathers names of its own modules is no circle
+    unless one of those modules imports from the package itself.
+    """
+    known = modules(root)
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        targets = graph.setdefault(name, set())
+        for base, names in import_statements(path, name):
+            deeper = {f"{base}.{x}" for x in names} & known.keys()
+            targets |= deeper
+            if base in known and len(deeper) < max(len(names), 1):
+                targets.add(base)
+        targets.discard(name)
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return [str(name) for name in error.args[1]]
+    return []
+
+
+def package_imports(root: Path) -> dict[str, set[str]]:
+    """For each module or folder right under ``arkfast``, the others that it imports."""
+    found: dict[str, set[str]] = {}
+    for name, path in modules(root).items():
+        here = name.split(".")[1] if "." in name else ""
+        if not here or here.startswith("__"):
+            continue
+        targets = found.setdefault(here, set())
+        for target in imported(path, name):
+            parts = target.split(".")
+            if parts[0] == "arkfast" and len(parts) > 1 and parts[1] != here and not parts[1].startswith("__"):
+                targets.add(parts[1])
+    return found
