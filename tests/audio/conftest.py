@@ -1,8 +1,6 @@
-"""Signals for the audio tests: made here from fixed seeds, plus real recordings where ARKFAST_TEST_AUDIO names a folder of them."""
+"""Signals for the audio tests, made here from fixed seeds."""
 
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,13 +51,3 @@ def signal(request: pytest.FixtureRequest) -> Signal:
 @pytest.fixture(scope="session")
 def speech() -> Signal:
     return speech_like
-
-
-@pytest.fixture(scope="session")
-def recordings() -> list[Path]:
-    folder = os.environ.get("ARKFAST_TEST_AUDIO")
-    if not folder:
-        pytest.skip("ARKFAST_TEST_AUDIO does not name a folder of recordings")
-    paths = sorted(p for p in Path(folder).iterdir() if p.suffix in {".wav", ".flac", ".mp3", ".ogg"})
-    assert paths, f"ARKFAST_TEST_AUDIO={folder} holds no recordings"
-    return paths
