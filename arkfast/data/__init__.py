@@ -2,7 +2,7 @@
 
 from arkfast.data.cache import FeatureCache
 from arkfast.data.collate import collate, extract, target_ids
-from arkfast.data.loader import Loader, planned_seconds, row_seconds
+from arkfast.data.loader import Batches, Loader, planned_seconds, row_seconds
 from arkfast.data.manifest import Fields, count_rows, iter_manifest, read_manifest
 from arkfast.data.order import DataOrder
 from arkfast.data.pipeline import BadAudioPolicy, FeatureItem, FeaturePipeline
@@ -10,6 +10,7 @@ from arkfast.data.prompt import Prompt, audio_token_count
 
 __all__ = [
     "BadAudioPolicy",
+    "Batches",
     "DataOrder",
     "FeatureCache",
     "FeatureItem",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from typing import Generic, TypeVar
 
@@ -20,7 +20,7 @@ from arkfast.data.pipeline import FeatureItem, FeaturePipeline
 from arkfast.data.shards import open_audio
 from arkfast.records import InputError, Utterance
 
-__all__ = ["DataOrder", "Loader", "planned_seconds", "row_seconds"]
+__all__ = ["Batches", "DataOrder", "Loader", "planned_seconds", "row_seconds"]
 
 B = TypeVar("B")
 
@@ -59,52 +59,29 @@ def planned_seconds(rows: Sequence[Utterance], *, unreadable: float | None = Non
     return seconds
 
 
-class Loader(Generic[B]):
-    """Batches in order from a cursor on.
+class Batches(Generic[B]):
+    """Batches of rows that the caller picks, their features made ahead of their use.
 
     Args:
-        order: which rows come when, and which share a batch.
-        rows: the utterances that ``order`` counts.
-        pipeline: makes their features; its workers, its reach ahead and its policy for bad audio are the loader's.
+        rows: the utterances that a plan counts.
+        pipeline: makes their features; its workers, its reach ahead and its policy for bad audio are those of the batches.
         make: the usable items of a batch → batch.
         cache_mb: budget in MiB for features of rows that come again. What a second extractor prepared is not kept, so with one it is 0.
-
-    Raises:
-        ValueError: ``order`` counts other rows.
     """
 
     def __init__(
         self,
-        order: DataOrder,
         rows: Sequence[Utterance],
         pipeline: FeaturePipeline,
         make: Callable[[Sequence[FeatureItem]], B],
         *,
         cache_mb: int = 0,
     ) -> None:
-        if len(order) != len(rows):
-            raise ValueError(f"Loader: the order counts {len(order)} rows, there are {len(rows)}")
-        self._order, self._rows, self._pipeline, self._make = order, rows, pipeline, make
+        self._rows, self._pipeline, self._make = rows, pipeline, make
         self._fresh: dict[str, np.ndarray] = {}
         self._cache = FeatureCache(lambda utterance: self._fresh[utterance.id], cache_mb) if cache_mb else None
 
-    def batches(self, cursor: int) -> Iterator[tuple[B, int]]:
-        """Endless (batch, cursor after it), the first batch beginning at ``cursor``; a resumed run goes on from the cursor after its last.
-
-        Rows that the policy passes over leave their batch smaller and the others as they were; a batch without a usable row is left out.
-
-        Raises:
-            InputError: as the policy says, or no row of a whole epoch is usable.
-            Exception: whatever the pipeline or ``make`` raised, in its turn.
-        """
-        sizes: deque[int] = deque()
-        with closing(self.planned(self._from(cursor, sizes))) as planned:
-            for batch in planned:
-                cursor += sizes.popleft()
-                if batch is not None:
-                    yield batch, cursor
-
-    def planned(self, plan: Iterable[list[int]]) -> Iterator[B | None]:
+    def planned(self, plan: Iterable[list[int]]) -> Generator[B | None, None, None]:
         """A batch for each list of row numbers, in order; None for one without a usable row, which the policy has passed over.
 
         Args:
@@ -125,14 +102,6 @@ class Loader(Generic[B]):
                 if barren >= len(self._rows):
                     raise InputError(f"none of the {len(self._rows)} rows has usable audio; the last: {items[-1].features}")
                 yield self._make(usable) if usable else None
-
-    def _from(self, cursor: int, sizes: deque[int]) -> Iterator[list[int]]:
-        """The order's batches from ``cursor`` on; ``sizes`` gets each one's length."""
-        while True:
-            picked = self._order.batch(cursor)
-            sizes.append(len(picked))
-            cursor += len(picked)
-            yield picked
 
     def _asked(self, plan: Iterable[list[int]], sizes: deque[int]) -> Iterator[Utterance | FeatureItem]:
         """Rows in order, those whose features are kept as what is known of them; ``sizes`` gets each batch's length."""
@@ -157,3 +126,54 @@ class Loader(Generic[B]):
         features = self._cache(item.utterance)
         del self._fresh[item.utterance.id]
         return item._replace(features=features)
+
+
+class Loader(Batches[B]):
+    """Batches in an order, from a cursor on.
+
+    Args:
+        order: which rows come when, and which share a batch.
+        rows: the utterances that ``order`` counts.
+        pipeline, make, cache_mb: as for ``Batches``.
+
+    Raises:
+        ValueError: ``order`` counts other rows.
+    """
+
+    def __init__(
+        self,
+        order: DataOrder,
+        rows: Sequence[Utterance],
+        pipeline: FeaturePipeline,
+        make: Callable[[Sequence[FeatureItem]], B],
+        *,
+        cache_mb: int = 0,
+    ) -> None:
+        if len(order) != len(rows):
+            raise ValueError(f"Loader: the order counts {len(order)} rows, there are {len(rows)}")
+        super().__init__(rows, pipeline, make, cache_mb=cache_mb)
+        self._order = order
+
+    def batches(self, cursor: int) -> Iterator[tuple[B, int]]:
+        """Endless (batch, cursor after it), the first batch beginning at ``cursor``; a resumed run goes on from the cursor after its last.
+
+        Rows that the policy passes over leave their batch smaller and the others as they were; a batch without a usable row is left out.
+
+        Raises:
+            InputError: as the policy says, or no row of a whole epoch is usable.
+            Exception: whatever the pipeline or ``make`` raised, in its turn.
+        """
+        sizes: deque[int] = deque()
+        with closing(self.planned(self._from(cursor, sizes))) as planned:
+            for batch in planned:
+                cursor += sizes.popleft()
+                if batch is not None:
+                    yield batch, cursor
+
+    def _from(self, cursor: int, sizes: deque[int]) -> Iterator[list[int]]:
+        """The order's batches from ``cursor`` on; ``sizes`` gets each one's length."""
+        while True:
+            picked = self._order.batch(cursor)
+            sizes.append(len(picked))
+            cursor += len(picked)
+            yield picked

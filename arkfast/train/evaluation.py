@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from typing import Any
 
+import numpy as np
 import torch
 
+from arkfast.audio import LogMel
+from arkfast.data import Batches, FeatureItem, FeaturePipeline, Prompt, collate
 from arkfast.data.transcript import clean_transcript
 from arkfast.engine import Engine
 from arkfast.metrics import normalize, word_errors
@@ -23,41 +27,73 @@ SAMPLES = 8
 class DevSet:
     """Utterances with references, decoded in batches of similar length and shared out to the ranks.
 
+    Features are made by worker processes of their own, ``--dataloader_num_workers`` of them, which start when an evaluation needs them and
+    end with it; those that fit into half of ``--feature_cache_mb`` are kept for the next evaluation.
+
     Args:
-        rows: the evaluation manifest, shortest first; each with its reference.
-        make_batch: rows → batch.
-        tokenizer: ids → text.
-        config: batch size and length limit.
+        rows: the evaluation manifest, shortest first; each with its reference. A rank reads the audio of its own rows alone.
+        config: batch size, length limits, workers and the memory for features.
         parallel: the processes.
+        log_mel: features.
+        prompt: how a clip becomes ids.
+        tokenizer: ids → text.
     """
 
     def __init__(
-        self,
-        rows: list[Utterance],
-        make_batch: Callable[[list[Utterance]], Batch],
-        tokenizer: Any,
-        config: TrainConfig,
-        parallel: Parallel,
+        self, rows: list[Utterance], config: TrainConfig, parallel: Parallel, log_mel: LogMel, prompt: Prompt, tokenizer: Any
     ) -> None:
         self._rows, self._own = rows, rows[parallel.rank :: parallel.world]
-        self._make_batch, self._tokenizer, self._config, self._parallel = make_batch, tokenizer, config, parallel
+        self._tokenizer, self._config, self._parallel, self._prompt = tokenizer, config, parallel, prompt
+        size = config.per_device_eval_batch_size
+        self._plan = [list(range(first, min(first + size, len(self._own)))) for first in range(0, len(self._own), size)]
+        # Every row counts in the WER, so a clip that cannot be read is an error whatever --on_bad_audio says of the rows to train on.
+        pipeline = FeaturePipeline(
+            log_mel,
+            workers=config.dataloader_num_workers,
+            prefetch=config.dataloader_prefetch_factor * size,
+            max_seconds=config.max_audio_seconds,
+            on_bad_audio="fail",
+        )
+        # Training rows have a cache of their own: ids are unique within a manifest only.
+        self._batches = Batches(self._own, pipeline, self._collate, cache_mb=config.feature_cache_mb // 2)
         self._shown = {rows[i * len(rows) // SAMPLES].id for i in range(SAMPLES)}
+
+    def _collate(self, items: Sequence[FeatureItem]) -> Batch:
+        features = [item.features for item in items if isinstance(item.features, np.ndarray)]
+        return collate([item.utterance for item in items], features, self._prompt)
+
+    def batches(self) -> Generator[Batch, None, None]:
+        """This rank's rows in order, once, in batches in main memory. Workers end with the iterator.
+
+        Raises:
+            InputError: a clip cannot be used; the message begins with its row.
+            WorkersBroken: workers cannot be started.
+        """
+        with closing(self._batches.planned(self._plan)) as planned:
+            for batch in planned:
+                assert batch is not None, "a bad row ends the pipeline"
+                yield batch
 
     @torch.no_grad()
     def measure(self, model: Any, allowed: AllowedTokens) -> dict[str, Any]:
-        """Greedy WER in percent over all rows, with the share of transcripts that were cut at the length limit. Every rank calls it."""
+        """Greedy WER in percent over all rows, with how many transcripts were cut at the length limit. Every rank calls it.
+
+        Raises:
+            InputError, WorkersBroken: as ``batches``.
+        """
         started = time.perf_counter()
         device = self._parallel.device
         # A sharded model's memory moves whenever it is gathered, which a captured graph would not follow.
         engine = Engine(model, allowed=allowed, graphs=False if self._parallel.world > 1 else None)
-        texts, cut, size = [], 0, self._config.per_device_eval_batch_size
-        for first in range(0, len(self._own), size):
-            batch = self._make_batch(self._own[first : first + size]).to(device)
-            rollout = engine.rollout(batch, max_new_tokens=self._config.asr_opd_max_new_tokens)
-            cut += int((~rollout.stopped).sum())
-            rows = rollout.tokens.tolist()
-            ids = [row[:length] for row, length in zip(rows, rollout.lens.tolist(), strict=True)]
-            texts += [clean_transcript(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=False)]
+        texts: list[str] = []
+        cut = 0
+        with closing(self.batches()) as batches:
+            for batch in batches:
+                rollout = engine.rollout(batch.to(device), max_new_tokens=self._config.asr_opd_max_new_tokens)
+                cut += int((~rollout.stopped).sum())
+                rows = rollout.tokens.tolist()
+                ids = [row[:length] for row, length in zip(rows, rollout.lens.tolist(), strict=True)]
+                texts += [clean_transcript(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=False)]
         # by each row's language, as ``arkfast evaluate`` does, so that both say the same
         references = [normalize(row.text or "", language=row.language) for row in self._own]
         heard = [normalize(text, language=row.language) for row, text in zip(self._own, texts, strict=True)]

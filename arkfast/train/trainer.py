@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import FeatureCache, FeatureItem, collate, extract
+from arkfast.data import FeatureItem, collate
 from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.distill.teachers import ArkasrTeacher
@@ -82,7 +82,8 @@ class Trainer:
         self.optimizer = make_optimizer(learner, config, parallel, self._stop.total)
         self.engine = learner.engine
         self._log_mel = LogMel(self.model.config.whisper_config.num_mel_bins)
-        self._dev = self._dev_set() if self._rows.dev else None
+        dev = self._rows.dev
+        self._dev = DevSet(dev, config, parallel, self._log_mel, learner.prompt, learner.tokenizer) if dev else None
         self._feed = Feed(self._rows, config, parallel, self._log_mel, self._make_batch, self._pass_over)
         self.total_steps = self._feed.total_steps
         self._phases = Phases(parallel.device)
@@ -100,23 +101,8 @@ class Trainer:
         self._unread: tuple[TrainerState, Pending, float] | None = None
         self._stopping = False
 
-    def _dev_set(self) -> DevSet:
-        # Training and evaluation rows have separate caches: their ids are unique within a manifest only.
-        features = FeatureCache(self._features, self.config.feature_cache_mb // 2)
-        prompt, tokenizer = self.learner.prompt, self.learner.tokenizer
-        return DevSet(
-            self._rows.dev,
-            lambda rows: collate(rows, [features(row) for row in rows], prompt),
-            tokenizer,
-            self.config,
-            self.parallel,
-        )
-
     def _load(self, checkpoint: Path) -> None:
         self.optimizer.load_state(read_state(checkpoint, self.optimizer.blank(), self.parallel.checkpoint_group))
-
-    def _features(self, row: Utterance) -> np.ndarray:
-        return extract(row, self._log_mel, max_seconds=self.config.max_audio_seconds)
 
     def _pass_over(self, _row: Utterance, error: InputError) -> None:
         """Say at once which row a batch goes without; the step's record lists it too."""
