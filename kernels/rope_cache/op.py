@@ -31,6 +31,7 @@ def _launch(
     keys: torch.Tensor,
     values: torch.Tensor,
     positions: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None,
 ) -> torch.Tensor:
     """``reference.rotate_and_write`` by the kernel."""
     from arkfast.kernels.rope_cache import kernel
@@ -39,12 +40,17 @@ def _launch(
     out = torch.empty(rows, heads, size, dtype=q.dtype, device=q.device)
     if rows:
         q, k, v, cos, sin = (unit_rows(x) for x in (q, k, v, cos, sin))
-        # Products and sums are rounded one by one, as in torch, so the queries' and keys' bits are the same there in float32 too.
+        q_norm, k_norm, eps = (None, None, None) if norms is None else (unit_rows(norms[0]), unit_rows(norms[1]), norms[2])
+        # Products and sums are rounded one by one, as in torch, so the queries' and keys' bits are the same there in float32 too
+        # (but for the order in which a norm's squares are summed).
         unfused = CONFIG.kwargs() | {"enable_fp_fusion": False}
         kernel.rope_cache_rows[(rows, 2)](
             q,
             k,
             v,
+            q_norm,
+            k_norm,
+            eps,
             cos,
             sin,
             keys,
@@ -61,6 +67,7 @@ def _launch(
             BQ=block_of(heads, least=1),
             BKV=block_of(keys.shape[1], least=1),
             BD=block_of(size // 2),
+            HAS_NORM=norms is not None,
             **unfused,
         )
     return out
@@ -76,11 +83,15 @@ def rope_cache(
     values: torch.Tensor,
     positions: torch.Tensor,
     *,
+    q_norm: torch.Tensor | None = None,
+    k_norm: torch.Tensor | None = None,
+    eps: float | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor:
     """Rotates one decode step's queries and keys, and writes its keys and values into the cache in place, for inference.
 
-    The rotation is that of Transformers' ``apply_rotary_pos_emb``, with its roundings: feature d and d + D/2 of a head are a pair. Row t of
+    The rotation is that of Transformers' ``apply_rotary_pos_emb``, with its roundings: feature d and d + D/2 of a head are a pair. With
+    norms, each head of the queries and keys is normalised by its root mean square before, as Qwen3 does (see ``add_rms_norm``). Row t of
     the inputs belongs to row t of the caches. A position outside [0, L) is a mistake of the caller that the torch backend raises on; the
     kernel, which cannot, writes nothing for it and makes that row's queries NaN.
 
@@ -93,12 +104,14 @@ def rope_cache(
         keys: [R, Hkv, L, D] with R ≥ T, written to; any strides.
         values: [R, Hkv, L, D], written to; any strides.
         positions: [T] int32 or int64, where the tokens stand in their rows of the caches.
+        q_norm, k_norm: [D] what normalised heads of the queries and of the keys are multiplied by; both or neither.
+        eps: what is added to the mean square, > 0; needed with norms, and used only with them.
 
     Returns:
         [T, Hq, D] the rotated queries.
 
     Raises:
-        ValueError: on wrong shapes, dtypes or backend; where a gradient would be wanted.
+        ValueError: on wrong shapes, dtypes, eps or backend; where one norm comes without the other; where a gradient would be wanted.
     """
     op = "rope_cache"
     sizes = check_shapes(
@@ -111,8 +124,10 @@ def rope_cache(
         keys=(keys, "R Hkv L D"),
         values=(values, "R Hkv L D"),
         positions=(positions, "T"),
+        q_norm=(q_norm, "D"),
+        k_norm=(k_norm, "D"),
     )
-    tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin, "keys": keys, "values": values}
+    tensors = {"q": q, "k": k, "v": v, "cos": cos, "sin": sin, "keys": keys, "values": values, "q_norm": q_norm, "k_norm": k_norm}
     check_floating(op, q=q)
     check_same_dtype(op, **tensors)
     check_no_gradient(op, **tensors)
@@ -126,7 +141,14 @@ def rope_cache(
         raise ValueError(f"{op}: k must have Hkv · D = {heads} · {size} features as the caches do, got {sizes['Fkv']}")
     if sizes["R"] < sizes["T"]:
         raise ValueError(f"{op}: keys must have a row for each of the T={sizes['T']} tokens, got {sizes['R']}")
+    norms = None
+    if q_norm is not None or k_norm is not None or eps is not None:
+        if q_norm is None or k_norm is None or eps is None:
+            raise ValueError(f"{op}: q_norm, k_norm and eps come together; give all three, or none for heads that are not normalised")
+        if not 0.0 < eps < float("inf"):
+            raise ValueError(f"{op}: eps must be a finite number above 0, got {eps!r}")
+        norms = (q_norm, k_norm, eps)
     if resolve_backend(backend, op, q, unfit=_unfit(keys, values)) == "torch":
-        return reference.rotate_and_write(q, k, v, cos, sin, keys, values, positions)
+        return reference.rotate_and_write(q, k, v, cos, sin, keys, values, positions, norms)
     with on_device_of(q):
-        return _launch(q, k, v, cos, sin, keys, values, positions)
+        return _launch(q, k, v, cos, sin, keys, values, positions, norms)

@@ -128,6 +128,10 @@ BAD: list[tuple[Any, str]] = [
     (lambda: rope_cache(H, H, H, H, H, CACHE, CACHE.half(), ROWS), "rope_cache: values must be torch.float32 as q is, got torch.float16"),
     (lambda: rope_cache(H, H, H, H, H, CACHE, CACHE, ROWS.float()), "positions must hold ids as int32 or int64, got torch.float32"),
     (lambda: rope_cache(H, H, H, H, H, CACHE[:2], CACHE[:2], ROWS), "keys must have a row for each of the T=3 tokens, got 2"),
+    (lambda: CALLS["rope_cache"](q_norm=W[0], k_norm=W[0]), "rope_cache: q_norm, k_norm and eps come together; give all three, or none"),
+    (lambda: CALLS["rope_cache"](q_norm=W[0], k_norm=W[0], eps=0.0), "rope_cache: eps must be a finite number above 0, got 0.0"),
+    (lambda: CALLS["rope_cache"](q_norm=S[0], k_norm=W[0], eps=1e-6), r"rope_cache: q_norm must have shape \[D=4\], got \[2\]"),
+    (lambda: CALLS["rope_cache"](q_norm=W[0], k_norm=W[0].half(), eps=1e-6), "k_norm must be torch.float32 as q is, got torch.float16"),
     (lambda: decode_attention(H, CACHE, CACHE, ROWS), r"decode_attention: q must have shape \[T, Hq, D\], got \[3, 4\]"),
     (lambda: decode_attention(H[:, None], *[CACHE.expand(3, 2, 5, 4)] * 2, ROWS), "q must have a multiple of Hkv=2 heads of at least one"),
     (lambda: decode_attention(H[:, None], CACHE[:2], CACHE[:2], ROWS), "keys must have a row for each of the T=3 queries, got 2"),
@@ -163,6 +167,7 @@ INFERENCE: list[tuple[str, Any]] = [
     ("x", lambda: add_rms_norm(WANTS_GRADIENT, None, W[0], 1e-6)),
     ("weight", lambda: add_rms_norm(H, H, WANTS_GRADIENT[0], 1e-6)),
     ("k", lambda: rope_cache(H, WANTS_GRADIENT, H, H, H, CACHE.clone(), CACHE.clone(), ROWS)),
+    ("k_norm", lambda: CALLS["rope_cache"](q_norm=W[0], k_norm=WANTS_GRADIENT[0], eps=1e-6)),
     ("q", lambda: decode_attention(WANTS_GRADIENT[:, None], CACHE, CACHE, ROWS)),
     ("up", lambda: swiglu(H, WANTS_GRADIENT)),
 ]
@@ -197,6 +202,7 @@ def test_nothing_waits_for_the_device():
         rows, keys, values = torch.zeros(70, 4), torch.zeros(70, 1, 6, 4), torch.zeros(70, 1, 6, 4)
         normed, _ = add_rms_norm(rows, rows, rows[0], 1e-6)
         query = rope_cache(normed, rows, swiglu(rows, rows), rows, rows, keys, values, ids.new_zeros(70).long())
+        rope_cache(normed, rows, rows, rows, rows, keys, values, ids[:, 0], q_norm=rows[0], k_norm=rows[0], eps=1e-6)
         decode_attention(query, keys, values, ids.new_zeros(70).long(), limit=5)
         with pytest.raises(DataDependentOutputException):  # the trap does close
             top.lse.sum().item()

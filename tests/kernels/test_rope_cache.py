@@ -65,6 +65,55 @@ def test_within_the_roundings_of_the_definition(backend, rows, heads, groups, si
         assert torch.equal(x[name], before[name]), f"{name} changed elsewhere than at the rows' positions"
 
 
+def norms(size: int, dtype: torch.dtype, eps: float = 1e-6) -> dict[str, torch.Tensor | float]:
+    """Weights for the heads of queries and keys, and what is added to the mean square."""
+    return {name: (1 + 0.3 * torch.randn(size)).to(dtype) for name in ("q_norm", "k_norm")} | {"eps": eps}
+
+
+# Heads as Qwen3 has them and as above; an eps that counts, and a head of zeros, which only eps keeps finite.
+@pytest.mark.parametrize(("heads", "groups", "size"), [(16, 8, 128), (14, 2, 64), (1, 1, 2), (6, 3, 20), (5, 5, 66)])
+@pytest.mark.parametrize("eps", [1e-6, 0.5])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_normalised_heads_within_the_roundings_of_the_definition(backend, heads, groups, size, eps, dtype):
+    x, own = example(3, heads, groups, size, dtype), norms(size, dtype, eps)
+    x["q"][1, :size] = 0.0
+    got = rope_cache(**x, **own, backend=backend)
+    assert got.dtype == dtype
+    info = torch.finfo(dtype)
+    for turned, source, weight in ((got, x["q"], own["q_norm"]), (x["keys"][range(3), :, x["positions"]], x["k"], own["k_norm"])):
+        wide = source.double().unflatten(1, (-1, size))
+        normed = weight.double() * wide / (wide.square().mean(-1, keepdim=True) + eps).sqrt()
+        want, error = exact(normed.flatten(1), x["cos"], x["sin"])
+        # Two roundings of the norm, both products and their sum are rounded, and float32 sums of squares.
+        assert ((turned.double() - want).abs() <= (2.6 * info.eps + 1e-6) * error + 8 * info.eps * info.tiny).all()
+    assert torch.equal(x["values"][range(3), :, x["positions"]], x["v"].unflatten(1, (groups, size)))
+    assert not got[1, 0].any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_torch_backends_bits_with_norms_are_those_of_transformers(dtype):
+    qwen3 = pytest.importorskip("transformers.models.qwen3.modeling_qwen3")
+    x, own = example(4, 8, 4, 32, dtype), norms(32, dtype)
+    want = []
+    for name in ("q", "k"):
+        norm = qwen3.Qwen3RMSNorm(32, eps=1e-6).to(dtype)
+        norm.weight.data = own[f"{name}_norm"]
+        want.append(norm(x[name].unflatten(1, (-1, 32))).detach()[:, :, None])
+    want_q, want_k = qwen3.apply_rotary_pos_emb(*want, x["cos"][:, None], x["sin"][:, None])
+    assert torch.equal(rope_cache(**x, **own, backend="torch"), want_q[:, :, 0])
+    assert torch.equal(x["keys"][range(4), :, x["positions"]], want_k[:, :, 0])
+
+
+def test_norms_make_heads_of_one_length_and_forget_their_scale(backend):
+    """Heads have the length √D whatever the queries' scale is, and the values none of it."""
+    x = example(4, 3, 3, 16, torch.float32)
+    ones = {"q_norm": torch.ones(16), "k_norm": torch.ones(16), "eps": 1e-12}
+    got = rope_cache(**x, **ones, backend=backend)
+    torch.testing.assert_close(got.norm(dim=-1), torch.full((4, 3), 4.0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(rope_cache(**x | {"q": 8 * x["q"]}, **ones, backend=backend), got, rtol=1e-5, atol=1e-6)
+    assert torch.equal(x["values"][range(4), :, x["positions"]], x["v"].unflatten(1, (3, 16)))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_torch_backends_bits_are_those_of_transformers(dtype):
     """The kernel's are the torch backend's: ``interpret`` and ``gpu`` compare them."""
@@ -81,6 +130,9 @@ def test_float64_is_computed_in_float64():
     x = example(3, 4, 2, 8, torch.float64)
     got = rope_cache(**x)
     torch.testing.assert_close(got, exact(x["q"], x["cos"], x["sin"])[0], rtol=1e-13, atol=1e-14)
+    own = norms(8, torch.float64)
+    normed = torch.nn.functional.rms_norm(x["q"].unflatten(1, (-1, 8)), (8,), own["q_norm"], 1e-6)
+    torch.testing.assert_close(rope_cache(**x, **own), exact(normed.flatten(1), x["cos"], x["sin"])[0], rtol=1e-13, atol=1e-14)
 
 
 def test_no_turn_changes_nothing_and_a_turn_keeps_lengths(backend):
