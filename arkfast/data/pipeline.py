@@ -11,18 +11,18 @@ import pickle
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from arkfast.audio import LogMel
+from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.data.pool import Job, Pool, WorkersBroken
 from arkfast.data.worker import Features, Prepare
 from arkfast.records import InputError, Utterance
 
 MAX_WINDOW = 1024  # clips in flight: bounds the memory, and their slot numbers always fit into a pipe that nobody reads yet
-VERDICT_ROWS = 1000  # of a stream of unknown length, judged as if this many had been seen: one early bad row is no verdict
 
 
 class FeatureItem(NamedTuple):
@@ -38,9 +38,8 @@ class FeatureItem(NamedTuple):
 class BadAudioPolicy:
     """What becomes of clips that cannot be used: ``fail`` ends the run at the first, ``skip:<max ratio>`` passes over them.
 
-    Items are judged in the data's order, so the verdict falls at the same row whatever the workers' timing. Where ``rows`` is known it is
-    ``bad > ratio · rows · (epochs begun)``: a set within the limit passes in any order, one over it fails within an epoch. Else it is
-    ``bad > ratio · max(seen, 1000)``. ``skip:1`` passes over any number.
+    Items are judged in the data's order, so the verdict falls at the same row whatever the workers' timing. ``BadAudioLimit`` says how many
+    may be bad.
 
     Args:
         rule: ``fail``, or ``skip:`` and a share in [0, 1].
@@ -59,38 +58,27 @@ class BadAudioPolicy:
         self, rule: str = "fail", *, rows: int | None = None, on_skip: Callable[[Utterance, InputError], None] | None = None
     ) -> None:
         self.rule, self._on_skip = rule, on_skip
-        self._ratio = None if rule == "fail" else _ratio(rule)
-        self._rows = rows
+        self._limit = BadAudioLimit(rule, rows=rows)
         self.seen = self.skipped = 0
 
     @property
     def skips(self) -> bool:
         """Whether a bad clip may be passed over."""
-        return self._ratio is not None
+        return self._limit.skips
 
     def judge(self, item: FeatureItem) -> None:
         """Count an item; raise its error, or ``InputError`` when the share of bad ones is past the limit."""
         self.seen += 1
         if not isinstance(error := item.features, InputError):
             return
-        if self._ratio is None:
+        if not self.skips:
             raise error
         self.skipped += 1
         if self._on_skip:
             self._on_skip(item.utterance, error)
-        # Bad rows may all stand at an epoch's start, so an epoch that has begun counts whole.
-        judged = max(self.seen, VERDICT_ROWS) if self._rows is None else self._rows * -(-self.seen // self._rows)
-        if self.skipped > self._ratio * judged:
+        if self._limit.passed(self.skipped, self.seen):
             message = f"{self.skipped} of {self.seen} clips so far are bad, over the limit of {self.rule}; the last: {error}"
             raise InputError(message) from error
-
-
-def _ratio(rule: str) -> float:
-    word, _, number = rule.partition(":")
-    with suppress(ValueError):
-        if word == "skip" and 0 <= float(number) <= 1:
-            return float(number)
-    raise ValueError(f"on_bad_audio: expected fail or skip:<max ratio> such as skip:0.01, got '{rule}'")
 
 
 class FeaturePipeline:

@@ -171,9 +171,9 @@ class TrainConfig:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
             raise ValueError("--batch_seconds: fills micro-batches of up to --per_device_train_batch_size rows, which is 1; raise that too")
-        from arkfast.data.pipeline import BadAudioPolicy
+        from arkfast.data.bad_audio import BadAudioLimit
 
-        BadAudioPolicy(self.on_bad_audio)
+        BadAudioLimit(self.on_bad_audio)
         profiled_steps(self.profile_steps)
         if self.lora_rank and self.freeze:
             raise ValueError(

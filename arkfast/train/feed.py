@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from arkfast import audio
 from arkfast.audio import LogMel
 from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, planned_seconds, read_manifest
+from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.data.dealer import Dealer, Window
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Utterance
@@ -52,7 +53,7 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
     with parallel.agreeing():
         # One rank reads the files' headers for all: the plan must be the same everywhere.
         if parallel.is_first:
-            skips = BadAudioPolicy(config.on_bad_audio).skips
+            skips = BadAudioLimit(config.on_bad_audio).skips
             seconds = planned_seconds(train, unreadable=config.max_audio_seconds if skips else None)
             dev_seconds = planned_seconds(dev)
             if not skips:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.distill import LossSum, metric_names
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
@@ -73,6 +74,7 @@ class Recorder:
         self._student = ModelCost(student)
         self._teacher = ModelCost(teacher) if teacher is not None and config.stage == "opd" else None
         self._peak = peak(parallel.device)
+        self._limit = BadAudioLimit(config.on_bad_audio, rows=rows)
         self._bad: list[str] = []
         self._unreported: list[str] = []
         self.bad_rows = 0
@@ -184,7 +186,7 @@ class Recorder:
             InputError: more rows are bad than ``--on_bad_audio`` allows.
         """
         found: list[str] = [text for texts in self._parallel.gather(list(own)) for text in texts]
-        bad, begun, rule = self.bad_rows + len(found), self._rows * -(-cursor // self._rows), self._config.on_bad_audio
-        if found and bad > float(rule.partition(":")[2]) * begun:
-            raise InputError(f"{bad} clips so far are bad, over the limit of {rule}; the last: {found[-1]}")
+        bad = self.bad_rows + len(found)
+        if found and self._limit.passed(bad, cursor):
+            raise InputError(f"{bad} clips so far are bad, over the limit of {self._limit.rule}; the last: {found[-1]}")
         return found
