@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +19,13 @@ from arkfast.kernels import (
     audio_embed_merge,
     decode_attention,
     gather_linear,
+    linear_kl,
     linear_log_softmax,
+    linear_logprob,
     linear_topk_lse,
     opd_union_kl,
     rope_cache,
+    row_log_softmax,
     sparse_weight_grad,
     swiglu,
     topk_lse,
@@ -40,6 +44,9 @@ CALLS = {
     "topk_lse": lambda **k: topk_lse(W, 2, **k),
     "linear_topk_lse": lambda **k: linear_topk_lse(H, W, 2, **k),
     "linear_log_softmax": lambda **k: linear_log_softmax(H, W, IDS, **k),
+    "row_log_softmax": lambda **k: row_log_softmax(W, IDS.repeat(3, 1), **k),
+    "linear_logprob": lambda **k: linear_logprob(H, W, IDS[:, 0], **k),
+    "linear_kl": lambda **k: linear_kl(H, W, H, W, **k),
     "gather_linear": lambda **k: gather_linear(H, W, IDS, **k),
     "sparse_weight_grad": lambda **k: sparse_weight_grad(S, IDS, H, 9, **k),
     "union_support": lambda **k: union_support(IDS, IDS, **k),
@@ -52,6 +59,14 @@ CALLS = {
     "decode_attention": lambda **k: decode_attention(H[:, None], CACHE, CACHE, ROWS, **k),
     "swiglu": lambda **k: swiglu(H, H, **k),
 }
+"""A call of every op, by its public name."""
+NO_OPS = {"available_backends", "fallbacks", "reset_usage", "usage"}
+"""Public functions that say something of the ops and compute nothing themselves."""
+
+
+def public_functions(package: Any) -> set[str]:
+    """The names that a package exports and that can be called, but for its types."""
+    return {name for name in package.__all__ if callable(value := getattr(package, name)) and not isinstance(value, type)}
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -67,8 +82,21 @@ def test_backends(name):
 
 def test_every_public_name_is_there():
     assert all(hasattr(kernels, name) for name in kernels.__all__)
-    assert set(CALLS) <= set(kernels.__all__)
+    assert set(CALLS) | NO_OPS == public_functions(kernels), "give a new op a call in CALLS"
     assert all(callable(getattr(kernels, name)) for name in CALLS)  # union_kl and gather_linear are functions, not their folders
+
+
+def test_an_op_without_a_call_is_noticed(monkeypatch):
+    monkeypatch.setattr(kernels, "new_op", lambda: None, raising=False)
+    monkeypatch.setattr(kernels, "__all__", [*kernels.__all__, "new_op"])
+    assert public_functions(kernels) - set(CALLS) - NO_OPS == {"new_op"}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_op_stands_in_the_table_of_kernels(name):
+    table = (Path(__file__).resolve().parents[2] / "kernels" / "README.md").read_text()
+    (row,) = (line for line in table.splitlines() if line.startswith("|") and f"`{name}`" in line.split("|")[2])
+    assert row.split("|")[1].strip(" `") == getattr(kernels, name).__module__.split(".")[2], "the op's folder"
 
 
 def test_importing_needs_torch_alone():
@@ -197,6 +225,11 @@ def test_nothing_waits_for_the_device():
         union_kl(scores[:, :3], logp, ids, tail=True, teacher_lse=top.lse, student_lse=lse, divergence="jsd").rows.sum().backward()
         union_topk_kl(hidden, top.values.new_zeros(70, 4), 3, blocked=blocked).backward()
         topk_lse(hidden, 3, blocked=blocked, gather_ids=ids, need_lse=True)
+        row_log_softmax(hidden, ids, blocked=blocked).sum().backward()
+        logprob, entropy = linear_logprob(hidden, weight, ids[:, 0], entropy=True, blocked=blocked)
+        (logprob.sum() + entropy.sum()).backward()
+        for reduction in ("mean", "none"):
+            linear_kl(hidden, weight, hidden, weight, blocked=blocked, row_weight=top.lse, reduction=reduction).sum().backward()
         audio = torch.zeros(70, 2, 4, requires_grad=True)
         audio_embed_merge(ids, weight, audio, blocked.new_zeros(70), 5).sum().backward()
         rows, keys, values = torch.zeros(70, 4), torch.zeros(70, 1, 6, 4), torch.zeros(70, 1, 6, 4)
