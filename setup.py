@@ -1,10 +1,11 @@
-"""Builds and installs arkfast: Python packages, the top-level ``kernels/<op>`` folders as ``arkfast.kernels.<op>``, and the C++ extension.
+"""Builds and installs arkfast: the Python packages, among them the top-level ``kernels/<op>`` through their links, and the C++ extension.
 
 The extension is optional. Without a working compiler the install succeeds and ``LogMel`` runs on its NumPy reference;
 set ``ARKFAST_REQUIRE_EXT=1`` to make a failed build an error.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,9 +13,32 @@ from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-KERNEL_PACKAGES = {f"arkfast.kernels.{path.parent.name}": str(path.parent) for path in Path("kernels").glob("*/__init__.py")}
+
+
+def check_links() -> None:
+    """Stop where a folder of ``kernels/`` is not in ``arkfast/kernels``: it would be left out of what is built, in silence."""
+    ops = sorted(path.parent.name for path in (ROOT / "kernels").glob("*/__init__.py"))
+    lost = [op for op in ops if not (ROOT / "arkfast" / "kernels" / op / "__init__.py").is_file()]
+    if lost:
+        sys.exit(
+            f"arkfast: error: arkfast/kernels has no link to {', '.join(f'kernels/{op}' for op in lost)}: this copy of the repository has "
+            "lost its symbolic links; clone it with 'git clone -c core.symlinks=true' (on Windows turn on its Developer Mode before), or "
+            "unpack an archive with a program that keeps links"
+        )
+
+
+class FreshBuildPy(build_py):
+    """Empties the build's copy of the package first: a module that was renamed since the last build would live on in the wheel."""
+
+    def run(self) -> None:
+        if not self.editable_mode:
+            built = Path(self.build_lib) / "arkfast"
+            if built.exists():
+                shutil.rmtree(built)
+        super().run()
 
 
 class CMakeBuild(build_ext):
@@ -49,10 +73,10 @@ class CMakeBuild(build_ext):
         return []
 
 
+check_links()
 setup(
-    packages=find_packages(include=["arkfast", "arkfast.*"]) + sorted(KERNEL_PACKAGES),
-    package_dir=KERNEL_PACKAGES,
+    packages=find_packages(include=["arkfast", "arkfast.*"]),
     package_data={"arkfast": ["py.typed", "*.pyi"]},
     ext_modules=[Extension("arkfast._C", [], optional=True)],
-    cmdclass={"build_ext": CMakeBuild},
+    cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
 )

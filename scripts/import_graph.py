@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 # Layer → (its modules, the third-party packages that it adds to those of the layers before it). ``command_line`` raises the error that
-# ``records`` defines, and a command imports the doors, so ``command_line`` and ``cli`` have a layer each.
+# ``records`` defines, a command imports the doors and ``python -m arkfast`` the command, so ``command_line``, ``cli`` and ``__main__``
+# have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
-    ({"records"}, {"numpy", "torch"}),
+    ({"records", "installation"}, {"numpy", "torch"}),
     ({"command_line", "plots"}, {"yaml"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
     ({"audio"}, {"soundfile", "soxr", "av"}),
@@ -26,6 +28,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"evaluate", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
     ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
     ({"cli"}, set()),
+    ({"__main__"}, set()),
 ]
 RANK = {name: depth for depth, (names, _) in enumerate(LAYERS) for name in names}
 ALLOWED = [set().union(*(extra for _, extra in LAYERS[: depth + 1])) for depth in range(len(LAYERS))]
@@ -34,17 +37,36 @@ ONLY_IN = {"jiwer": {"metrics"}, "matplotlib": {"quickstart"}, "espeakng_loader"
 
 
 def module_name(path: Path, root: Path) -> str:
-    """The name under which ``path`` is imported; the folders under ``kernels/`` are those of ``arkfast.kernels``."""
-    top = "arkfast.kernels" if path.is_relative_to(root / "kernels") else "arkfast"
-    base = root / ("kernels" if top == "arkfast.kernels" else "arkfast")
-    parts = path.relative_to(base).with_suffix("").parts
-    return ".".join((top, *(parts[:-1] if parts[-1] == "__init__" else parts)))
+    """The name under which ``path``, a file somewhere under ``arkfast/``, is imported."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def modules(root: Path) -> dict[str, Path]:
-    """Every module of the package by its name, each once, in the order of their paths."""
-    paths = sorted([*(root / "arkfast").rglob("*.py"), *(root / "kernels").rglob("*.py")])
+    """Every module of the package by its name, each once, in the order of their paths.
+
+    Links are followed: by those in ``arkfast/kernels`` the folders of ``kernels/`` are read, as ``arkfast.kernels.*`` and under no other
+    name. ``unlinked`` finds a folder of kernels that has no link.
+    """
+    walk = os.walk(root / "arkfast", followlinks=True)
+    paths = sorted(Path(folder, file) for folder, _, files in walk for file in files if file.endswith(".py"))
     return {module_name(path, root): path for path in paths}
+
+
+def unlinked(root: Path) -> list[str]:
+    """One sentence for each package in ``kernels/`` that ``arkfast/kernels`` has no relative link to, and for each link to no package."""
+    found = []
+    packages = {path.parent.name for path in (root / "kernels").glob("*/__init__.py")}
+    links = {path.name: path for path in (root / "arkfast" / "kernels").iterdir() if path.suffix != ".py" and path.name != "__pycache__"}
+    for name in sorted(packages | links.keys()):
+        target = os.path.join("..", "..", "kernels", name)
+        if name not in links:
+            found.append(f"kernels/{name} has no link: ln -s ../../kernels/{name} arkfast/kernels/{name}")
+        elif name not in packages:
+            found.append(f"arkfast/kernels/{name} leads to no package: kernels/{name}/__init__.py does not exist")
+        elif not links[name].is_symlink() or os.readlink(links[name]) != target:
+            found.append(f"arkfast/kernels/{name} must be a symbolic link to ../../kernels/{name}")
+    return found
 
 
 def import_statements(path: Path, name: str) -> Iterator[tuple[str, list[str]]]:
@@ -62,7 +84,7 @@ def import_statements(path: Path, name: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def imported(path: Path, name: str) -> Iterator[str]:
-    """Absolute names of all that a file imports: modules, and for ``from arkfast import x`` the name ``arkfast.x``."""
+    """Absolute names of all that a file imports: modules, and the names that it takes from ``arkfast`` itself."""
     for base, names in import_statements(path, name):
         if base == "arkfast" and names:
             yield from (f"arkfast.{x}" for x in names)
@@ -85,7 +107,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{name}: imports {target}; ours is arkfast.kernels")
             elif parts[0] == "arkfast":
                 there = parts[1] if len(parts) > 1 else ""
-                if there.startswith("__") or not there or there == here:
+                if there == "__version__" or not there or there == here:
                     continue
                 if there not in RANK:
                     found.append(f"{name}: imports {target}, which has no layer")

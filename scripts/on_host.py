@@ -89,17 +89,21 @@ def checked(*, gpus: int, port: int, flags: Sequence[str]) -> str:
         from arkfast.train.originals import without_original_flags
 
         parse(TrainConfig, without_original_flags(flags)[0], prog="arkfast train", description="")
-    versions = f"arkfast={importlib.metadata.version('arkfast')} torch={importlib.metadata.version('torch')}"
+    import arkfast
+
+    versions = f"arkfast={arkfast.__version__} torch={importlib.metadata.version('torch')}"
     return f"code={fingerprint()} {versions} python={platform.python_version()}"
 
 
 def fingerprint() -> str:
     """12 hex digits of the code that a run would import here, wherever it is installed."""
-    import arkfast.kernels
+    import arkfast
 
     digest = hashlib.sha256()
-    for folder in (*arkfast.__path__, *arkfast.kernels.__path__):
-        for path in sorted(Path(folder).rglob("*.py")):
+    for folder in arkfast.__path__:
+        # Links are followed: the folders of kernels are links in a checkout.
+        paths = [Path(inner, name) for inner, _, names in os.walk(folder, followlinks=True) for name in names if name.endswith(".py")]
+        for path in sorted(paths):
             digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 

@@ -22,7 +22,7 @@ sanitize() {
   done
   rm -rf "$build/site"
   mkdir -p "$build/site"
-  cp -r arkfast "$build/site/"
+  cp -rL arkfast "$build/site/" # links become folders: they would lead nowhere from there
   rm -f "$build"/site/arkfast/_C.*.so
   cmake -G Ninja -S csrc -B "$build/cmake" -DARKFAST_SANITIZE=ON -DCMAKE_CXX_COMPILER="$compiler" \
     -DCMAKE_LIBRARY_OUTPUT_DIRECTORY="$PWD/$build/site/arkfast" -Dpybind11_DIR="$(python -m pybind11 --cmakedir)" \

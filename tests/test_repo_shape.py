@@ -26,7 +26,19 @@ def load_import_graph() -> ModuleType:
 
 
 import_graph = load_import_graph()
-violations, cycle = import_graph.violations, import_graph.cycle
+violations, cycle, modules, unlinked = import_graph.violations, import_graph.cycle, import_graph.modules, import_graph.unlinked
+
+
+def write(root: Path, file: str, text: str) -> None:
+    """A file of a made-up checkout; a folder of ``kernels/`` gets its link."""
+    path = root / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    (root / "arkfast" / "kernels").mkdir(parents=True, exist_ok=True)
+    if file.startswith("kernels/"):
+        link = root / "arkfast" / path.parent.relative_to(root)
+        if not link.is_symlink():
+            link.symlink_to(Path("..", "..", "kernels", path.parent.name))
 
 
 def test_imports_follow_the_layers():
@@ -48,13 +60,12 @@ def test_imports_follow_the_layers():
         ("arkfast/train/x.py", "import librosa\n", "its layer may not use"),
         ("arkfast/train/x.py", "def f():\n    import jiwer\n", "its layer may not use"),
         ("arkfast/models/x.py", "from kernels import get_kernel\n", "ours is arkfast.kernels"),
+        ("kernels/common/x.py", "import kernels.swiglu\n", "arkfast.kernels.common.x: imports kernels.swiglu; ours is arkfast.kernels"),
+        ("arkfast/cli.py", "import arkfast.__main__\n", "which is not below it"),
     ],
 )
 def test_each_rule_catches_its_breach(tmp_path, file, text, message):
-    path = tmp_path / file
-    path.parent.mkdir(parents=True)
-    (tmp_path / "kernels").mkdir(exist_ok=True)
-    path.write_text(text)
+    write(tmp_path, file, text)
     assert any(message in violation for violation in violations(tmp_path)), violations(tmp_path)
 
 
@@ -72,11 +83,58 @@ def test_no_modules_import_each_other_in_a_circle():
 )
 def test_a_circle_is_found(tmp_path, files):
     for file, text in files.items():
-        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / file).write_text(text)
+        write(tmp_path, file, text)
     found = cycle(tmp_path)
     assert len(set(found)) == len(files), found
     assert found[0] == found[-1]
+
+
+def test_every_file_of_kernels_is_read_once_as_a_module_of_arkfast():
+    known = modules(ROOT)
+    files = [path.resolve() for path in known.values()]
+    assert len(set(files)) == len(files)
+    inner = {path.resolve(): name for name, path in known.items() if path.resolve().is_relative_to(ROOT / "kernels")}
+    assert inner.keys() == {path.resolve() for path in (ROOT / "kernels").rglob("*.py")}
+    assert len(inner) > 50
+    assert all(name.startswith("arkfast.kernels.") for name in inner.values())
+
+
+def test_ruff_reads_no_file_twice():
+    shown = subprocess.run(
+        [sys.executable, "-m", "ruff", "check", "--show-files", "."], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    files = [Path(line).resolve() for line in shown.stdout.splitlines()]
+    assert len(set(files)) == len(files)
+    assert ROOT / "kernels" / "row_topk" / "op.py" in files
+
+
+def test_folders_of_kernels_and_links_to_them_are_in_step():
+    assert unlinked(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "message"),
+    [
+        ("swiglu", None, "kernels/swiglu has no link"),
+        ("row_topk", "../../kernels/row_topk", "arkfast/kernels/row_topk leads to no package"),
+        ("swiglu", "../../kernels/common", "must be a symbolic link to ../../kernels/swiglu"),
+        ("swiglu", "{root}/kernels/swiglu", "must be a symbolic link to ../../kernels/swiglu"),
+        ("swiglu", "a copy of the folder", "must be a symbolic link to ../../kernels/swiglu"),
+    ],
+)
+def test_a_link_that_is_missing_stale_wrong_or_absolute_is_found(tmp_path, name, target, message):
+    for op in ("swiglu", "common"):
+        write(tmp_path, f"kernels/{op}/__init__.py", "")
+    write(tmp_path, "arkfast/kernels/__init__.py", "")
+    assert unlinked(tmp_path) == []
+    link = tmp_path / "arkfast" / "kernels" / name
+    link.unlink(missing_ok=True)
+    if target == "a copy of the folder":
+        write(link, "__init__.py", "")
+    elif target is not None:
+        link.symlink_to(target.format(root=tmp_path))
+    (found,) = unlinked(tmp_path)
+    assert message in found
 
 
 def test_kernels_folder_and_test_folders_are_not_packages():

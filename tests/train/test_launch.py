@@ -226,6 +226,25 @@ def test_the_check_reads_the_code_the_port_and_the_flags(cluster) -> None:
     assert f"port {port} is taken here; set MASTER_PORT" in busy.stdout
 
 
+def test_the_codes_fingerprint_covers_kernels_and_is_the_same_for_links_and_folders(tmp_path) -> None:
+    checkout, installed = tmp_path / "checkout", tmp_path / "installed"
+    for folder in (checkout / "kernels" / "common", checkout / "arkfast" / "kernels", installed / "arkfast" / "kernels" / "common"):
+        folder.mkdir(parents=True)
+    (checkout / "arkfast" / "kernels" / "common").symlink_to("../../kernels/common")
+    for root in (checkout, installed):
+        (root / "arkfast" / "__init__.py").write_text("")
+        (root / "arkfast" / "kernels" / "common" / "__init__.py").write_text("x = 1\n")
+
+    def fingerprint(root: Path) -> str:
+        code = f"import sys; sys.path[:0] = ['{root}', '{ROOT}/scripts']; import on_host; print(on_host.fingerprint())"
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    before = fingerprint(checkout)
+    assert fingerprint(installed) == before
+    (checkout / "kernels" / "common" / "__init__.py").write_text("x = 2\n")
+    assert fingerprint(checkout) != before
+
+
 def test_a_torchrun_that_keeps_its_own_grace_is_named_once(cluster) -> None:
     torch = cluster.folder / "old" / "torch"
     (torch / "distributed" / "launcher").mkdir(parents=True)
