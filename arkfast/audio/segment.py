@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from arkfast.audio.limits import most_samples
 from arkfast.audio.reference import SAMPLING_RATE
 from arkfast.records import InputError
+
+Sample = TypeVar("Sample", bound=np.generic)
 
 END_TOLERANCE = 0.05  # seconds by which end_time may pass the recording's end: manifests round, and encoders pad
 
@@ -63,16 +66,23 @@ def too_long(label: str, seconds: float | None, max_seconds: float | None) -> In
 
 
 def cut_samples(
-    samples: NDArray[np.generic], begin: float | None, end: float | None, *, max_seconds: float | None, label: str
-) -> NDArray[np.generic]:
+    samples: NDArray[Sample],
+    begin: float | None,
+    end: float | None,
+    *,
+    max_seconds: float | None,
+    label: str,
+    sampling_rate: int = SAMPLING_RATE,
+) -> NDArray[Sample]:
     """A segment of samples in memory, as ``load`` cuts it from a file of theirs.
 
     Args:
-        samples: [n] at 16 kHz, of any type.
+        samples: [n] of any type.
         begin: start in seconds; None or any negative number is the first sample.
         end: end in seconds; None or any negative number is the last sample.
         max_seconds: the longest segment allowed; None allows any.
         label: what errors call the samples.
+        sampling_rate: of the samples, in Hz.
 
     Returns:
         A view of the segment.
@@ -85,12 +95,12 @@ def cut_samples(
         raise InputError(f"{label}: expected samples in one dimension, got shape {list(np.shape(samples))}: mix channels down to mono")
     if not len(samples):
         raise InputError(f"{label}: the recording holds no samples")
-    if reason := outside(begin, end, len(samples) / SAMPLING_RATE):
+    if reason := outside(begin, end, len(samples) / sampling_rate):
         raise InputError(f"{label}: {reason}")
-    start = round(begin * SAMPLING_RATE)
-    stop = len(samples) if end is None else min(round(end * SAMPLING_RATE), len(samples))
-    check_samples(begin, start, stop, SAMPLING_RATE, label)
-    most = most_samples(max_seconds, SAMPLING_RATE)
+    start = round(begin * sampling_rate)
+    stop = len(samples) if end is None else min(round(end * sampling_rate), len(samples))
+    check_samples(begin, start, stop, sampling_rate, label)
+    most = most_samples(max_seconds, sampling_rate)
     if most is not None and stop - start > most:
-        raise too_long(label, (stop - start) / SAMPLING_RATE, max_seconds)
+        raise too_long(label, (stop - start) / sampling_rate, max_seconds)
     return samples[start:stop]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from pathlib import Path
 
@@ -115,6 +116,34 @@ def test_a_path_an_array_and_a_segment_are_the_same_clip(processor: ArkasrProces
         assert torch.equal(inputs["audios"][row], inputs["audios"][0])
         assert torch.equal(inputs["input_ids"][row], inputs["input_ids"][0])
     assert inputs["audio_lens"].tolist() == [75] * len(ways)
+
+
+@pytest.mark.parametrize("rate", [8000, 16000])
+def test_a_segment_of_an_array_is_that_of_a_file(tmp_path: Path, rate: int) -> None:
+    """One rule says which segments there are, how far an end may pass the recording's, and which samples they mean."""
+    path = write_wav(tmp_path / "a.wav", synthetic_speech(1.1, 3)[: rate + 5], rate)
+    samples, _ = soundfile.read(path, dtype="int16")
+    whole = len(samples) / rate
+    assert np.array_equal(
+        read_audio(samples, sampling_rate=rate, begin=0.5, end=whole + 0.03), read_audio(samples, sampling_rate=rate, begin=0.5)
+    )
+    drawn, outcomes = random.Random(rate), []
+    ends = [None, -1, 0.0, whole, *(whole + past for past in (0.03, 0.0499, 0.051, 1.0))]
+    for _ in range(200):
+        begin = drawn.choice([None, -1, 0.0, 0.5, whole, whole + 0.01, drawn.uniform(0, 1.1)])
+        end = drawn.choice([*ends, 0.5, drawn.uniform(0, 1.1)])
+        try:
+            expected = audio.load(path, begin=begin, end=end)
+        except InputError as error:
+            with pytest.raises(InputError) as raised:
+                read_audio(samples, sampling_rate=rate, begin=begin, end=end)
+            reason = str(error).removeprefix(f"{path}: ")
+            assert str(raised.value).endswith(reason)
+            outcomes.append(False)
+        else:
+            assert np.array_equal(read_audio(samples, sampling_rate=rate, begin=begin, end=end), expected)
+            outcomes.append(True)
+    assert 40 < sum(outcomes) < 160, "segments of both kinds"
 
 
 def test_arrays_at_another_rate_are_resampled_as_files_are(processor: ArkasrProcessor, tmp_path: Path) -> None:

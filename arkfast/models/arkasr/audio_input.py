@@ -23,8 +23,8 @@ def read_audio(
     Args:
         source: a path, the bytes of an audio file, or a mono array or tensor [samples] (float in −1..1, or int16).
         sampling_rate: of an array, in Hz; a file knows its own.
-        begin: start of the segment in seconds; None: the start.
-        end: end of the segment in seconds; None: the end.
+        begin: start of the segment in seconds; None or any negative number is the start.
+        end: end of the segment in seconds, at most 0.05 s past the recording's; None or any negative number is the end.
         where: what an error's message begins with, besides the path.
 
     Returns:
@@ -41,7 +41,10 @@ def read_audio(
         return audio.load(source, begin=begin, end=end, name=where)
     samples = _mono(source, where or "audio array")
     if begin is not None or end is not None:
-        samples = _segment(samples, sampling_rate, begin, end, where or "audio array")
+        from arkfast.audio.segment import cut_samples
+
+        label = f"{where or 'audio array'}: segment {begin or 0:g} to {'its end' if end is None else f'{end:g} s'}"
+        samples = cut_samples(samples, begin, end, max_seconds=None, label=label, sampling_rate=sampling_rate)
     return resample(samples, sampling_rate)
 
 
@@ -76,13 +79,3 @@ def _mono(source: Any, where: str) -> np.ndarray:
     if samples.dtype.kind != "f":
         raise InputError(f"{where}: samples must be floats in -1..1 or int16, got {samples.dtype}; convert and scale them")
     return np.ascontiguousarray(samples, dtype=np.float32)
-
-
-def _segment(samples: np.ndarray, sampling_rate: int, begin: float | None, end: float | None, where: str) -> np.ndarray:
-    length = len(samples) / sampling_rate
-    start, stop = begin or 0.0, length if end is None else end
-    if not 0 <= start < stop <= length + 1 / sampling_rate:
-        raise InputError(
-            f"{where}: segment {start:g} to {stop:g} s does not lie within the array's {length:g} s; correct begin_time and end_time"
-        )
-    return samples[round(start * sampling_rate) : round(stop * sampling_rate)]
