@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from arkfast.cli import main
+from arkfast.metrics import count_errors, word_errors
 from arkfast.records import InputError
 from arkfast.train.report.page import headline, marked, render
 from arkfast.train.report.run_records import RunRecords, read_run
@@ -183,6 +185,20 @@ def test_transcripts_are_marked_where_they_differ():
     assert marked("one", "") == "<del>one</del>"
     assert marked("", "") == '<span class="faint">nothing</span>'
     assert marked("四五 six", "四六 six") == "四 <mark>六</mark> six", "Han by the character, Latin by the word"
+
+
+@pytest.mark.parametrize(("words", "unit"), [("abcd", "word"), ("一二ab", "mixed")])
+def test_as_many_words_are_marked_as_errors_are_counted(words, unit):
+    drawn = random.Random(0)
+    pairs = [[" ".join(drawn.choices(words, k=drawn.randint(0, 12))) for _ in range(2)] for _ in range(1000)]
+    counted = count_errors([said for said, _ in pairs], [heard for _, heard in pairs], unit=unit)
+    if unit == "word":
+        assert (counted.errors == word_errors([said for said, _ in pairs], [heard for _, heard in pairs]).errors).all()
+    assert counted.errors.sum() > 3000
+    for i, (said, heard) in enumerate(pairs):
+        source = marked(said, heard)
+        assert source.count("<mark>") == counted.substitutions[i] + counted.insertions[i], (said, heard)
+        assert source.count("<del>") == counted.deletions[i], (said, heard)
 
 
 def test_samples_show_the_first_and_the_last_evaluation():

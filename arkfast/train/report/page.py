@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from difflib import SequenceMatcher
 from html import escape
 from typing import Any
 
-from arkfast.metrics import normalize, tokenize
+from arkfast.metrics import align, normalize, tokenize
 from arkfast.plots import Series, line_chart, number, page, share_bar
 from arkfast.train.config import TrainConfig
 from arkfast.train.report.run_records import RunRecords
@@ -215,17 +214,18 @@ def _sample(name: str, samples: list[dict[str, Any]]) -> str:
 
 
 def marked(reference: str, hypothesis: str, language: str | None = None) -> str:
-    """A transcript as markup, its wrong words marked and those it lacks struck in their places; normalised as it is scored."""
+    """A transcript as markup, its wrong and added words marked and those it lacks struck in their places: one mark for each error.
+
+    Both texts are normalised as they are scored and aligned as errors are counted. Where a script has no spaces between words, its
+    characters are aligned instead.
+    """
     said, heard = (tokenize(normalize(text, language=language), "mixed") for text in (reference, hypothesis))
     parts: list[str] = []
-    for kind, i, i_end, j, j_end in SequenceMatcher(None, said, heard, autojunk=False).get_opcodes():
-        if kind == "delete":
-            parts += [f"<del>{escape(word)}</del>" for word in said[i:i_end]]
-        elif kind == "equal":
-            parts += [escape(word) for word in heard[j:j_end]]
+    for pair in align(said, heard):
+        if pair.hypothesis is None:
+            parts.append(f"<del>{escape(pair.reference or '')}</del>")
         else:
-            parts += [f"<mark>{escape(word)}</mark>" for word in heard[j:j_end]]
-            parts += [f"<del>{escape(word)}</del>" for word in said[i + j_end - j : i_end]] if kind == "replace" else []
+            parts.append(escape(pair.hypothesis) if pair.right else f"<mark>{escape(pair.hypothesis)}</mark>")
     return " ".join(parts) or '<span class="faint">nothing</span>'
 
 
