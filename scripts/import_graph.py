@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import graphlib
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,15 @@ def imported(path: Path, name: str) -> Iterator[str]:
             yield base
 
 
+def imported_by_name(path: Path) -> Iterator[str]:
+    """Modules of arkfast that a file hands to ``import_module`` as strings, as ``arkfast.cli`` does with its commands."""
+    source = path.read_text(encoding="utf-8")
+    if "import_module" in source:
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and re.fullmatch(r"arkfast(\.\w+)+\.?", node.value):
+                yield node.value.rstrip(".")
+
+
 def violations(root: Path) -> list[str]:
     """One sentence for each import that breaks the table, and for each module that the table lacks."""
     found = []
@@ -101,7 +111,7 @@ def violations(root: Path) -> list[str]:
             found.append(f"{name}: has no layer; add it to the table")
             continue
         depth = RANK.get(here, 0)
-        for target in imported(path, name):
+        for target in (*imported(path, name), *(imported_by_name(path) if here else ())):
             parts = target.split(".")
             if parts[0] == "kernels":
                 found.append(f"{name}: imports {target}; ours is arkfast.kernels")
@@ -146,14 +156,14 @@ def cycle(root: Path) -> list[str]:
 
 
 def package_imports(root: Path) -> dict[str, set[str]]:
-    """For each module or folder right under ``arkfast``, the others that it imports."""
+    """For each module or folder right under ``arkfast``, the others that it imports, by name too."""
     found: dict[str, set[str]] = {}
     for name, path in modules(root).items():
         here = name.split(".")[1] if "." in name else ""
         if not here or here.startswith("__"):
             continue
         targets = found.setdefault(here, set())
-        for target in imported(path, name):
+        for target in (*imported(path, name), *imported_by_name(path)):
             parts = target.split(".")
             if parts[0] == "arkfast" and len(parts) > 1 and parts[1] != here and not parts[1].startswith("__"):
                 targets.add(parts[1])

@@ -62,6 +62,8 @@ def test_imports_follow_the_layers():
         ("arkfast/models/x.py", "from kernels import get_kernel\n", "ours is arkfast.kernels"),
         ("kernels/common/x.py", "import kernels.swiglu\n", "arkfast.kernels.common.x: imports kernels.swiglu; ours is arkfast.kernels"),
         ("arkfast/cli.py", "import arkfast.__main__\n", "which is not below it"),
+        ("arkfast/data/x.py", "from importlib import import_module\nx = import_module('arkfast.infer.command')\n", "which is not below it"),
+        ("arkfast/models/x.py", "import importlib\nx = importlib.import_module(f'arkfast.distill.{y}')\n", "which is not below it"),
     ],
 )
 def test_each_rule_catches_its_breach(tmp_path, file, text, message):
