@@ -54,8 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").partition(".")[0] == "arkfast":
             raise
-        what = f"package '{error.name}' is not installed" if isinstance(error, ModuleNotFoundError) and error.name else str(error)
-        print(f"arkfast {words[0]}: error: {what}; arkfast doctor names the extra that brings it", file=sys.stderr)
+        what = str(error)
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            what = f"package '{error.name}' is not installed; arkfast doctor names the extra that brings it"
+        print(f"arkfast {words[0]}: error: {what}", file=sys.stderr)
         return 2
 
 

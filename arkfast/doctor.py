@@ -1,4 +1,4 @@
-"""``arkfast doctor``: what is installed, what runs where, and what is missing for each door.
+"""``arkfast doctor``: what is installed, what runs where, what is missing for each door, and what other package stands in the way.
 
 Presence is asked of the installed packages' metadata, never of an import: a folder in the working directory can shadow a name.
 """
@@ -10,19 +10,19 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 from arkfast import __version__
 from arkfast.command_line import parse
+from arkfast.installation import DISTRIBUTION, install_hint, namesakes
 
-DOORS = {
-    "import (kernels)": ((), "pip install arkfast"),
-    "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml"), "pip install 'arkfast[asr]'"),
-    "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm"), "pip install 'arkfast[asr]'"),
-    "quickstart": (
-        ("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"),
-        "pip install 'arkfast[asr,quickstart]'",
-    ),
+DOORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "import (kernels)": ((), ()),
+    "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml"), ("asr",)),
+    "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm"), ("asr",)),
+    "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"), ("asr", "quickstart")),
 }
+"""Door → (the packages that it needs, the extras that bring them)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ def _packages() -> Iterator[str]:
 
 def _machine() -> Iterator[str]:
     yield f"  {'python':<20} {platform.python_version()} on {platform.system()} {platform.machine()}"
+    yield f"  {DISTRIBUTION:<20} {version(DISTRIBUTION) or 'not installed'}; the code runs from {Path(__file__).parent}"
     if version("torch") is None:
         yield "  torch                missing: nothing of arkfast runs without it"
         return
@@ -88,16 +89,24 @@ def _parts() -> Iterator[str]:
 
 
 def _doors() -> Iterator[str]:
-    for door, (needed, how) in DOORS.items():
+    for door, (needed, extras) in DOORS.items():
         missing = [name for name in needed if version(name) is None]
-        yield f"  {door:<20} " + (f"missing {', '.join(missing)}: {how}" if missing else "ready")
+        yield f"  {door:<20} " + (f"missing {', '.join(missing)}: {install_hint(*extras)}" if missing else "ready")
+
+
+def _to_mend() -> Iterator[str]:
+    for namesake in namesakes():
+        yield f"  {namesake.advice()}"
 
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0."""
     parse(DoctorConfig, argv, prog="arkfast doctor", description="Print what is installed, what runs, and what is missing for each door.")
-    for title, lines in (("machine", _machine()), ("in use", _parts()), ("doors", _doors()), ("packages", _packages())):
-        print(title if title != "machine" else f"arkfast {__version__}\n{title}")
+    print(f"arkfast {__version__}")
+    to_mend = list(_to_mend())
+    parts = {"machine": _machine(), "in use": _parts(), "doors": _doors(), "packages": _packages()}
+    for title, lines in (({"to mend": to_mend} if to_mend else {}) | parts).items():
+        print(title)
         for line in lines:
             print(line)
     return 0

@@ -46,16 +46,17 @@ class Namesake:
 
     def advice(self) -> str:
         """One sentence: what it is, and what to do about it."""
+        leftover = self.folder / f"{_PACKAGE}.egg-info"
+        remedy = f"pip uninstall {self.name}"
         if self.ours:
-            return (
-                f"{self.name} {self.version} in {self.folder} is this project under its earlier name: pip uninstall {self.name} "
-                f"(or delete {self.folder / f'{self.name}.egg-info'}), then {install_hint('asr')}"
-            )
-        harm = "whose files can hide this one's or mix with them" if self.provides_package else "which has the name of this one's import"
-        return (
-            f"{self.name} {self.version} in {self.folder} is another project's package, {harm}: pip uninstall {self.name}, "
-            f"then {install_hint('asr')}"
-        )
+            what = "is this project under its earlier name"
+            if leftover.exists():  # left beside the sources by a build: pip does not remove it
+                remedy = f"delete {leftover}"
+        elif self.provides_package:
+            what = "is another project's package, whose files can hide this one's or mix with them"
+        else:
+            what = "is another project's package, which has the name of this one's import"
+        return f"{self.name} {self.version} in {self.folder} {what}: {remedy}, then {install_hint('asr')}"
 
 
 def namesakes() -> list[Namesake]:

@@ -26,6 +26,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from arkfast.audio import load
+from arkfast.installation import install_hint
 
 try:
     import av
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows = measure(options.seconds, options.rounds, Path(folder))
     print(table(rows))
     if av is None:
-        print("PyAV is not installed: m4a and webm are left out (pip install 'arkfast[containers]')", file=sys.stderr)
+        print(f"PyAV is not installed: m4a and webm are left out; {install_hint('containers')}", file=sys.stderr)
     if options.out:
         options.out.write_text(json.dumps({"name": "decode", "device": device(), "rows": rows}, indent=1) + "\n")
 

@@ -27,7 +27,23 @@ install() {
 }
 : >.venv/setup.log
 install --upgrade pip "setuptools>=77"
+# This project's distribution was once named arkfast, as another project's on the package index is. Whatever has that name goes before
+# arkfast-opd comes, since both own the command: ours is removed here, a stranger's package is the user's to remove.
+rm -rf arkfast.egg-info
+.venv/bin/python - <<'PY' >>.venv/setup.log
+import subprocess, sys
+from pathlib import Path
+
+from arkfast.installation import namesakes
+
+for namesake in namesakes():
+    if not namesake.folder.is_relative_to(Path(sys.prefix).resolve()):
+        continue
+    if not namesake.ours:
+        sys.exit(f"arkfast: {namesake.advice()}")
+    subprocess.run([sys.executable, "-m", "pip", "uninstall", "--yes", namesake.name], check=True)
+PY
 # One resolver run for everything, so that the pin in constraints.txt decides which torch build comes.
 install -c constraints.txt -e '.[asr,serve,eval,train,quickstart,dev]'
-.venv/bin/python -c "import arkfast.cli"
+(cd .venv && bin/python -c "import arkfast.cli, arkfast.kernels") # from elsewhere: as installed, not as it lies here
 printf '%s' "$wanted" >"$stamp"

@@ -123,7 +123,7 @@ def extension() -> Any | None:
     except ImportError as error:
         warnings.warn(
             f"arkfast: the C++ extension is not available ({error}); LogMel runs on its NumPy reference, several times slower. "
-            "Install a C++17 compiler and reinstall arkfast with ARKFAST_REQUIRE_EXT=1 to see what fails.",
+            "Install a C++17 compiler and repeat the installation with ARKFAST_REQUIRE_EXT=1 to see what fails.",
             RuntimeWarning,
             stacklevel=3,
         )

@@ -10,7 +10,7 @@ no file; a dangling symbolic link                          no such file
 a folder, pipe, socket or device (never opened)            not a regular file
 zero bytes; a header without samples                       the file is empty; the recording holds no samples
 text, a web page, random bytes, whatever the extension     not audio: … and what the first bytes look like
-m4a, webm, wma, aac, amr, piped flac without PyAV          needs PyAV: pip install 'arkfast[containers]'
+m4a, webm, wma, aac, amr, piped flac without PyAV          needs PyAV: pip install -e '.[containers]' (in a …
 a video without sound                                      no audio track in it
 a head that no decoder takes                               damaged at its head
 cut wav, rf64, w64, aiff, au, caf, NIST, m4a, webm         truncated: its header announces … bytes and it has …

@@ -23,6 +23,7 @@ from arkfast.audio.flac import FlacOrder
 from arkfast.audio.resample import downmix
 from arkfast.audio.sniff import ADTS, AMR, MP4, PIPED_FLAC, Format
 from arkfast.audio.source import Bytes
+from arkfast.installation import install_hint
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _av(label: str, form: Format) -> ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise InputError(f"{label}: reading {form.name} needs PyAV: pip install 'arkfast[containers]', or convert the file") from error
+        raise InputError(f"{label}: reading {form.name} needs PyAV: {install_hint('containers')}, or convert the file") from error
     return av
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from arkfast.installation import install_hint
+
 
 def downmix(block: NDArray[np.float32]) -> NDArray[np.float32]:
     """The average of the channels: [n, channels] → a new [n].
@@ -42,7 +44,7 @@ class Resampler:
             try:
                 import soxr
             except ModuleNotFoundError as error:
-                raise ImportError("resampling needs soxr: pip install 'arkfast[asr]'") from error
+                raise ImportError(f"resampling needs soxr: {install_hint('asr')}") from error
             self._stream = soxr.ResampleStream(rate, target, 1, dtype="float32", quality="HQ")
 
     def push(self, block: NDArray[np.float32]) -> None:

@@ -22,6 +22,7 @@ from arkfast.audio.ogg import OggState, walk_pages
 from arkfast.audio.resample import downmix
 from arkfast.audio.sniff import FLAC, MP3, OGG, Format
 from arkfast.audio.source import Bytes
+from arkfast.installation import install_hint
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def _soundfile() -> ModuleType:
     try:
         import soundfile
     except ModuleNotFoundError as error:
-        raise ImportError("reading recordings needs soundfile: pip install 'arkfast[asr]'") from error
+        raise ImportError(f"reading recordings needs soundfile: {install_hint('asr')}") from error
     return soundfile
 
 

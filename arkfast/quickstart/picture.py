@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arkfast.installation import install_hint
 from arkfast.metrics import align
 from arkfast.quickstart.results import Report, Transcription
 from arkfast.records import InputError
@@ -46,7 +47,7 @@ def draw_picture(report: Report, path: Path) -> Path:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("the report's picture needs matplotlib, which is missing: pip install 'arkfast[quickstart]'") from error
+        raise InputError(f"the report's picture needs matplotlib, which is missing: {install_hint('quickstart')}") from error
     figure = Figure(figsize=(13.6, 5.6), dpi=140, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(

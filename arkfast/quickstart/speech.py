@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import soxr
 
+from arkfast.installation import install_hint
 from arkfast.records import InputError
 
 SAMPLE_RATE = 16_000
@@ -81,7 +82,7 @@ class Synthesizer:
             import espeakng_loader
         except ImportError as error:
             raise InputError(
-                "synthetic speech needs the package espeakng-loader, which is missing: pip install 'arkfast[quickstart]'"
+                f"synthetic speech needs the package espeakng-loader, which is missing: {install_hint('quickstart')}"
             ) from error
         self._library = str(espeakng_loader.get_library_path())
         self._data = str(espeakng_loader.get_data_path())

@@ -339,10 +339,10 @@ def test_max_seconds(write, speech, rate):
 def test_missing_packages_are_named(write, speech, monkeypatch):
     path = write(speech(800), 8000)
     monkeypatch.setitem(sys.modules, "soxr", None)
-    with pytest.raises(ImportError, match=r"needs soxr: pip install 'arkfast\[asr\]'"):
+    with pytest.raises(ImportError, match=r"needs soxr: pip install -e '\.\[asr\]'"):
         load(path)
     monkeypatch.setitem(sys.modules, "soundfile", None)
-    with pytest.raises(ImportError, match=r"needs soundfile: pip install 'arkfast\[asr\]'"):
+    with pytest.raises(ImportError, match=r"needs soundfile: pip install -e '\.\[asr\]'"):
         load(path)
 
 

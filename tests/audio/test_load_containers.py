@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from arkfast.audio import duration, load
 from arkfast.records import InputError
 
-av = pytest.importorskip("av", reason="PyAV is not installed: pip install 'arkfast[containers]'")
+av = pytest.importorskip("av", reason="PyAV is not installed: the extra containers brings it")
 
 NOISE = np.random.default_rng(5).bytes(200000)
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "frag_duration": "500000"}

@@ -72,7 +72,7 @@ def test_containers_need_the_extra(tmp_path, monkeypatch, head, name):
     for read in (load, duration):
         with pytest.raises(InputError) as caught:
             read(path)
-        assert str(caught.value).startswith(f"{path}: reading {name} needs PyAV: pip install 'arkfast[containers]'")
+        assert str(caught.value).startswith(f"{path}: reading {name} needs PyAV: pip install -e '.[containers]'")
 
 
 @pytest.mark.parametrize(

@@ -129,7 +129,7 @@ def test_wetext_reads_numbers_out_in_the_languages_it_has() -> None:
 def test_missing_package_fails_and_says_what_to_install(monkeypatch: pytest.MonkeyPatch, name: str, module: str, package: str) -> None:
     monkeypatch.setattr("arkfast.metrics.normalizers._plain", _plain.__wrapped__)  # no cached normaliser answers
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(InputError, match=rf"{package}.*pip install 'arkfast\[eval\]'"):
+    with pytest.raises(InputError, match=rf"{package}.*pip install -e '\.\[eval\]'"):
         get_normalizer(name)
 
 

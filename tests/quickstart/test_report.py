@@ -243,6 +243,6 @@ def test_report_can_be_written_at_any_moment(report: Report, tmp_path: Path) -> 
 
 def test_missing_matplotlib_is_named_with_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(InputError, match=r"pip install 'arkfast\[quickstart\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[quickstart\]'"):
         write_report(tmp_path, REPORT)
     assert list(tmp_path.iterdir()) == []

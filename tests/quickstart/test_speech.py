@@ -130,5 +130,5 @@ def test_every_voice_of_the_default_recipe_exists_and_variants_differ(synthesize
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "espeakng_loader", None)
-    with pytest.raises(InputError, match=r"pip install 'arkfast\[quickstart\]'"):
+    with pytest.raises(InputError, match=r"pip install -e '\.\[quickstart\]'"):
         Synthesizer()

@@ -60,7 +60,7 @@ def test_a_log_without_tensorboard_installed_says_what_to_install(tmp_path, monk
     from arkfast.records import InputError
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match=r"--tensorboard: .*install arkfast\[train\]"):
+    with pytest.raises(InputError, match=r"--tensorboard: .*pip install -e '\.\[train\]'"):
         RunLog(tmp_path / "m.jsonl", start_step=0, total_steps=1, print_every=1, tensorboard=tmp_path / "tb")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from arkfast.installation import install_hint
 from arkfast.metrics.languages import canonical
 from arkfast.metrics.normalizers import basic
 from arkfast.metrics.normalizers.record import Normalizer, by_text, hash_files
@@ -84,6 +85,6 @@ def _files(package: str, endings: tuple[str, ...]) -> list[Path]:
 
 def _missing(normalizer: str, package: str) -> InputError:
     return InputError(
-        f"normalizer '{normalizer}' needs the package {package}, which is not installed: pip install 'arkfast[eval]', or choose "
+        f"normalizer '{normalizer}' needs the package {package}, which is not installed: {install_hint('eval')}, or choose "
         "normalizer 'basic'"
     )

@@ -13,19 +13,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from arkfast.installation import install_hint
 from arkfast.records import InputError
 from arkfast.train.folders import write_atomically
+from arkfast.train.logging.phase_table import STEP, parts_of
 
-SHARES = {
-    "data_wait_max": "data",
-    "encode_time_max": "encode",
-    "rollout_time_max": "rollout",
-    "teacher_time_max": "teacher",
-    "student_score_time_max": "loss",
-    "backward_max": "backward",
-    "optimizer_max": "optimizer",
-}
-"""Phases whose shares of the step the bar shows."""
+SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if phase.short)
+"""Phases whose shares of the step the bar shows, as the log and the bar call them."""
 
 
 def progress(record: dict[str, Any]) -> str:
@@ -35,7 +29,8 @@ def progress(record: dict[str, Any]) -> str:
         parts += [f"{record['tokens_per_second']:.0f} tok/s", f"{record['audio_seconds_per_second']:.1f} audio-s/s"]
     if "mfu" in record:
         parts.append(f"MFU {100 * record['mfu']:.0f}%")
-    shares = {name: record.get(key, 0.0) / record["time_per_step"] for key, name in SHARES.items()} if record["time_per_step"] else {}
+    seconds = record[STEP.logged]
+    shares = {name: record.get(key, 0.0) / seconds for key, name in SHARES} if seconds else {}
     return " ".join([*parts, *(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share >= 0.01)])
 
 
@@ -43,7 +38,7 @@ def _tensorboard(folder: Path, start_step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise InputError(f"--tensorboard: {error}; install arkfast[train], or leave it out") from error
+        raise InputError(f"--tensorboard: {error}: {install_hint('train')}, or leave it out") from error
     return SummaryWriter(str(folder), purge_step=start_step + 1)  # points of later steps, from before a resume, are no longer shown
 
 
