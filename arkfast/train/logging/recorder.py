@@ -16,6 +16,7 @@ from arkfast.distill import LossSum, metric_names
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
 from arkfast.train.config import TrainConfig
+from arkfast.train.logging.phase_table import STEP
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.readback import Readback
 from arkfast.train.logging.step_metrics import StepMetrics
@@ -51,7 +52,7 @@ class Measured(NamedTuple):
     metrics: list[float]
     """This rank's, as ``StepMetrics.pack`` lays them out."""
     seconds: dict[str, float]
-    """By phase, this rank's; ``step`` is the whole."""
+    """By the names of ``phase_table``, this rank's."""
     batches: list[Batch]
     """This rank's."""
 
@@ -121,7 +122,7 @@ class Recorder:
         own = {"audio_seconds": sum(batch.seconds for batch in step.batches), "bad_rows": float(len(self._unreported))}
         work = self._work(step.batches, step.positions)
         measured = self._metrics.total(step.metrics, step.positions, own | work, step.seconds)
-        seconds = step.seconds["step"]
+        seconds = step.seconds[STEP.name]
         operations = measured.pop("operations")
         measured["audio_seconds"] = round(measured["audio_seconds"], 2)
         measured["tokens"] = int(measured["tokens"])
@@ -165,7 +166,7 @@ class Recorder:
         line |= {"positions": int(result.count), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
         if config.stage != "sft":
             line["teacher_backend"] = config.teacher_backend
-        line["time_per_step"] = round(step.seconds["step"], 4)
+        line[STEP.logged] = round(step.seconds[STEP.name], 4)
         if bad:
             line["bad_audio"] = self.judge(self._unreported, state.cursor)
             self._unreported = []

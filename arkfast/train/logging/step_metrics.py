@@ -11,24 +11,14 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from arkfast.distill import LossSum
+from arkfast.train.logging.phase_table import PHASES, STEP
 from arkfast.train.parallel import Parallel
 
-PHASES = ("data_wait", "move_batch", "encode", "rollout", "teacher", "student_score", "backward", "optimizer")
-"""What is timed in a step; each is logged as its largest value over the ranks."""
-NAMES_OF_PHASES = {
-    "data_wait": "data_wait_max",
-    "move_batch": "move_batch_max",
-    "encode": "encode_time_max",
-    "rollout": "rollout_time_max",
-    "teacher": "teacher_time_max",
-    "student_score": "student_score_time_max",
-    "backward": "backward_max",
-    "optimizer": "optimizer_max",
-}
-"""The original's names in the log, where it has them."""
-PLACES = (*PHASES, "positions")
+TIMED = tuple(phase for phase in PHASES if phase is not STEP)
+"""What is timed within a step; each is logged as its largest value over the ranks."""
+PLACES = (*(phase.name for phase in TIMED), "positions")
 """What each rank reports in a place of its own."""
-COMPUTE = ("encode", "rollout", "teacher", "student_score")
+COMPUTE = tuple(phase.name for phase in TIMED if phase.compute)
 """Phases whose sum is the original's ``compute``."""
 
 
@@ -59,7 +49,7 @@ class StepMetrics:
             packed: what ``pack`` gave.
             positions: this rank's counting positions.
             sums: host numbers by the names given to the constructor.
-            phases: seconds by ``PHASES``.
+            phases: seconds by the names of ``PHASES``.
         """
         own = [*packed, *(sums[name] for name in self._sums), *self._slots({**phases, "positions": positions})]
         added_up = self._parallel.total(torch.tensor(own, dtype=torch.float64)).tolist()
@@ -77,7 +67,7 @@ class StepMetrics:
 
     def _extremes(self, slots: Sequence[float]) -> dict[str, float]:
         ranks = [dict(zip(PLACES, slots[i : i + len(PLACES)], strict=True)) for i in range(0, len(slots), len(PLACES))]
-        times = {logged: max(rank[name] for rank in ranks) for name, logged in NAMES_OF_PHASES.items()}
+        times = {phase.logged: max(rank[phase.name] for rank in ranks) for phase in TIMED}
         times["compute_max"] = max(sum(rank[name] for name in COMPUTE) for rank in ranks)
         times["teacher_time_min"] = min(rank["teacher"] for rank in ranks)
         positions = [int(rank["positions"]) for rank in ranks]

@@ -15,6 +15,7 @@ from typing import Any
 from arkfast.metrics import align, normalize, tokenize
 from arkfast.plots import Series, line_chart, number, page, share_bar
 from arkfast.train.config import TrainConfig
+from arkfast.train.logging.phase_table import STEP, parts_of, phase_named
 from arkfast.train.report.run_records import RunRecords
 
 _STYLE = """
@@ -40,21 +41,11 @@ _CHARTS: tuple[tuple[str, str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("Union and overlap", "ids a position", True, (("opd_valid_topk_mean", "union"), ("opd_overlap_mean", "in both top-k"))),
     ("Rollout length", "tokens", True, (("generated_tokens_mean", "tokens"),)),
     ("Rollouts", "share", True, (("generated_stopped", "stopped by themselves"), ("generated_nonempty", "not empty"))),
-    ("Step time", "seconds", True, (("time_per_step", "step"), ("data_wait_max", "waiting for data"))),
+    ("Step time", "seconds", True, tuple((timed.logged, timed.label) for timed in (STEP, phase_named("data_wait")))),
     ("Speed", "audio seconds a second", True, (("audio_seconds_per_second", "audio"),)),
     ("MFU", "share of the device's peak", True, (("mfu", "MFU"),)),
 )
-# Phases of a step in the order they come, and what the page calls them.
-_PHASES = (
-    ("data_wait_max", "waiting for data"),
-    ("move_batch_max", "moving the batch"),
-    ("encode_time_max", "student's encoder"),
-    ("rollout_time_max", "rollout"),
-    ("teacher_time_max", "teacher"),
-    ("student_score_time_max", "scores and loss"),
-    ("backward_max", "backward"),
-    ("optimizer_max", "optimizer"),
-)
+_PHASES = parts_of(STEP.name)
 _MOST_SAMPLES = 12
 
 
@@ -103,9 +94,9 @@ def _values(records: Iterable[dict[str, Any]], name: str) -> list[float]:
 
 
 def _tiles(run: RunRecords) -> str:
-    seconds = sum(_values(run.steps, "time_per_step"))
+    seconds = sum(_values(run.steps, STEP.logged))
     heard = [record for record in run.steps if "audio_seconds" in record]  # several ranks measure only some steps in full
-    audio, meanwhile = sum(_values(heard, "audio_seconds")), sum(_values(heard, "time_per_step"))
+    audio, meanwhile = sum(_values(heard, "audio_seconds")), sum(_values(heard, STEP.logged))
     tiles = [("steps", f"{run.steps[-1]['step']:,}" if run.steps else "0")]
     if run.steps and _is_number(run.steps[-1].get("epoch")):
         tiles.append(("epochs", f"{run.steps[-1]['epoch']:.2f}"))
@@ -171,9 +162,9 @@ def _series(records: Sequence[dict[str, Any]], name: str, label: str, tone: int,
 
 def _shares(run: RunRecords) -> str:
     """The phases' shares of the time of the steps that measured them; what no phase holds is the rest."""
-    steps = [record for record in run.steps if any(name in record for name, _ in _PHASES)]
-    totals = [(label, sum(_values(steps, name))) for name, label in _PHASES if _values(steps, name)]
-    whole, named = sum(_values(steps, "time_per_step")), sum(seconds for _, seconds in totals)
+    steps = [record for record in run.steps if any(timed.logged in record for timed in _PHASES)]
+    totals = [(timed.label, sum(_values(steps, timed.logged))) for timed in _PHASES if _values(steps, timed.logged)]
+    whole, named = sum(_values(steps, STEP.logged)), sum(seconds for _, seconds in totals)
     if not named > 0:
         return ""
     note = "seconds in all; of each phase that of its slowest rank"
@@ -183,7 +174,7 @@ def _shares(run: RunRecords) -> str:
         note += f"; phases overlap, their sum is {named / whole:.2f} times the steps' time"
     by_tone: dict[int, Series] = {}  # the bar's colours; of two phases that share one, the longer
     for i, (label, _) in sorted(enumerate(totals), key=lambda item: -item[1][1]):
-        name = next((name for name, called in _PHASES if called == label), None)
+        name = next((timed.logged for timed in _PHASES if timed.label == label), None)
         if name is not None and len(by_tone) < 5:
             by_tone.setdefault(i % 6 + 1, _series(steps, name, label, i % 6 + 1))
     over_time = [by_tone[tone] for tone in sorted(by_tone)]
