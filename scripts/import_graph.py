@@ -18,11 +18,11 @@ from pathlib import Path
 # have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records", "installation"}, {"numpy", "torch"}),
-    ({"command_line", "plots"}, {"yaml"}),
+    ({"command_line", "files", "plots"}, {"yaml"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
     ({"audio"}, {"soundfile", "soxr", "av"}),
     ({"data"}, {"tokenizers"}),
-    ({"models"}, {"transformers", "safetensors"}),
+    ({"models"}, {"transformers", "safetensors", "huggingface_hub"}),
     ({"engine", "testing"}, set()),
     ({"distill"}, set()),
     ({"train", "infer", "manifest"}, {"tqdm", "rich", "ray"}),
