@@ -33,7 +33,7 @@ class TranscribeConfig(TranscribeOptions):
     output: Path
     """JSONL file for the transcripts, one row for each input row in the same order; replaced only when the new one is complete."""
     model_path: Path
-    """Folder of a Transformers checkpoint."""
+    """Folder of a Transformers checkpoint, or a Hugging Face repository as organisation/name."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
         try:
             transcriber = Transcriber(
                 model_path,
+                revision=options.revision,
                 device=options.device,
                 dtype=options.dtype,
                 attn_implementation=options.attn_impl,

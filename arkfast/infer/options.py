@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 class TranscribeOptions:
     """How to transcribe, wherever the rows come from and go to."""
 
+    revision: str | None = None
+    """Branch, tag or commit of --model_path where that is a Hugging Face repository; its default branch by default."""
     processor_path: Path | None = None
-    """Folder of the tokenizer; the checkpoint's own by default."""
+    """Folder of the tokenizer, or a Hugging Face repository as organisation/name@revision; the checkpoint's own by default."""
     batch_size: int = 40
     """Most clips decoded together; transcripts do not depend on it."""
     max_new_tokens: int = 256

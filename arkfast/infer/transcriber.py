@@ -40,12 +40,15 @@ class Transcriber:
     size or the order.
 
     Args:
-        model_path: folder of a Transformers checkpoint with its tokenizer.
+        model_path: folder of a Transformers checkpoint with its tokenizer, or a repository of the Hugging Face Hub that holds one, as
+            ``organisation/name``; a folder wins.
+        revision: branch, tag or commit of the repository; None is its default branch.
         device: as torch spells it; None takes the GPU where there is one.
         dtype: of the weights; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
         attn_implementation: of the prompt's attention; ``auto`` is sdpa, which ``flash_attention_2`` is taken for: its flash kernels are
             PyTorch's own.
-        processor_path: folder of the tokenizer; None: the checkpoint's own.
+        processor_path: folder or repository of the tokenizer; None: the checkpoint's own. Another revision of a repository is
+            ``organisation/name@revision``.
         batch_size: most clips decoded together.
         max_new_tokens: where a transcript is cut (``finish_reason`` says so).
         max_audio_seconds: a longer clip is a failed row, never a shortened one.
@@ -57,10 +60,11 @@ class Transcriber:
             and none for a CPU, which is busy decoding.
 
     Raises:
-        InputError: an argument out of range, no whole checkpoint at ``model_path``, a tokenizer that is not the model's, a device that is
-            not there, or more audio and tokens than the model has positions.
+        InputError: an argument out of range, no whole checkpoint at ``model_path`` or none that can be fetched, a tokenizer that is not the
+            model's, a device that is not there, or more audio and tokens than the model has positions.
 
     Attributes:
+        model_commit: the commit of the repository that the model came from; None for a folder.
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
             decoding and resampling of audio are left out, and so are features that workers made meanwhile.
     """
@@ -69,6 +73,7 @@ class Transcriber:
         self,
         model_path: str | Path,
         *,
+        revision: str | None = None,
         device: str | torch.device | None = None,
         dtype: DType = "auto",
         attn_implementation: Attention = "auto",
@@ -94,17 +99,23 @@ class Transcriber:
 
         from arkfast.engine import Engine, Sampling
         from arkfast.models import load_model
+        from arkfast.models.hub import checkpoint_folder, commit_of
 
         self.device = _device(device)
+        folder = checkpoint_folder(model_path, revision=revision, flag="model_path")
+        self.model_commit = commit_of(folder)
+        tokenizer = folder
+        if processor_path is not None and Path(processor_path) != Path(model_path):
+            tokenizer = checkpoint_folder(processor_path, flag="processor_path", contents="processor")
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
         self._model: Any = load_model(
-            model_path,
+            folder,
             dtype=getattr(torch, dtype),
             attn_implementation="eager" if attn_implementation == "eager" else "sdpa",
             device=self.device,
         )
-        self._tokenizer, self._prompt = _load_tokenizer(model_path if processor_path is None else processor_path, self._model.config)
+        self._tokenizer, self._prompt = _load_tokenizer(tokenizer, self._model.config)
         self._sampling = sampling or Sampling()
         self._gain = audio_gain
         self._log_mel = _timed_log_mel(self._model.config.whisper_config.num_mel_bins, self._spend)
@@ -268,14 +279,12 @@ def _positions(prompt: Prompt, config: Any, *, max_audio_seconds: float, max_new
     return positions
 
 
-def _load_tokenizer(path: str | Path, config: Any) -> tuple[Any, Prompt]:
+def _load_tokenizer(path: Path, config: Any) -> tuple[Any, Prompt]:
     """The tokenizer of a folder, and the prompt in its ids, which have to be the model's."""
     from transformers import AutoTokenizer
 
     from arkfast.data import Prompt
 
-    if not Path(path).is_dir():
-        raise InputError(f"{path}: no such folder; give the one that holds the tokenizer")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         prompt = Prompt.asr(tokenizer, merge_factor=config.merge_factor)
