@@ -126,6 +126,7 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any
         transcripts_sha256=transcripts_sha256,
         output_sha256=digest,
         model_path=None if config.model_path is None else str(config.model_path),
+        model_commit=None if found.transcription is None else found.transcription.model_commit,
         group_by=config.group_by,
         comparison=None if found.comparison is None else found.comparison.to_dict(),
         gate=None if found.verdict is None else found.verdict.to_dict(),

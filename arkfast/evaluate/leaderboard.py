@@ -45,7 +45,9 @@ class LeaderboardConfig:
     manifest: Path
     """JSONL manifest of one data set and split: audio, text, id; parent_id and chunk_index where sessions were cut into chunks."""
     model_path: Path
-    """Folder of a checkpoint."""
+    """Folder of a checkpoint, or a Hugging Face repository as organisation/name."""
+    revision: str | None = None
+    """Branch, tag or commit of the repository; its default branch by default."""
     model_id: str
     """Name of the leaderboard's row, such as AutoArk-AI/ARK-ASR-0.6B-arkfast; goes into the file's name."""
     dataset: str
@@ -273,6 +275,7 @@ def _transcriber(config: LeaderboardConfig) -> Transcribe:
     device = {"-1": "cpu"}.get(config.device or "", f"cuda:{config.device}" if (config.device or "").isdecimal() else config.device)
     return Transcriber(
         config.model_path,
+        revision=config.revision,
         device=device,
         dtype=config.dtype,
         batch_size=config.batch_size,

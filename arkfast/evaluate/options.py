@@ -31,7 +31,8 @@ class EvaluateConfig(TranscribeOptions):
     html: Path | None = None
     """Self-contained HTML page of the evaluation; none is written by default."""
     model_path: Path | None = None
-    """Folder of a checkpoint; given, the input's recordings are transcribed and any transcript there is ignored."""
+    """Folder of a checkpoint, or a Hugging Face repository as organisation/name; given, the input's recordings are transcribed and any
+    transcript there is ignored."""
     tmp_output: Path | None = None
     """With --model_path, JSONL file that keeps the transcripts before scoring; OUTPUT with .tmp_unsorted.jsonl behind it by default."""
     pred_field: str = "pred_text"

@@ -18,7 +18,7 @@ _COUNTS = (
     "utterances", "scored", "failed", "without_reference", "truncated", "empty_references", "hallucinated",
     "insertions_on_empty_references",
 )  # fmt: skip
-_SHARED = ("normalizer", "confidence", "resamples", "seed", "group_by", "model_path")
+_SHARED = ("normalizer", "confidence", "resamples", "seed", "group_by", "model_path", "model_commit")
 
 
 def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import contextlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,13 @@ class Settings:
     """What is to be evaluated, and how; every field but ``extra`` is the environment variable of its name in capitals."""
 
     model_path: Path
-    """Folder of a checkpoint."""
+    """Folder of a checkpoint, or a repository as ``organisation/name@revision``."""
     eval_data_dir: Path
     """Folder with ``test_<preset>.jsonl``."""
     output_dir: Path
     """Folder for results, summaries and logs."""
     processor_path: str = ""
-    """Folder of the tokenizer; the model's by default."""
+    """Folder or repository of the tokenizer; the model's by default."""
     eval_script: str = ""
     """Python file that is run instead of ``arkfast evaluate``; it gets the original's flags alone."""
     suffix: str = "arkasr"
@@ -143,10 +143,14 @@ def check(settings: Settings) -> list[Job]:
         InputError: the checkpoint, an input, a flag or the output folder is not usable; every preset's fault is named, not only the first.
     """
     faults = []
-    if not settings.model_path.is_dir():
-        faults.append(f"MODEL_PATH {settings.model_path}: no such folder; download the checkpoint first")
-    if settings.processor_path and not Path(settings.processor_path).is_dir():
-        faults.append(f"PROCESSOR_PATH {settings.processor_path}: no such folder; give the tokenizer's, or leave it out")
+    for variable, name in (("MODEL_PATH", settings.model_path), ("PROCESSOR_PATH", settings.processor_path)):
+        if name and not Path(name).is_dir():
+            from arkfast.models.hub import repository_of
+
+            try:
+                repository_of(name, flag=variable)
+            except InputError as error:
+                faults.append(str(error))
     if settings.eval_script and not Path(settings.eval_script).is_file():
         faults.append(f"EVAL_SCRIPT {settings.eval_script}: no such file; leave it out to run arkfast evaluate")
     jobs = [settings.job(preset) for preset in settings.presets]
@@ -173,6 +177,36 @@ def check(settings: Settings) -> list[Job]:
     if faults:
         raise InputError("nothing was started:\n  " + "\n  ".join(faults))
     return jobs
+
+
+def fetched(settings: Settings) -> Settings:
+    """The settings with model and tokenizer on this machine, and at one commit each for all jobs, where they are repositories.
+
+    Raises:
+        InputError: one of them cannot be had.
+    """
+    paths = [Path(name) for name in (settings.model_path, settings.processor_path) if str(name)]
+    if all(path.is_dir() for path in paths):
+        return settings
+    from arkfast.models.hub import checkpoint_folder, pinned, repository_of
+
+    model, processor = settings.model_path, settings.processor_path
+    own = processor in ("", str(model))
+    revision = None
+    if not settings.eval_script:
+        words = settings.command(settings.job(settings.presets[0]), "cpu", "")[len(_EVALUATE) + 1 :]
+        revision = parse(EvaluateConfig, words, prog="arkfast evaluate", description="").revision
+    repository = repository_of(model, revision=revision, flag="MODEL_PATH")
+    folder = checkpoint_folder(model, revision=revision, flag="MODEL_PATH")
+    if not own:
+        tokenizer = checkpoint_folder(processor, flag="PROCESSOR_PATH", contents="processor")
+        processor = str(tokenizer if settings.eval_script else pinned(processor, flag="PROCESSOR_PATH"))
+    processor = "" if own else processor
+    if repository is None or settings.eval_script:
+        return replace(settings, model_path=folder, processor_path=processor)
+    # behind the further flags, so that it wins over a branch among them
+    extra = (*settings.extra, "--revision", folder.name)
+    return replace(settings, model_path=Path(repository.id), processor_path=processor, extra=extra)
 
 
 def _evaluate_faults(settings: Settings, jobs: Sequence[Job]) -> list[str]:

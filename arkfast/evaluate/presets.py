@@ -20,7 +20,7 @@ from typing import Any
 
 from arkfast.evaluate.files import write_text
 from arkfast.evaluate.overview import write_page
-from arkfast.evaluate.preset_jobs import Job, Settings, check, devices
+from arkfast.evaluate.preset_jobs import Job, Settings, check, devices, fetched
 from arkfast.evaluate.summary import markdown, read_summary
 from arkfast.records import InputError
 
@@ -140,6 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.from_environment(os.environ, sys.argv[1:] if argv is None else argv)
         jobs, started = check(settings), time.time()
+        settings = fetched(settings)
         run(jobs, settings, os.environ)
     except InputError as error:
         print(f"evaluate_presets: error: {error}", file=sys.stderr)

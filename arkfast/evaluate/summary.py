@@ -10,6 +10,7 @@ Knows the files' fields; counts nothing and reads no audio. Rates are fractions 
                         of the file whose transcripts were scored (the input, or what the model wrote; null where it is no regular file,
                         and in files of earlier versions) and of the written rows, so that a later comparison knows them again
     model_path          the checkpoint, null where the transcripts were given
+    model_commit        the commit of the repository that the checkpoint came from; null where it was a folder, or none
     normalizer          {"name": "basic", "version": "1", "sha256": "…"}
     confidence          0.95
     resamples, seed     of the bootstrap
@@ -84,6 +85,7 @@ def summarise(scores: Scores, **more: Any) -> dict[str, Any]:
         "transcripts_sha256": None,
         "output_sha256": None,
         "model_path": None,
+        "model_commit": None,
         "normalizer": scores.normalizer.identity(),
         "confidence": CONFIDENCE,
         "resamples": RESAMPLES,

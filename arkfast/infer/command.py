@@ -52,6 +52,8 @@ class Summary:
     """From the first row read to the last one written, without the loading of the model."""
     processing_seconds: float | None = None
     """``Transcriber.processing_seconds``; None where it was not measured."""
+    model_commit: str | None = None
+    """``Transcriber.model_commit``."""
 
     @property
     def rtfx(self) -> float | None:
@@ -107,7 +109,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                 num_workers=options.num_workers,
             )
             summary = _write(transcriber.results(_items(input, options)), writer, total)
-            return replace(summary, processing_seconds=transcriber.processing_seconds)
+            return replace(summary, processing_seconds=transcriber.processing_seconds, model_commit=transcriber.model_commit)
         except BaseException:
             if writer.rows:
                 print(f"stopped after {writer.rows} of {total} rows; they are in {writer.partial}", file=sys.stderr)

@@ -93,7 +93,7 @@ def checkpoint_folder(
         InputError: ``name`` is neither, a revision of a folder is asked for, or the repository cannot be had: it or the revision does not
             exist, may not be read, is no checkpoint, or is not in the cache whole and cannot be downloaded.
     """
-    repository = _repository(name, revision, flag)
+    repository = repository_of(name, revision=revision, flag=flag)
     if repository is None:
         return Path(name)
     if is_offline_mode() or not download:
@@ -116,9 +116,11 @@ def pinned(name: str | Path, *, revision: str | None = None, flag: str) -> Path:
 
     Fetches no more than a repository's settings. Arguments and errors are ``checkpoint_folder``'s.
     """
+    repository = repository_of(name, revision=revision, flag=flag)
+    if repository is None:
+        return Path(name)
     folder = checkpoint_folder(name, revision=revision, flag=flag, contents="settings")
-    repository = _repository(name, revision, flag)
-    return folder if repository is None else Path(f"{repository.id}@{folder.name}")
+    return Path(f"{repository.id}@{folder.name}")
 
 
 def commit_of(folder: Path) -> str | None:
@@ -126,8 +128,12 @@ def commit_of(folder: Path) -> str | None:
     return folder.name if folder.parent.name == "snapshots" and COMMIT.fullmatch(folder.name) else None
 
 
-def _repository(name: str | Path, revision: str | None, flag: str) -> Repository | None:
-    """The repository that ``name`` means; None where it is a folder."""
+def repository_of(name: str | Path, *, revision: str | None = None, flag: str) -> Repository | None:
+    """The repository that a name means, whether the Hub has it or not; None where it is a folder. Arguments are ``checkpoint_folder``'s.
+
+    Raises:
+        InputError: it is neither, or a revision of a folder is asked for.
+    """
     text, asked = Path(name).as_posix(), f"{flag} {name}"
     base, _, behind = text.partition("@")
     if Path(text).is_dir():

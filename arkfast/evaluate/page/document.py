@@ -267,6 +267,7 @@ def _method(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> 
         "units": "; ".join(f"{rule}: {', '.join(names)}" for rule, names in rules.items()),
         "interval": f"{summary.get('resamples', '–')} bootstrap resamples over {summary.get('group_by') or 'utterances'}",
         "model": _name(summary.get("model_path")),
+        "commit": summary.get("model_commit"),
         "rows": _name(summary.get("output") or summary.get("input")),
     }
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in settings.items() if value)
