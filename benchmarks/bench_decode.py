@@ -26,6 +26,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from arkfast.audio import load
+from arkfast.files import write_text
 from arkfast.installation import install_hint
 
 try:
@@ -214,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
     if av is None:
         print(f"PyAV is not installed: m4a and webm are left out; {install_hint('containers')}", file=sys.stderr)
     if options.out:
-        options.out.write_text(json.dumps({"name": "decode", "device": device(), "rows": rows}, indent=1) + "\n")
+        write_text(options.out, json.dumps({"name": "decode", "device": device(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

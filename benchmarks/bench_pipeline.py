@@ -36,6 +36,7 @@ from arkfast.data import Prompt, collate, extract
 from arkfast.data.pipeline import FeatureItem, FeaturePipeline
 from arkfast.data.pool import SLOT_BYTES
 from arkfast.data.worker import dump, load
+from arkfast.files import write_text
 from arkfast.records import Utterance
 
 FORMATS = (("wav 16 kHz", "wav", 16000, 1), ("flac 44.1 kHz stereo", "flac", 44100, 2), ("mp3 48 kHz", "mp3", 48000, 1))
@@ -184,7 +185,7 @@ def main() -> None:
             results["formats"][name] = {"stages_ms": shares, "providers": speed}
             report(name, shares, speed)
     if options.json:
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
+        write_text(options.json, json.dumps(results, indent=2) + "\n")
 
 
 def report(name: str, shares: dict[str, float], speed: dict[str, dict[str, float]]) -> None:

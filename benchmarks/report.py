@@ -18,6 +18,8 @@ from typing import Any
 from harness import goals, results
 from harness.results import Column, shape_name
 
+from arkfast.files import new_file
+
 Row = dict[str, Any]
 
 COLUMNS: tuple[Column, ...] = (
@@ -110,8 +112,8 @@ def chart(result: Row, group: str, path: Path) -> None:
     axes[-1, 0].set_xlabel(label, fontsize=8)
     figure.suptitle(f"{group}: {result['hardware'].get('gpu') or result['hardware']['cpu']}, {result['date']}", fontsize=10)
     figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, dpi=150, format=path.suffix[1:])
     pyplot.close(figure)
 
 

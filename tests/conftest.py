@@ -1,13 +1,18 @@
-"""What all tests share: real recordings, where somebody has them.
+"""What all tests share: real recordings, where somebody has them, and a disk that is full from a chosen moment on.
 
 A test reads nothing outside the checkout and its own temporary folder, but for the recordings, whose folder the environment variable
 ARKFAST_TEST_AUDIO names.
 """
 
+import errno
 import os
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from arkfast import files
 
 
 @pytest.fixture(scope="session")
@@ -19,3 +24,60 @@ def recordings() -> list[Path]:
     paths = sorted(p for p in Path(folder).iterdir() if p.suffix in {".wav", ".flac", ".mp3", ".ogg"})
     assert paths, f"ARKFAST_TEST_AUDIO={folder} holds no recordings"
     return paths
+
+
+class Disk:
+    """Sees every point of every write that goes through ``arkfast.files``, and makes them fail as a full disk does.
+
+    ``points`` holds what was seen since ``fill`` was called, as (point, name of the file or folder).
+    """
+
+    def __init__(self) -> None:
+        self.points: list[tuple[str, str]] = []
+        self._room: int | None = None
+        self._lock = threading.Lock()  # the files of a folder are fsynced by several threads
+
+    def fill(self, after: int | None = 0) -> None:
+        """Let so many points pass, and fail from then on; None lets all pass."""
+        self._room, self.points = after, []
+
+    def __call__(self, path: Path, point: str) -> None:
+        with self._lock:
+            self.points.append((point, path.name))
+            if self._room is not None and len(self.points) > self._room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def at_every_point(self, write: Callable[[], object]) -> Iterator[int]:
+        """Calls of ``write`` on a disk that is full from the first point on, from the second … until none is left; then with room.
+
+        ``write`` must see to its own errors. Yields after each call how many points passed.
+        """
+        after = 0
+        while True:
+            self.fill(after)
+            write()
+            seen = len(self.points)
+            self.fill(None)
+            if seen <= after:
+                return
+            yield after
+            after += 1
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A disk with room, until ``fill``."""
+    disk = Disk()
+    monkeypatch.setattr(files, "fault", disk)
+    return disk
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with its content, and every folder (None)."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in sorted(folder.rglob("*"))}
+
+
+@pytest.fixture(name="snapshot")
+def snapshot_fixture() -> Callable[[Path], dict[str, bytes | None]]:
+    """``snapshot``, for tests that cannot import from here."""
+    return snapshot

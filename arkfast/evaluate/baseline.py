@@ -5,15 +5,16 @@ Knows ``summary``'s contract and which file a summary speaks of; compares nothin
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arkfast.evaluate.files import sha256_of
 from arkfast.evaluate.summary import read_summary
 from arkfast.infer.jsonl import read_rows
 from arkfast.records import InputError
 
+_BLOCK = 1 << 20  # bytes hashed at a time
 _LARGEST = 2**53  # a count above it is none, and sums of such counts would not fit
 _TEXT: tuple[type, ...] = (str, type(None))
 _RATE: tuple[type, ...] = (int, float, type(None))
@@ -74,6 +75,15 @@ def baseline_rows(
     if sha256_of(path) != digest:
         return None, f"{path} has been changed since{given}"
     return list(read_rows(path)), f"its rows are in {path}"
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _is(value: Any, kinds: tuple[type, ...]) -> bool:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.command_line import parse
-from arkfast.evaluate.baseline import baseline_rows, read_baseline
+from arkfast.evaluate.baseline import baseline_rows, read_baseline, sha256_of
 from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.compare import Comparison, compare
-from arkfast.evaluate.files import sha256_of, write_text
 from arkfast.evaluate.gate import Verdict, judge
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.scores import Scores
 from arkfast.evaluate.scoring import score_rows
 from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
+from arkfast.files import write_text
 from arkfast.infer.command import Summary, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl, read_rows
 from arkfast.infer.stream import DeviceLost

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from arkfast.evaluate.files import write_text
 from arkfast.evaluate.page import page
 from arkfast.evaluate.page.paths import from_page
+from arkfast.files import write_text
 from arkfast.infer.jsonl import read_rows
 
 _COUNTS = (

@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from arkfast.evaluate.files import write_text
 from arkfast.evaluate.overview import write_page
 from arkfast.evaluate.preset_jobs import Job, Settings, check, devices, fetched
 from arkfast.evaluate.summary import markdown, read_summary
+from arkfast.files import move, write_text
 from arkfast.records import InputError
 
 _TAIL = 8  # lines of a failed job's log that are shown
@@ -63,7 +63,7 @@ class _Pool:
         environment = {**self.environment, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
         try:
             if job.log.exists():
-                os.replace(job.log, job.log.with_name(job.log.name + ".old"))
+                move(job.log, job.log.with_name(job.log.name + ".old"))
             with job.log.open("wb") as log:
                 process = subprocess.Popen(
                     self.settings.command(job, device, self.python),
@@ -72,11 +72,14 @@ class _Pool:
                     stderr=subprocess.STDOUT,
                     env=environment,
                 )
-        except OSError as error:  # no such interpreter, a full disk
+        except (OSError, InputError) as error:  # no such interpreter, a full disk
             job.code = 127
             print(f"[FAILED] preset={job.preset}: {error}", file=sys.stderr, flush=True)
             return None
-        job.pid.write_text(f"{process.pid}\n")
+        try:
+            write_text(job.pid, f"{process.pid}\n")
+        except InputError as error:  # the job runs all the same
+            print(f"[WARNING] preset={job.preset}: {error}", file=sys.stderr, flush=True)
         return process
 
     def stop(self) -> None:

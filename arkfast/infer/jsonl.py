@@ -5,15 +5,15 @@ Knows lines and files; does not know what a row means.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from io import FileIO
+from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from arkfast.files import LineFile, commit, destination, json_line, make_folder, move, naming
 from arkfast.records import InputError
 
 
@@ -44,64 +44,56 @@ class AtomicJsonl:
     """A JSONL file written beside its destination and moved there when it is complete.
 
     Until then an existing file at the destination is untouched. When the block ends by an exception, the rows written so far stay in
-    ``partial``; one left by an earlier run is moved to ``partial`` + ``.old`` at the start rather than overwritten.
+    ``partial``, which is no temporary but the user's: one left by an earlier run is moved to ``partial`` + ``.old`` at the start rather
+    than overwritten. A killed process loses no row; a power cut may lose those that the system had not written down yet, since rows are
+    fsynced once, before the file takes its name.
 
     Raises:
         InputError: the destination cannot be written to, at the start or later (a full disk); the rows written so far stay as above.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path.resolve()  # a link's target is replaced, not the link
+        self.path = destination(path)
         self.partial = self.path.with_name(self.path.name + ".partial")
+        self._aside = self.partial.with_name(self.partial.name + ".old")
         self.rows = 0
-        self._file: FileIO
-        self._size = 0
+        self._lines: LineFile
 
     def __enter__(self) -> AtomicJsonl:
-        if self.path.is_dir():
-            raise InputError(f"{self.path}: is a folder; give the path of a file to write")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(self.path):
+            make_folder(self.path.parent)
             if self.partial.exists():
-                os.replace(self.partial, self.partial.with_name(self.partial.name + ".old"))
-            self._file = FileIO(self.partial, "w")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot be written ({error.strerror}); give a path in a folder that you may write to") from error
+                move(self.partial, self._aside)
+            self._lines = LineFile(self.partial, fresh=True)
         return self
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Append one row and hand it to the operating system, so that a killed process loses none."""
         try:
-            line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
-        except UnicodeEncodeError:  # a lone surrogate, which JSON escapes can spell and UTF-8 cannot
-            line = (json.dumps(row) + "\n").encode("utf-8")
-        rest = memoryview(line)
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            self._lines.add(json_line(row))
         except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._size)  # half a row is none
             raise self._failed(error) from error
-        self._size += len(line)
         self.rows += 1
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is None:
-            try:
-                with self._file:
-                    os.fsync(self._file.fileno())
-                os.replace(self.partial, self.path)
-            except OSError as fault:
-                raise self._failed(fault) from fault
-            return
-        with suppress(OSError):  # what ended the block is what is told
-            self._file.close()
-            if not self.rows:
-                self.partial.unlink()
+        try:
+            if kind is None:
+                with closing(self._lines) as lines:
+                    lines.sync()
+                    lines.check_own()
+                commit(self.partial, self.path)
+        except OSError as fault:
+            raise self._failed(fault) from fault
+        finally:
+            with suppress(OSError):  # what ended the block is what is told
+                self._lines.close()
+                if not self.rows:
+                    self.partial.unlink(missing_ok=True)
 
     def _failed(self, error: OSError) -> InputError:
-        kept = f"the {self.rows} rows written so far are in {self.partial}; " if self.rows else ""
+        # Another process that writes the same file has moved the rows of this one aside.
+        where = self._aside if error.errno == errno.EBUSY else self.partial
+        kept = f"the {self.rows} rows written so far are in {where}; " if self.rows else ""
         return InputError(
             f"{self.path}: cannot be written any further ({error.strerror}); {kept}make room or give another path, and run again"
         )

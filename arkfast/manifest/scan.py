@@ -15,9 +15,9 @@ from arkfast.data.manifest import iter_rows, no_rows, repeated_id
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError
 from arkfast.data.shards import TarMember
 from arkfast.data.sources import Format, expand
+from arkfast.files import jsonl_files
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.durations import DurationCache
-from arkfast.manifest.files import AtomicFiles
 from arkfast.manifest.ids import SeenIds
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError, Utterance
@@ -93,14 +93,14 @@ def scan_manifest(
     _check_distinct({"--output": output, "--rejects": rejects} | ({"--cache": cache} if cache else {}), sources)
     beside = {source for source in sources if source.parent.resolve() == output.parent.resolve()}
     summary = Summary()
-    with AtomicFiles([output, rejects]) as files, DurationCache(cache) as known:
+    with jsonl_files([output, rejects]) as write, DurationCache(cache) as known:
         rows = iter_rows(path, fields=fields, task=task, format=format)
         for finding in _findings(rows, options or CheckOptions(), known):
             _count(summary, finding)
             if finding.error is None:
-                files.write(_CLEAN, clean_row(finding, same_folder=finding.row.source in beside))
+                write(_CLEAN, clean_row(finding, same_folder=finding.row.source in beside))
             else:
-                files.write(_REJECTS, reject_row(finding.row, finding.error))
+                write(_REJECTS, reject_row(finding.row, finding.error))
             if progress:
                 progress(finding)
         if not summary.rows and not summary.rejected:

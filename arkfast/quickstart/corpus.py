@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import json
 import multiprocessing
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arkfast.files import NewFolder
 from arkfast.quickstart.clips import draw_texts, write_shard
 from arkfast.quickstart.recipe import FORMAT, SPLITS, CorpusRecipe
 from arkfast.quickstart.speech import Synthesizer
@@ -29,7 +28,6 @@ from arkfast.records import InputError
 __all__ = ["SPLITS", "Corpus", "CorpusRecipe", "build_corpus"]
 
 _SHARD = 100  # clips spoken by one freshly loaded library: fixed, so that files do not depend on the number of workers
-_STALE_SECONDS = 3600.0  # a build takes a minute: what has lain untouched for an hour was killed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +96,14 @@ def build_corpus(root: Path, recipe: CorpusRecipe, *, log: Callable[[str], objec
         accents, variants = recipe.voices(split)
         for voice in (f"{accent}+{variant}" for accent in accents for variant in variants):
             synthesizer.check_voice(voice)
-    root.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{root.name}.building-"
-    for leftover in root.parent.glob(f"{prefix}*"):
-        if time.time() - leftover.stat().st_mtime > _STALE_SECONDS:
-            shutil.rmtree(leftover, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=root.parent))
     try:
-        _write(folder, recipe, log, workers)
-        folder.chmod(0o755)  # mkdtemp makes it private
-        if root.exists():
-            root.rmdir()  # empty, as _find saw; another process may have finished the same corpus since, which the rename below reports
-        folder.rename(root)
-    except OSError:
+        with NewFolder(root, shared=True) as folder:
+            _write(folder, recipe, log, workers)
+    except InputError:
         # Two builds of one corpus may race; the second to finish takes the first one's.
         if not (found := _find(root, recipe)):
             raise
         return found
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
     built = _find(root, recipe)
     assert built, f"{root} was just built"
     return dataclasses.replace(built, reused=False)

@@ -6,10 +6,9 @@ are ``page``.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
+from arkfast.files import new_files
 from arkfast.quickstart.page import findings, headline_of, render_page, verdict
 from arkfast.quickstart.picture import draw_picture
 from arkfast.quickstart.results import ARM_LABELS, ArmRow, Difference, Rate, Report, Transcription, render_table
@@ -32,7 +31,7 @@ __all__ = [
 
 
 def write_report(folder: Path, report: Report) -> Path:
-    """Write ``table.txt``, ``picture.png`` and ``report.html`` into ``folder``, each whole or not at all, replacing older ones.
+    """Write ``table.txt``, ``picture.png`` and ``report.html`` into ``folder``, all of them or none, replacing older ones.
 
     May be called again as arms finish.
 
@@ -44,14 +43,11 @@ def write_report(folder: Path, report: Report) -> Path:
         The path of the page.
 
     Raises:
-        InputError: matplotlib is missing.
+        InputError: matplotlib is missing, or a file cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as unfinished:
-        picture = draw_picture(report, Path(unfinished) / "picture.png")
-        (Path(unfinished) / "table.txt").write_text(render_table(report.rows) + "\n", encoding="utf-8")
-        (Path(unfinished) / "report.html").write_text(render_page(report, picture.read_bytes()), encoding="utf-8")
-        for name in ("table.txt", "picture.png", "report.html"):
-            os.replace(Path(unfinished) / name, folder / name)
-    return folder / "report.html"
+    paths = [Path(folder) / name for name in ("table.txt", "picture.png", "report.html")]
+    with new_files(paths) as (table, picture, page):
+        draw_picture(report, picture)
+        table.write_text(render_table(report.rows) + "\n", encoding="utf-8")
+        page.write_text(render_page(report, picture.read_bytes()), encoding="utf-8")
+    return paths[-1]

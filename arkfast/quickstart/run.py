@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from arkfast import __version__
 from arkfast.command_line import to_dict
 from arkfast.data import iter_manifest
 from arkfast.evaluate import Scores, evaluate_rows
+from arkfast.files import NewFolder, leftovers, write_text
 from arkfast.infer import Transcriber
 from arkfast.metrics import bootstrap_difference
 from arkfast.quickstart.arms import INITIALIZER_RANGE, STUDENT_SIZE, TEACHER_SIZE, VOCAB_SIZE, Arm, Stage, plan
@@ -68,10 +68,9 @@ class Quickstart:
                 raise InputError(
                     f"--output_dir {self.root}: holds a quickstart of other settings ({'; '.join(differing)}); give another folder"
                 )
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and set(self.root.iterdir()) - leftovers(path):
             raise InputError(f"--output_dir {self.root}: not empty and not a quickstart; give a new or empty folder")
-        self.root.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(settings, indent=2) + "\n")
 
     def run(self) -> bool:
         """Do it all; returns whether OPD's dev WER is below the base student's and the more-SFT arm's."""
@@ -120,11 +119,8 @@ class Quickstart:
                 continue
             if tokenizer is None:
                 tokenizer = build_tokenizer([row.text or "" for row in iter_manifest(corpus.train)], vocab_size=VOCAB_SIZE)
-            # Written beside its place and renamed, so that a folder which exists is whole.
-            unfinished = folder.with_name(f".{name}")
-            shutil.rmtree(unfinished, ignore_errors=True)
-            new_checkpoint(unfinished, tokenizer, seed=1000 * self.config.seed + seed, initializer_range=INITIALIZER_RANGE, **size)
-            unfinished.rename(folder)
+            with NewFolder(folder) as unfinished:
+                new_checkpoint(unfinished, tokenizer, seed=1000 * self.config.seed + seed, initializer_range=INITIALIZER_RANGE, **size)
 
     def _train(self, corpus: Corpus) -> None:
         """Run every arm as soon as those it needs are done, ``jobs`` at a time, showing the table as it stands."""
@@ -208,10 +204,7 @@ class Quickstart:
             with self._loading:
                 transcriber = Transcriber(arm.stages[-1].model, device="cpu", batch_size=50, max_new_tokens=self._max_tokens())
             rows = list(transcriber(iter_manifest(manifest)))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-            partial.replace(path)
+            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         scores = evaluate_rows(self._transcripts(arm.name, split))
         if scores.scored != scores.utterances:
             raise RuntimeError(
@@ -288,9 +281,7 @@ class Quickstart:
         """The three clips once more, through the public command."""
         three, output = self.root / "three.jsonl", self.root / "three.transcribed.jsonl"
         rows = [json.loads(line) for line, _ in zip(corpus.test.open(encoding="utf-8"), range(SHOWN_CLIPS), strict=False)]
-        three.write_text(
-            "".join(json.dumps({**row, "audio": f"{corpus.root.name}/{row['audio']}"}) + "\n" for row in rows), encoding="utf-8"
-        )
+        write_text(three, "".join(json.dumps({**row, "audio": f"{corpus.root.name}/{row['audio']}"}) + "\n" for row in rows))
         words = ["transcribe", "--input", str(three), "--output", str(output), "--model_path", str(self._arm("opd").stages[-1].model),
                  "--max_new_tokens", str(self._max_tokens())]  # fmt: skip
         subprocess.run([sys.executable, "-m", "arkfast.cli", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

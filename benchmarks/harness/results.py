@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from arkfast.files import write_text
+
 Result = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "triton", "numpy", "transformers", "liger-kernel", "flashinfer-python")
@@ -91,10 +93,7 @@ def slug(name: str | None) -> str:
 
 def write(path: Path, result: Result) -> None:
     """Replaces a file at once, so that a crash leaves the old one or the new."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(result, indent=1, allow_nan=False) + "\n")
 
 
 SAME = ("device", "gpu", "hardware", "versions", "commit", "sources")

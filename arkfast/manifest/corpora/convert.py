@@ -12,10 +12,10 @@ from pathlib import Path
 
 from arkfast.data.manifest import repeated_id
 from arkfast.data.rows import RowError
+from arkfast.files import jsonl_files
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.corpora.corpus import Corpus, Split, SplitRow
 from arkfast.manifest.durations import DurationCache
-from arkfast.manifest.files import AtomicFiles
 from arkfast.manifest.ids import SeenIds
 from arkfast.manifest.scan import clean_row, reject_row
 from arkfast.manifest.summary import Summary
@@ -95,18 +95,18 @@ def convert(
     if outcome.rejects.resolve() in {path.resolve() for path in paths.values()}:
         raise InputError(f"--rejects {outcome.rejects}: is a manifest too; give another path")
     number = {split.name: place for place, split in enumerate(corpus.splits)}
-    with AtomicFiles([*paths.values(), outcome.rejects]) as files, DurationCache(cache) as lengths:
+    with jsonl_files([*paths.values(), outcome.rejects]) as write, DurationCache(cache) as lengths:
         for finding in _findings(corpus, options, lengths):
             assert isinstance(finding.row, SplitRow)
             summary = outcome.splits[finding.row.split]
             if finding.error is None:
                 assert finding.row.utterance is not None
                 summary.add(finding, finding.row.utterance)
-                files.write(number[finding.row.split], clean_row(finding, same_folder=False))
+                write(number[finding.row.split], clean_row(finding, same_folder=False))
             else:
                 summary.rejects[finding.error.kind] += 1
                 reject = reject_row(finding.row, finding.error) | {"split": finding.row.split}
-                files.write(len(paths), reject if finding.row.number else reject | {"line": None})
+                write(len(paths), reject if finding.row.number else reject | {"line": None})
             if progress:
                 progress(finding)
         if not any(summary.rows or summary.rejected for summary in outcome.splits.values()):

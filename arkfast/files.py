@@ -1,0 +1,446 @@
+"""How arkfast writes files and folders: whole or not at all, and on disk once they have their name.
+
+What is written stands beside its destination until it is complete, and takes the destination's name then. A writer that raises, on a full
+disk too, leaves the destination as it was and nothing beside it. Nothing that was written before goes until its replacement is on disk.
+
+**Names.** ``.NAME.new`` is what is being written for NAME, and ``.NAME.old`` is what NAME was, kept until the new one is safe. A killed
+process leaves these two at most. The next writer of NAME clears them away, and puts ``.NAME.old`` back first where NAME is missing: a
+folder is moved aside before the new one is moved in, and the kill came in between. ``sweep`` does this for many names of a folder at once.
+One process at a time writes NAME. Where several may (``NewFolder(shared=True)``), each has a ``.NAME.TOKEN.new`` of its own; the next
+writer clears one away when nothing in it has changed for an hour.
+
+**On disk.** Every file is fsynced before it takes its name, with the folders inside a new folder, and the folder that holds the name is
+fsynced afterwards, as are those that were made on the way. Where the system cannot open a folder (Windows, or one that may not be read),
+its fsync is left out. Several files take their names one after the other, when all of them are on disk: a kill in between leaves some new
+and some old, each whole. A ``LineFile`` grows in place instead: a killed process loses no line of it, a power cut those since ``sync``.
+
+**Links.** A file given as a symbolic link is written where the link points, and the link stays. A folder's link is replaced by the new
+folder, and what it pointed to stays.
+
+**Errors.** Where nothing else is said, ``InputError`` is raised when the system refuses, and it names the destination. Other errors of a
+block are raised as they are, save those of a full disk, whichever library met it: they name the destination too.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal
+
+from arkfast.records import InputError
+
+Point = Literal["begin", "write", "fsync", "commit"]
+"""Where a write can fail: before its temporary is made, before this module writes bytes, before a file or folder is fsynced, before
+something takes its name."""
+
+fault: Callable[[Path, Point], None] | None = None
+"""For tests: called at each point of every write with the destination (``begin``, ``commit``) or with what is written or fsynced, and
+raises what the system would. Files that other libraries write into a ``NewFolder`` or a ``new_file`` pass it when they are fsynced."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_ADVICE = dict.fromkeys(_NO_ROOM, "make room or give another path, and run again") | {errno.EBUSY: "let one end before another begins"}
+_NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # what file systems answer that do not fsync folders
+_STALE_SECONDS = 3600.0
+_THREADS = 16  # so many files are fsynced at once: a journaling file system writes them down together, many times faster
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file in UTF-8, line ends as they are, lone surrogates as JSON escapes them; missing folders are made."""
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file; missing folders are made."""
+    with new_file(path) as temporary, naming(path):
+        _reach(temporary, "write")
+        temporary.write_bytes(data)
+
+
+@contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """A path to write a file to, by whatever writes one; the file takes its name when the block ends."""
+    with new_files([path]) as (temporary,):
+        yield temporary
+
+
+@contextmanager
+def new_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Paths to write files to, in the order of ``paths``; the files take their names together when the block ends.
+
+    Each path stands once, and missing folders are made. Where one file cannot take its name, none does; only on a file system without hard
+    links do those before it keep theirs.
+    """
+    targets = [destination(path) for path in paths]
+    temporaries: list[Path] = []
+    try:
+        for path, target in zip(paths, targets, strict=True):
+            with naming(path):
+                temporaries.append(_begin(target))
+        yield temporaries
+        with naming(*paths):
+            _commit(list(zip(temporaries, targets, strict=True)))
+    except BaseException as error:
+        _clear(*temporaries)
+        _explain(error, *paths)
+        raise
+
+
+@contextmanager
+def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+    """Write JSONL files as ``new_files``, row by row: yields a function that appends a row to the file with a number."""
+    with new_files(paths) as temporaries, ExitStack() as stack:
+        files: list[BinaryIO] = []
+        for path, temporary in zip(paths, temporaries, strict=True):
+            with naming(path):
+                files.append(stack.enter_context(temporary.open("xb")))
+
+        def write(number: int, row: Mapping[str, Any]) -> None:
+            with naming(paths[number]):
+                _reach(temporaries[number], "write")
+                files[number].write(json_line(row))
+
+        yield write
+        for path, temporary, file in zip(paths, temporaries, files, strict=True):
+            with naming(path):
+                file.flush()
+                _check_own(file, temporary)
+
+
+class NewFolder:
+    """A folder to fill, which takes its name when it is complete; what has the name until then goes only afterwards.
+
+    As a block it yields the path to fill, commits at the end, and discards when the block raises.
+
+    Args:
+        target: where the folder is to stand; missing parents are made.
+        shared: whether other processes may make the same folder at the same time. Then the first that is complete stays, and a folder that
+            is there and not empty is not replaced.
+    """
+
+    def __init__(self, target: Path, *, shared: bool = False) -> None:
+        self.target = target if target.name not in ("", "..") else target.resolve()
+        self._shared = shared
+        with naming(target):
+            self.path = _begin(self.target, shared=shared)
+            self.path.mkdir()
+
+    def sync(self) -> None:
+        """Have all that was written so far on disk, as ``commit`` does first."""
+        with naming(self.target):
+            _sync_tree(self.path)
+
+    def commit(self) -> None:
+        """Give the complete folder its name."""
+        try:
+            with naming(self.target):
+                if self._shared and os.path.lexists(self.target):
+                    self.target.rmdir()
+                _commit([(self.path, self.target)], keep=not self._shared)
+        except BaseException:
+            self.discard()
+            raise
+
+    def discard(self) -> None:
+        """Remove what was written; a folder that has its name stays."""
+        _clear(self.path)
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is None:
+            self.commit()
+            return
+        self.discard()
+        _explain(error, self.target)
+
+
+def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
+    """Fill a ``NewFolder`` with ``write`` and put it in ``target``'s place."""
+    with NewFolder(target) as folder:
+        write(folder)
+
+
+def sweep(parent: Path, names: re.Pattern[str]) -> None:
+    """Clear away what killed writers of these names left in a folder, and put back what they had moved aside."""
+    for path in sorted(parent.glob(".*")):
+        name, _, kind = path.name[1:].rpartition(".")
+        if kind not in ("new", "old") or names.fullmatch(name) is None:
+            continue
+        if kind == "old" and not os.path.lexists(parent / name):
+            os.replace(path, parent / name)
+        else:
+            _remove(path)
+
+
+def leftovers(target: Path) -> set[Path]:
+    """The paths that a killed writer of ``target`` may have left."""
+    return {_new(target), _old(target)}
+
+
+def commit(temporary: Path, target: Path) -> None:
+    """Give a complete file, in the folder of ``target``, the name that ``destination`` said.
+
+    Raises:
+        OSError: the system refuses. Both files are what they were.
+    """
+    _commit([(temporary, target)])
+
+
+def move(path: Path, to: Path) -> None:
+    """Give a file or folder another name on the same file system, in place of a file that has it."""
+    with naming(to):
+        _reach(to, "commit")
+        os.replace(path, to)
+        for folder in dict.fromkeys((to.parent, path.parent)):
+            _sync(folder, folder=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder where there is none, and the folders above it.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        _sync(folder.parent, folder=True)
+
+
+@contextmanager
+def naming(*paths: Path) -> Iterator[None]:
+    """What the system refuses in this block is an ``InputError`` that names the paths."""
+    try:
+        yield
+    except OSError as error:
+        raise _cannot_write(error, *paths) from error
+
+
+def destination(path: Path) -> Path:
+    """Where a file that is given as ``path`` comes to stand: the target of a link.
+
+    The path of every file passes here before it is written, so this decides what becomes of paths that are no regular files.
+    """
+    try:
+        target = path.resolve()
+    except RuntimeError as error:  # a loop of links, before Python 3.13
+        raise _cannot_write(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), path) from error
+    if target.is_dir():
+        raise InputError(f"{path}: is a folder; give the path of a file to write")
+    return target
+
+
+class LineFile:
+    """A file that grows by whole lines, each handed to the operating system at once. What the system refuses is an ``OSError``.
+
+    Args:
+        path: the file, in a folder that is there.
+        fresh: whether it begins empty; otherwise lines are added to those that it has.
+    """
+
+    def __init__(self, path: Path, *, fresh: bool) -> None:
+        self.path = path
+        _reach(path, "begin")
+        made = not os.path.lexists(path)
+        self._file = FileIO(path, "w" if fresh else "a")
+        self._size = os.fstat(self._file.fileno()).st_size
+        try:
+            if made:
+                _sync(path.parent, folder=True)
+        except BaseException:
+            self._file.close()
+            _clear(path)
+            raise
+
+    def add(self, line: bytes) -> None:
+        """Add a line, which ends in a line feed; where it cannot be written, no part of it stays."""
+        rest = memoryview(line)
+        try:
+            _reach(self.path, "write")
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except BaseException:
+            with suppress(OSError):
+                self._file.truncate(self._size)
+                self._file.seek(self._size)
+            raise
+        self._size += len(line)
+
+    def sync(self) -> None:
+        """Have all lines on disk."""
+        _reach(self.path, "fsync")
+        os.fsync(self._file.fileno())
+
+    def check_own(self) -> None:
+        """Raise EBUSY where another process has put a file of its own at the path."""
+        _check_own(self._file, self.path)
+
+    def close(self) -> None:
+        """Add no more."""
+        self._file.close()
+
+
+def json_line(row: Mapping[str, Any]) -> bytes:
+    """A row of a JSONL file, with its line feed. Texts stand as they are, save those with lone surrogates, which UTF-8 cannot spell."""
+    try:
+        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
+    except UnicodeEncodeError:
+        return (json.dumps(row) + "\n").encode("utf-8")
+
+
+def _reach(path: Path, point: Point) -> None:
+    if fault is not None:
+        fault(path, point)
+
+
+def _cannot_write(error: OSError, *paths: Path) -> InputError:
+    advice = _ADVICE.get(error.errno or 0, "give a path in a folder that you may write to")
+    return InputError(f"{', '.join(map(str, paths))}: cannot be written ({error.strerror or error}); {advice}")
+
+
+def _explain(error: BaseException, *paths: Path) -> None:
+    """Raise an error that names the paths where another library's says, by number or in its text, that there is no more room."""
+    number = error.errno if isinstance(error, OSError) else None
+    # Libraries written in Rust end their texts in "(os error 28)"; torch.distributed.checkpoint quotes the errors of all ranks.
+    if number is None and (found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))):
+        number = int(found[1] or found[2])
+    if number in _NO_ROOM and not isinstance(error, InputError):
+        raise _cannot_write(OSError(number, os.strerror(number)), *paths) from error
+
+
+def _new(target: Path) -> Path:
+    return target.with_name(f".{target.name}.new")
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def _begin(target: Path, *, shared: bool = False) -> Path:
+    """Clear away what earlier writers left, and say where this one may write."""
+    _reach(target, "begin")
+    make_folder(target.parent)
+    if shared:
+        theirs = re.compile(rf"\.{re.escape(target.name)}\.[^.]+\.new")
+        _clear(*(path for path in target.parent.iterdir() if theirs.fullmatch(path.name) and _is_stale(path)))
+        return target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+    new, old = _new(target), _old(target)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        os.replace(old, target)
+    _remove(new)
+    _remove(old)
+    return new
+
+
+def _is_stale(folder: Path) -> bool:
+    try:
+        return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*"))) > _STALE_SECONDS
+    except OSError:  # it is going right now
+        return False
+
+
+def _commit(pairs: Sequence[tuple[Path, Path]], *, keep: bool = True) -> None:
+    """Have every temporary on disk, then give each its name; where any of it fails, nothing has changed.
+
+    Args:
+        pairs: (temporary, destination).
+        keep: False where a folder that is not empty must not be replaced.
+    """
+    for temporary, _ in pairs:
+        _sync_tree(temporary) if temporary.is_dir() else _sync(temporary)
+    renamed: list[tuple[Path, Path, bool]] = []
+    try:
+        for temporary, target in pairs:
+            _reach(target, "commit")
+            renamed.append((temporary, target, _keep(target) if keep else True))
+            os.replace(temporary, target)
+        for folder in dict.fromkeys(target.parent for _, target in pairs):
+            _sync(folder, folder=True)
+    except BaseException:
+        for temporary, target, kept in reversed(renamed):
+            with suppress(OSError):
+                _put_back(temporary, target, kept)
+        raise
+    _clear(*(_old(target) for _, target in pairs))
+
+
+def _keep(target: Path) -> bool:
+    """Keep what stands at ``target`` as ``.NAME.old``; whether the new one can be taken back without loss."""
+    if os.path.lexists(target):
+        _remove(_old(target))  # of a ``commit`` that was killed
+    if target.is_symlink() or target.is_dir():
+        os.replace(target, _old(target))
+    elif target.exists():
+        try:
+            os.link(target, _old(target))  # a second name, so that the first one is never missing
+        except OSError:  # no hard links here
+            return False
+    return True
+
+
+def _put_back(temporary: Path, target: Path, kept: bool) -> None:
+    old = _old(target)
+    if kept and not os.path.lexists(temporary):
+        os.replace(target, temporary)
+    if os.path.lexists(old) and not os.path.lexists(target):
+        os.replace(old, target)
+    else:
+        _remove(old)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Fsync every file in a folder, then every folder, the innermost first."""
+    found = [path for path in (folder, *folder.rglob("*")) if not path.is_symlink()]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(_sync, (path for path in found if path.is_file())))
+    for path in sorted((path for path in found if path.is_dir()), reverse=True):
+        _sync(path, folder=True)
+
+
+def _sync(path: Path, *, folder: bool = False) -> None:
+    _reach(path, "fsync")
+    try:
+        descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows writes nothing down for a reader
+    except PermissionError:
+        if folder:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not (folder and error.errno in _NO_FOLDER_SYNC):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _check_own(file: BinaryIO | FileIO, path: Path) -> None:
+    """Two processes that write one file at a time would each take the other's temporary for its own."""
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise OSError(errno.EBUSY, "another process writes it too")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _clear(*paths: Path) -> None:
+    """Remove temporaries as far as that goes; what stays is cleared away by the next writer."""
+    for path in paths:
+        with suppress(OSError):
+            _remove(path)
