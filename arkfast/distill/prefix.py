@@ -15,7 +15,7 @@ import torch
 
 from arkfast.distill.sequence import Audio
 from arkfast.engine.cache import PromptCache
-from arkfast.engine.masks import causal_mask
+from arkfast.engine.masks import as_taken, causal_mask
 from arkfast.records import Batch, Rollout
 
 Out = TypeVar("Out")
@@ -56,7 +56,7 @@ def prefill(model: Any, batch: Batch, audio: Audio) -> Prefix:
     cache = PromptCache()
     last = model(
         inputs_embeds=embeddings,
-        attention_mask=causal_mask(model.config, width, embeddings),
+        attention_mask=causal_mask(model.model, width, embeddings),
         position_ids=torch.arange(width, device=embeddings.device)[None],
         past_key_values=cache,
         use_cache=True,
@@ -83,7 +83,7 @@ def at_predicting_positions_after(model: Any, prefix: Prefix, rollout: Rollout, 
     index = torch.where(position == 0, rollout.owner[row], len(prefix.lens) + row * width + position - 1)
     return model(
         inputs_embeds=embeddings,
-        attention_mask={"full_attention": _mask(lens, prefix.keys[0].shape[2], embeddings)},
+        attention_mask=as_taken(model.model, _mask(lens, prefix.keys[0].shape[2], embeddings)),
         position_ids=lens[:, None] + torch.arange(width, device=embeddings.device),
         past_key_values=_Continued(prefix, rollout.owner),
         use_cache=True,

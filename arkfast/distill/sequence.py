@@ -44,5 +44,5 @@ def at_predicting_positions(
 
     row, position = rollout.packed_index()
     select = row * width + prompt_lens[row] + position - 1
-    mask = causal_mask(model.config, width, rows)
+    mask = causal_mask(model.model, width, rows)
     return model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)

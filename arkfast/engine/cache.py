@@ -12,7 +12,10 @@ import torch
 
 
 class PromptCache:
-    """The keys and values of one prefill, as Transformers' decoder hands them over: it calls ``update`` once a layer."""
+    """The keys and values of one prefill, as Transformers' decoder hands them over: it calls ``update`` once a layer.
+
+    A decoder that makes its mask itself (Llama's) asks before how much there is to see.
+    """
 
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
@@ -24,6 +27,14 @@ class PromptCache:
         self.keys.append(keys)
         self.values.append(values)
         return keys, values
+
+    def get_query_offset(self, _layer: int) -> int:
+        """How many positions stand before the prompt."""
+        return 0
+
+    def get_mask_sizes(self, width: int, _layer: int) -> tuple[int, int]:
+        """(positions that a prompt of ``width`` attends to, the first of them)."""
+        return width, 0
 
 
 class SlotCache:

@@ -43,7 +43,7 @@ class Engine:
         graphs: capture decode steps as CUDA graphs; None: on a GPU, where weights are not sharded.
 
     Raises:
-        ValueError: a decoder that is not plain Qwen2, or a number out of range.
+        ValueError: a decoder that is not a plain Llama, Qwen2 or Qwen3, or a number out of range.
     """
 
     def __init__(

@@ -112,7 +112,7 @@ class Prefilled:
         hidden = model.model(
             inputs_embeds=embeddings,
             position_ids=torch.arange(width, device=device)[None],
-            attention_mask=causal_mask(model.config, width, embeddings),
+            attention_mask=causal_mask(model.model, width, embeddings),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state

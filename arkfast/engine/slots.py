@@ -35,7 +35,7 @@ class Slots:
         self._model, self._choosing = model, choosing
         weight = model.lm_head.weight
         self._device = weight.device
-        self.cache = SlotCache(model.config, rows, length, dtype=weight.dtype, device=weight.device)
+        self.cache = SlotCache(model.model.config, rows, length, dtype=weight.dtype, device=weight.device)
         self.state = Rows.empty(rows, new, topk=choosing.topk, logprobs=choosing.logprobs, device=weight.device)
         self.entries: list[Entry] = []
         """The rows in use, in their order."""
