@@ -253,16 +253,9 @@ class LineFile:
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self.path = path
         _reach(path, "begin")
-        made = not os.path.lexists(path)
+        self._entered = os.path.lexists(path)
         self._file = FileIO(path, "w" if fresh else "a")
         self._size = os.fstat(self._file.fileno()).st_size
-        try:
-            if made:
-                _sync(path.parent, folder=True)
-        except BaseException:
-            self._file.close()
-            _clear(path)
-            raise
 
     def add(self, line: bytes) -> None:
         """Add a line, which ends in a line feed; where it cannot be written, no part of it stays."""
@@ -279,9 +272,12 @@ class LineFile:
         self._size += len(line)
 
     def sync(self) -> None:
-        """Have all lines on disk."""
+        """Have all lines on disk, and the file's name where that is new."""
         _reach(self.path, "fsync")
         os.fsync(self._file.fileno())
+        if not self._entered:
+            _sync(self.path.parent, folder=True)
+            self._entered = True
 
     def check_own(self) -> None:
         """Raise EBUSY where another process has put a file of its own at the path."""

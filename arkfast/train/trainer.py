@@ -141,6 +141,7 @@ class Trainer:
 
         Raises:
             TrainingStopped: too many steps in a row met numbers that are not finite.
+            InputError: something cannot be written, on a full disk say; what was written before stays.
             Interrupted: the system sent SIGTERM; the step was finished and a checkpoint written.
         """
         with ExitStack() as stack:
@@ -212,6 +213,7 @@ class Trainer:
             self._evaluate(self._log)
 
     def _save(self) -> None:
+        self._log.sync()
         self._saver.save(self._state, self._exporter(self.optimizer.masters), self.optimizer.state())
 
     def _step(self, windows: Windows) -> None:

@@ -50,7 +50,7 @@ def test_the_page_shows_all_sets(tmp_path: Path) -> None:
     source = path.read_text()
     assert "2 test sets, from CER 0.00 % (net zh) to WER 50.00 % (clean en)" in source
     assert "left out of the rates" in source
-    assert list(tmp_path.glob("*.partial")) == []
+    assert list(tmp_path.glob(".*")) == []
     with pytest.raises(InputError, match="cannot be written"):
         write_page(path / "all.html", *evaluated(tmp_path))  # a file is no folder
     assert path.read_text() == source

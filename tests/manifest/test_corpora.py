@@ -274,7 +274,7 @@ def test_nothing_is_replaced_when_the_corpus_breaks_off(tmp_path: Path, capsys: 
     assert main(["from-wenetspeech", str(root), "--output", str(output)]) == 2
     assert "breaks off" in capsys.readouterr().err
     assert (output / "test_net.jsonl").read_text() == "old\n"
-    assert not list(output.glob("*.partial"))
+    assert not list(output.glob(".*"))
 
 
 @pytest.mark.parametrize(

@@ -264,7 +264,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(manifest, tmp_path, monk
     code, output, _ = scan(path, tmp_path)
     assert (code, output.read_text()) == (2, "old")
     assert "No space left on device" in capsys.readouterr().err
-    assert not list(tmp_path.glob("*.partial"))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_order_and_verdicts_do_not_depend_on_workers(manifest, tmp_path):

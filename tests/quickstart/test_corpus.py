@@ -184,7 +184,7 @@ def test_damaged_corpus_is_refused(tmp_path: Path) -> None:
 
 
 def test_interrupted_build_leaves_nothing_that_looks_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed, running = tmp_path / ".c.building-old", tmp_path / ".c.building-new"
+    killed, running = tmp_path / ".c.killed.new", tmp_path / ".c.running.new"
     killed.mkdir()
     running.mkdir()
     os.utime(killed, (time.time() - 7200,) * 2)
@@ -198,7 +198,7 @@ def test_interrupted_build_leaves_nothing_that_looks_finished(tmp_path: Path, mo
     with pytest.raises(KeyboardInterrupt):
         build_corpus(tmp_path / "c", SMALL, log=_quiet)
     # What was killed two hours ago is cleared away; what another process may be building is not.
-    assert [path.name for path in tmp_path.iterdir()] == [".c.building-new"]
+    assert [path.name for path in tmp_path.iterdir()] == [".c.running.new"]
 
 
 @pytest.mark.parametrize(

@@ -345,7 +345,7 @@ def test_torchrun_with_one_process(world, tmp_path):
 
 
 def test_a_folder_survives_a_kill_between_the_two_renames(tmp_path):
-    from arkfast.train.folders import replace_folder
+    from arkfast.files import replace_folder
 
     target = tmp_path / "best"
     replace_folder(target, lambda folder: (folder / "weights").write_text("old"))

@@ -7,13 +7,15 @@ theirs, so that a process that dies in between loses nothing, and the next one m
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import os
+import shutil
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from arkfast.files import NewFolder, make_folder, move, naming, write_text
 from arkfast.train.checkpoints.run_folder import TrainerState, best_of, checkpoints, load_state, read_best, write_best
 from arkfast.train.checkpoints.tensors import ALONE, FILES, SHARDS, STATE, damage
-from arkfast.train.folders import begin_folder, commit_folder, link_files, write_atomically
 
 
 def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerState:
@@ -32,7 +34,8 @@ def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerSta
         Where the run stands, which ``folder``'s place in the run says too: its state, without a best step if the model of that is gone.
 
     Raises:
-        OSError: a file cannot be copied. What was moved by then is whole.
+        OSError: a file cannot be copied.
+        InputError: there is no more room, or a folder cannot be moved. What was moved by then is whole.
     """
     state = load_state(folder)
     target = root / "checkpoints" / f"global_step_{state.step}"
@@ -43,12 +46,13 @@ def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerSta
     aside = _next(root / "abandoned")
     moved: list[str] = []
     if not own:
-        temporary = begin_folder(target)
-        link_files(folder, temporary)
-        if target in others:
-            others.remove(target)
-            _move(target, aside, moved)
-        commit_folder(temporary, target)
+        new = NewFolder(target)
+        with new as temporary:
+            link_files(folder, temporary)
+            new.sync()  # before the one in its place leaves that
+            if target in others:
+                others.remove(target)
+                _move(target, aside, moved)
         note(f"going on from {folder}, which stands at {target} too from now on")
     best, wanted = root / "best", best_of(state)
     if wanted is None or read_best(best) != wanted:
@@ -62,7 +66,7 @@ def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerSta
                 note(f"{folder}: the model of its lowest WER, of step {state.best_step}, is gone; the next evaluation's is the best")
                 state = replace(state, best_wer=None, best_step=None)
                 saved = json.loads((target / STATE).read_text(encoding="utf-8"))
-                write_atomically(target / STATE, json.dumps(saved | asdict(state), indent=2) + "\n")
+                write_text(target / STATE, json.dumps(saved | asdict(state), indent=2) + "\n")
     for path in others:
         _move(path, aside, moved)
     if moved:
@@ -87,6 +91,23 @@ def _next(parent: Path) -> Path:
 
 
 def _move(path: Path, aside: Path, moved: list[str]) -> None:
-    aside.mkdir(parents=True, exist_ok=True)
-    path.rename(aside / path.name)
+    with naming(aside):
+        make_folder(aside)
+    move(path, aside / path.name)
     moved.append(path.name)
+
+
+def link_files(source: Path, into: Path, *, without: Collection[str] = ()) -> None:
+    """The files of a folder in another, save those that begin with a name in ``without``; copies where they cannot be hard links.
+
+    A file that is only ever replaced, never written to again, may have both names: what becomes of one does not touch the other.
+    """
+    for path in sorted(source.rglob("*")):
+        name = path.relative_to(source)
+        if name.parts[0] in without or not path.is_file():
+            continue
+        (into / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path.resolve(), into / name)
+        except OSError:
+            shutil.copyfile(path, into / name)

@@ -51,12 +51,12 @@ def export(config: ExportConfig) -> Path:
 
     Raises:
         InputError: no such checkpoint, a damaged one, one without the weights that are asked for, one of adapters whose model is no longer
-            there, or an output that exists.
+            there, or an output that exists or cannot be written.
     """
+    from arkfast.files import replace_folder
     from arkfast.models import ArkasrProcessor, load_model
     from arkfast.train.checkpoints.export import write_model
     from arkfast.train.checkpoints.run_folder import find_checkpoint, load_run
-    from arkfast.train.folders import replace_folder
 
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: exists and is not empty; give a new folder")

@@ -1,7 +1,7 @@
 """Checkpoints: folders that Transformers loads, with what a resume needs beside the weights.
 
-A checkpoint is written into a temporary folder and renamed when it is complete; nothing old is removed before that. State is
-safetensors and JSON: no pickle is read or written. Layout of ``<output_dir>``::
+A checkpoint takes its name when it is complete and on disk; nothing old is removed before that. State is safetensors and JSON: no pickle is
+read or written. Layout of ``<output_dir>``::
 
     run.json                       what run this is
     metrics.jsonl                  one line a step
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.command_line import to_dict
+from arkfast.files import NewFolder, leftovers, replace_folder, sweep, write_text
 from arkfast.records import InputError
 from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
-from arkfast.train.folders import begin_folder, commit_folder, replace_folder, sweep, write_atomically
 
 IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "micro_batches_per_step",
             "train_max_samples", "shuffle_train", "batch_seconds", "freeze", "lora_rank", "lora_alpha")  # fmt: skip
@@ -117,17 +117,18 @@ class RunFolder:
                 raise InputError(
                     f"--output_dir {self.root}: holds this run already; give --resume_from_checkpoint auto to go on, or another folder"
                 )
-        elif self.root.exists() and any(self.root.iterdir()):
+        elif self.root.exists() and set(self.root.iterdir()) - leftovers(claim):
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
         self._claim = {"identity": ours, "config": to_dict(config)}
         if not config.calibrate_only:
-            self.root.mkdir(parents=True, exist_ok=True)
             self._write_claim(self._settled)
             for parent in (self.root, self.root / "checkpoints"):
                 sweep(parent, FOLDERS)
+            for folder in checkpoints(self.root).values():
+                sweep(folder, re.compile(re.escape(STATE)))
 
     def _write_claim(self, settled: str | None) -> None:
-        write_atomically(self.root / "run.json", json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
+        write_text(self.root / "run.json", json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
 
     def find_resume(self, wanted: str, *, note: Callable[[str], None] = print) -> Path | None:
         """The checkpoint folder that ``--resume_from_checkpoint`` means; None to start anew.
@@ -170,18 +171,17 @@ class RunFolder:
         """Note that the run stands where ``--resume_from_checkpoint`` says: processes started anew go on from its newest checkpoint."""
         self._write_claim(self._config.resume_from_checkpoint)
 
-    def begin(self, step: int) -> Path:
-        """The temporary folder of step ``step``'s checkpoint."""
-        return begin_folder(self.root / "checkpoints" / f"global_step_{step}")
+    def begin(self, step: int) -> NewFolder:
+        """The folder of step ``step``'s checkpoint, to be filled."""
+        return NewFolder(self.root / "checkpoints" / f"global_step_{step}")
 
-    def commit(self, temporary: Path, state: TrainerState, *, world: int = 1) -> None:
-        """Complete a checkpoint: write where the run stands, seal it, put it in place and remove the oldest beyond those kept.
+    def complete(self, folder: Path, state: TrainerState, *, world: int = 1) -> None:
+        """Complete a checkpoint that is not in its place yet: write where the run stands, and seal it."""
+        (folder / STATE).write_text(self._described(state), encoding="utf-8")
+        seal(folder, world=world)
 
-        The newest ones are kept, and that of the lowest WER.
-        """
-        self._write_state(temporary, state)
-        seal(temporary, world=world)
-        commit_folder(temporary, self.root / "checkpoints" / f"global_step_{state.step}")
+    def drop(self, state: TrainerState) -> None:
+        """Remove the oldest checkpoints up to the state's step: the newest ones are kept, and that of the lowest WER."""
         steps = checkpoints(self.root)
         for old in sorted(step for step in steps if step <= state.step)[: -self._keep]:
             if old != state.best_step:
@@ -191,10 +191,10 @@ class RunFolder:
         """Write into the checkpoint of the state's step, if there is one, what became known after it was complete."""
         folder = self.root / "checkpoints" / f"global_step_{state.step}"
         if (folder / STATE).is_file():
-            self._write_state(folder, state)
+            write_text(folder / STATE, self._described(state))
 
-    def _write_state(self, folder: Path, state: TrainerState) -> None:
-        write_atomically(folder / STATE, json.dumps(asdict(state) | {"run": self._identity}, indent=2) + "\n")
+    def _described(self, state: TrainerState) -> str:
+        return json.dumps(asdict(state) | {"run": self._identity}, indent=2) + "\n"
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
         """Write ``last`` or ``ema``."""

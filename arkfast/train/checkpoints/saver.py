@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
+from arkfast.files import NewFolder
 from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, write_best
 from arkfast.train.checkpoints.tensors import write_alone, write_shards
 from arkfast.train.parallel import Parallel
@@ -43,24 +45,29 @@ class Saver:
             tensors: the optimizer's.
 
         Raises:
-            OSError: this save, or the one before it in the background, could not be written. What stood before stays.
+            InputError: this save, or the one before it in the background, could not be written. What stood before stays, and nothing of
+                the new one.
         """
         self.wait()
-        folder: Path = self._parallel.broadcast(self._folder.begin(state.step) if self._folder else None)
-        if not self._sharded:
-            if self._thread is None:
-                self._complete(folder, state, export, tensors)
+        new = None if self._folder is None else self._folder.begin(state.step)
+        written, kept = None, None
+        with ExitStack() as failing:
+            if new is not None:
+                failing.push(new)
+            folder: Path = self._parallel.broadcast(None if new is None else new.path)
+            if self._sharded:
+                group = self._parallel.checkpoint_group
+                assert group is not None
+                written = write_shards(folder, tensors, group, background=self._thread is not None)
+            elif self._thread is not None:
+                kept = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
             else:
-                copies = {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
-                self._pending = self._thread.submit(self._complete, folder, state, export, copies)
-            return
-        group = self._parallel.checkpoint_group
-        assert group is not None
-        written = write_shards(folder, tensors, group, background=self._thread is not None)
-        if written is None or self._thread is None:
-            self._complete(folder, state, export, None)
+                kept = tensors
+            failing.pop_all()
+        if self._thread is None:
+            self._complete(new, written, state, export, kept)
         else:
-            self._pending = self._thread.submit(self._complete_after, written, folder, state, export)
+            self._pending = self._thread.submit(self._complete, new, written, state, export, kept)
 
     def amend(self, state: TrainerState) -> None:
         """Write what became known of a step after it was saved into its checkpoint, if there is one; in the background after that save."""
@@ -93,19 +100,29 @@ class Saver:
         if self._folder is not None:
             write_best(self._folder.root, state, export)
 
-    def _complete_after(self, written: Future[object], folder: Path, state: TrainerState, export: Write) -> None:
-        written.result()  # all ranks have written when it is done on any
-        self._complete(folder, state, export, None)
-
     def _amend_after(self, saved: Future[object], state: TrainerState) -> None:
         saved.result()
         assert self._folder is not None
         self._folder.amend(state)
 
-    def _complete(self, folder: Path, state: TrainerState, export: Write, tensors: Mapping[str, torch.Tensor] | None) -> None:
-        if self._folder is None:
+    def _complete(
+        self,
+        new: NewFolder | None,
+        written: Future[object] | None,
+        state: TrainerState,
+        export: Write,
+        tensors: Mapping[str, torch.Tensor] | None,
+    ) -> None:
+        """Finish a checkpoint on rank 0: the shards that ``written`` is of, or ``tensors``, then all else."""
+        if self._folder is None or new is None:
+            if written is not None:
+                written.result()
             return
-        export(folder)
-        if tensors is not None:
-            write_alone(folder, tensors)
-        self._folder.commit(folder, state, world=self._parallel.world)
+        with new as folder:
+            if written is not None:
+                written.result()  # all ranks have written when it is done on any
+            export(folder)
+            if tensors is not None:
+                write_alone(folder, tensors)
+            self._folder.complete(folder, state, world=self._parallel.world)
+        self._folder.drop(state)

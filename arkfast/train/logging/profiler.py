@@ -11,6 +11,8 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from arkfast.files import new_file
+
 
 class StepProfiler:
     """Profiles steps ``first`` to ``last`` of a run.
@@ -40,8 +42,8 @@ class StepProfiler:
         if self._running is not None:
             running, self._running = self._running, None
             running.__exit__(None, None, None)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            running.export_chrome_trace(str(self._path))
+            with new_file(self._path) as temporary:
+                running.export_chrome_trace(str(temporary))
 
     def __enter__(self) -> StepProfiler:
         return self

@@ -13,9 +13,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from arkfast.files import LineFile, json_line, naming, write_bytes
 from arkfast.installation import install_hint
 from arkfast.records import InputError
-from arkfast.train.folders import write_atomically
 from arkfast.train.logging.phase_table import STEP, parts_of
 
 SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if phase.short)
@@ -43,7 +43,7 @@ def _tensorboard(folder: Path, start_step: int) -> Any:
 
 
 class RunLog:
-    """Appends to ``metrics.jsonl``.
+    """Appends to ``metrics.jsonl``. A killed process loses no line, and a power cut none of before the last ``sync``.
 
     Args:
         path: the file; None keeps nothing. Lines of steps after ``start_step`` (of a run that was killed past its last checkpoint, or of
@@ -56,7 +56,7 @@ class RunLog:
         tensorboard: folder of an event file, or None.
 
     Raises:
-        InputError: TensorBoard is asked for and not installed.
+        InputError: TensorBoard is asked for and not installed, or the file cannot be written, now or later.
     """
 
     def __init__(
@@ -75,12 +75,15 @@ class RunLog:
             return
         self._events = None if tensorboard is None else _tensorboard(tensorboard, start_step)
         if path is not None and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            complete = (line for line in lines if line.endswith("\n"))
+            lines = path.read_bytes().splitlines(keepends=True)
+            complete = (line for line in lines if line.endswith(b"\n"))
             stands = {False: start_step, True: start_step - evaluate_again}  # up to which step, of steps and of evaluations
             kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_wer" in row]]
-            write_atomically(path, "".join(kept))
-        self._file = None if path is None else path.open("a", encoding="utf-8")
+            write_bytes(path, b"".join(kept))
+        self._file: LineFile | None = None
+        if path is not None:
+            with naming(path):
+                self._file = LineFile(path, fresh=False)
         self._print_every = print_every
         self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
 
@@ -103,11 +106,17 @@ class RunLog:
         if not self._silent:
             tqdm.write(text, file=sys.stderr)
 
+    def sync(self) -> None:
+        """Have all lines on disk: before a checkpoint is, which a resume goes on from."""
+        if not self._silent and self._file is not None:
+            with naming(self._file.path):
+                self._file.sync()
+
     def _write(self, record: dict[str, Any], *, shown: bool) -> None:
         line = json.dumps(record, ensure_ascii=False)
         if self._file is not None:
-            self._file.write(line + "\n")
-            self._file.flush()
+            with naming(self._file.path):
+                self._file.add(json_line(record))
         if self._events is not None:
             for name, value in record.items():
                 if isinstance(value, (int, float)) and name != "step":
@@ -122,7 +131,11 @@ class RunLog:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if not self._silent:
             self._bar.close()
-            if self._file is not None:
-                self._file.close()
             if self._events is not None:
                 self._events.close()
+            if self._file is not None:
+                try:
+                    if error is None:
+                        self.sync()
+                finally:
+                    self._file.close()

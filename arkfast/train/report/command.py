@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from arkfast.command_line import parse
+from arkfast.files import write_text
 from arkfast.records import InputError
-from arkfast.train.folders import write_atomically
 from arkfast.train.report.page import render
 from arkfast.train.report.run_records import read_run
 
@@ -39,6 +39,6 @@ def main(argv: Sequence[str]) -> int:
     output = config.output or config.run / "report.html"
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}; make it or give another path")
-    write_atomically(output, render(records))
+    write_text(output, render(records))
     print(f"{output}: {len(records.steps)} steps, {len(records.evaluations)} evaluations", file=sys.stderr)
     return 0
