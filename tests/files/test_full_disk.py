@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from file_writers import room_for
 
 from arkfast import cli, files
 from arkfast.infer.result import Result
@@ -185,6 +186,38 @@ def test_a_checkpoint(world, tmp_path, disk, snapshot, background, step):
     assert all(re.fullmatch(expected, error) for error in errors), errors
     assert list(checkpoints(tmp_path)) == [step]
     assert damage(tmp_path / "checkpoints" / f"global_step_{step}") is None
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_shards_that_do_not_fit(tmp_path, snapshot, background):
+    """As several ranks write them, here by one: ``torch.distributed.checkpoint`` meets the full disk."""
+    parallel = Parallel("cpu", environment={})
+    parallel.open()
+    try:
+        folder = RunFolder(TrainConfig(stage="sft", student_model=Path("s"), train_data=Path("t"), output_dir=tmp_path))
+        saver = Saver(folder, parallel, sharded=True, background=background)
+
+        def export(into: Path) -> None:
+            (into / "model").write_text("new")
+
+        saver.save(state(1), export, TENSORS)
+        saver.wait()
+        was = snapshot(tmp_path)
+
+        def too_much() -> None:
+            saver.save(state(2), export, {"master/w": torch.zeros(100_000)})
+            saver.wait()
+
+        with room_for(10_000), pytest.raises(BaseException, match="File too large") as caught:
+            too_much()
+        assert isinstance(caught.value, InputError), caught.value
+        assert str(caught.value).startswith(f"{tmp_path}/checkpoints/global_step_2: cannot be written (File too large); make room")
+        assert snapshot(tmp_path) == was
+        saver.save(state(2), export, TENSORS)
+        saver.close()
+        assert sorted(checkpoints(tmp_path)) == [1, 2]
+    finally:
+        parallel.close()
 
 
 def test_what_is_amended_and_the_models_beside_the_checkpoints(tmp_path, disk, snapshot):
