@@ -15,7 +15,7 @@ fail() {
 }
 
 HOSTFILE="${HOSTFILE:?set HOSTFILE to a file with one host a line: NAME [slots=GPUS]}"
-: "${STUDENT_MODEL:?set STUDENT_MODEL to the folder of the checkpoint to train}" "${TRAIN_DATA:?set TRAIN_DATA to the JSONL manifest}"
+: "${STUDENT_MODEL:?set STUDENT_MODEL to the checkpoint to train, a folder or a Hugging Face repository}" "${TRAIN_DATA:?set TRAIN_DATA to the JSONL manifest}"
 if [ -z "${PY:-}" ]; then
   PY="$ROOT/.venv/bin/python"
   [ -x "$PY" ] || PY=python3
@@ -53,7 +53,7 @@ trainer_variables=(
 )
 # Each is set on the hosts when it is set here; FORWARD names further ones.
 read -ra forwarded <<<"CUDA_VISIBLE_DEVICES TOKENIZERS_PARALLELISM NCCL_DEBUG NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME NCCL_SHM_DISABLE \
-TORCH_NCCL_BLOCKING_WAIT NCCL_TIMEOUT PYTORCH_CUDA_ALLOC_CONF HF_DATASETS_CACHE HF_HOME OMP_NUM_THREADS ${FORWARD:-}"
+TORCH_NCCL_BLOCKING_WAIT NCCL_TIMEOUT PYTORCH_CUDA_ALLOC_CONF HF_DATASETS_CACHE HF_HOME HF_HUB_CACHE HF_HUB_OFFLINE HF_ENDPOINT OMP_NUM_THREADS ${FORWARD:-}"
 
 flags=()
 for name in "${trainer_variables[@]}"; do

@@ -18,9 +18,13 @@ class TrainConfig:
     stage: Literal["opd", "td", "sft"] = "opd"
     """opd: distil on the student's own transcripts; td: learn the teacher's transcripts; sft: learn the references."""
     student_model: Path
-    """Folder of the ARK-ASR checkpoint to train."""
+    """Checkpoint to train: its folder, or a Hugging Face repository as organisation/name."""
+    student_revision: str | None = None
+    """Branch, tag or commit of the student's repository; its default branch by default."""
     teacher_model: Path | None = None
-    """Folder of the teacher's checkpoint; needed by opd and td."""
+    """The teacher's checkpoint, folder or repository; needed by opd and td."""
+    teacher_revision: str | None = None
+    """Branch, tag or commit of the teacher's repository; its default branch by default."""
     teacher_backend: Literal["arkasr"] = "arkasr"
     """How the teacher is run; arkasr is an ARK-ASR model with the student's vocabulary."""
     train_data: Path

@@ -69,6 +69,8 @@ class Parallel:
                 f"WORLD_SIZE is {self.world}, but {', '.join(absent)} is not set; start processes with torchrun, or unset WORLD_SIZE"
             )
         self.rank = int(environment.get("RANK", "0")) if self.world > 1 else 0
+        self.is_first_here = self.world == 1 or environment["LOCAL_RANK"] == "0"
+        """Whether this is the first process of its machine, which fetches what all of them need."""
         self.restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
         """How often torchrun has started this run's processes anew."""
         kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device

@@ -42,6 +42,7 @@ from arkfast.train.models import Learner, is_sharded, load_teacher, make_optimiz
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.preflight import summary, verdict
+from arkfast.train.repositories import with_folders
 from arkfast.train.stop import StopRequest
 
 Windows = Iterator[tuple[Window, Iterator[Batch | None]]]
@@ -72,10 +73,11 @@ class Trainer:
         self.parallel = parallel = Parallel(config.device, timeout=config.distributed_timeout)
         is_sharded(config, parallel)
         self._rows = read_rows(config, parallel)
+        local, commits = with_folders(config, parallel)
         teacher: ArkasrTeacher | None = None
         with parallel.agreeing():
-            learner = Learner(config, parallel)
-            teacher = load_teacher(config, parallel, learner) if config.stage != "sft" else None
+            learner = Learner(local, parallel)
+            teacher = load_teacher(local, parallel, learner) if config.stage != "sft" else None
         learner.place(config, parallel)
         self.learner, self._teacher, self.model = learner, teacher, learner.model
         self._stop = StopRequest(parallel)
@@ -95,7 +97,7 @@ class Trainer:
             teacher=teacher.model if teacher is not None else None,
             phases=self._phases,
         )
-        folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load)
+        folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load, commits)
         self._saver = Saver(folder, parallel, sharded=learner.sharded, background=config.async_save)
         self._recorder.bad_rows = self._state.bad_rows
         self._unread: tuple[TrainerState, Pending, float] | None = None

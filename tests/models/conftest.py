@@ -137,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
         return None
 
     def _describe(self, repository: str, words: list[str]) -> None:
-        kind, revision = words[:2] if words else ("revision", "main")
+        kind, revision, *folders = words or ["revision", "main"]
         if (commit := self._commit(repository, revision)) is None:
             return
         files = self.hub.files[commit]
@@ -146,7 +146,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"_id": "0", "id": repository, "modelId": repository, "sha": commit, "siblings": names, "tags": []})
             self.hub.afterwards.pop(repository, lambda: None)()
         else:
-            self._json([{"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in files.items()])
+            start = "".join(f"{folder}/" for folder in folders)
+            found = {name: data for name, data in files.items() if name.startswith(start)}
+            if not found:
+                self._say(404, "EntryNotFound", "Entry not found")
+                return
+            self._json([{"type": "file", "path": name, "size": len(data), "oid": _etag(data)} for name, data in found.items()])
 
     def _resolve(self, repository: str, revision: str, name: str) -> None:
         if (commit := self._commit(repository, revision)) is None:

@@ -52,6 +52,10 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         self.audio_encoder = ArkasrAudioEncoder(config)
         self.post_init()
 
+    def adjust_generation_fn(self, *args: Any, trust_remote_code: bool | None = None, **kwargs: Any) -> None:
+        """Read a checkpoint's generation settings, and never take a ``generate`` that a repository brings, whoever trusts its code."""
+        super().adjust_generation_fn(*args, trust_remote_code=False, **kwargs)
+
     def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Decoder embeddings of a batch of clips.
 

@@ -87,8 +87,13 @@ def _read(folder: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Te
 def _merged(folder: Path, run: Mapping[str, Any], kind: str) -> dict[str, torch.Tensor]:
     """The weights of a run of adapters, float32: those of the model that it began from, with the checkpoint's adapters merged in."""
     from arkfast.models import load_model
+    from arkfast.models.hub import checkpoint_folder
+    from arkfast.train.checkpoints.run_folder import load_commits
+    from arkfast.train.repositories import at_commit
 
     base = Path(run["student_model"])
+    if commit := load_commits(folder).get("student_model"):
+        base = checkpoint_folder(at_commit(base, commit), flag="the student's")
     if not (base / "config.json").is_file():
         raise InputError(
             f"--checkpoint {folder}: holds adapters of {base}, where no model is any more; put it back, or export with --weights master "

@@ -5,7 +5,7 @@ Knows in which order the processes do it; what a run may go on from is ``checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,9 @@ class Opened(NamedTuple):
     """What there is to say about it; empty on the other ranks."""
 
 
-def open_run(config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable[[Path], None]) -> Opened:
+def open_run(
+    config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable[[Path], None], commits: Mapping[str, str] | None = None
+) -> Opened:
     """Claim the run's folder and go to where its checkpoint stands; every rank calls it. ``--calibrate_only`` leaves the folder as it is.
 
     Args:
@@ -36,6 +38,7 @@ def open_run(config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable
         parallel: the processes.
         feed: the rows to train on.
         load: reads the optimizer's state from a checkpoint folder. The folder changes only when it has.
+        commits: of the models that came from repositories, by flag.
 
     Raises:
         InputError: as ``RunFolder`` and its ``find_resume`` do, or the checkpoint stands past the end of the data; on rank 0, the other
@@ -46,7 +49,8 @@ def open_run(config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable
     notes: list[str] = []
     with parallel.agreeing():
         if parallel.is_first:
-            folder = RunFolder(config, micro_batches=feed.micro_batches, restarted=parallel.restarts > 0, rows=feed.digest)
+            restarted = parallel.restarts > 0
+            folder = RunFolder(config, micro_batches=feed.micro_batches, restarted=restarted, rows=feed.digest, commits=commits)
             found = folder.find_resume(config.resume_from_checkpoint, note=notes.append)
     found = parallel.broadcast(found)
     state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)

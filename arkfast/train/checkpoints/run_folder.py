@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from arkfast.records import InputError
 from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
 
-IDENTITY = ("stage", "student_model", "teacher_model", "train_data", "seed", "per_device_train_batch_size", "micro_batches_per_step",
-            "train_max_samples", "shuffle_train", "batch_seconds", "freeze", "lora_rank", "lora_alpha")  # fmt: skip
+IDENTITY = ("stage", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
+            "per_device_train_batch_size", "micro_batches_per_step", "train_max_samples", "shuffle_train", "batch_seconds", "freeze",
+            "lora_rank", "lora_alpha")  # fmt: skip
 """What makes two runs the same run: a resume may change anything else, the number of processes too."""
 FOLDERS = re.compile(r"global_step_\d+|best|last|ema")
 """Names of the folders that a run replaces."""
@@ -89,12 +90,21 @@ class RunFolder:
         restarted: whether the launcher started the processes anew, which go on from what those before them saved, whatever
             ``--resume_from_checkpoint`` says. Otherwise the run may be there already only where that says something.
         rows: digest of the rows to train on; None is not compared.
+        commits: of the models that came from repositories, by flag; noted, for a resume and for exports.
 
     Raises:
         InputError: the folder holds a run and no resume was asked for, or it holds another run than the one to be resumed.
     """
 
-    def __init__(self, config: TrainConfig, *, micro_batches: int | None = None, restarted: bool = False, rows: str | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        *,
+        micro_batches: int | None = None,
+        restarted: bool = False,
+        rows: str | None = None,
+        commits: Mapping[str, str] | None = None,
+    ) -> None:
         self.root, self._config, self._restarted = config.output_dir, config, restarted
         self._settled: str | None = None
         """The ``--resume_from_checkpoint`` that processes before these, of the same launch, have carried out."""
@@ -119,7 +129,8 @@ class RunFolder:
                 )
         elif self.root.exists() and set(self.root.iterdir()) - leftovers(claim):
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
-        self._claim = {"identity": ours, "config": to_dict(config)}
+        self._commits = {"commits": dict(commits)} if commits else {}
+        self._claim = {"identity": ours, "config": to_dict(config), **self._commits}
         if not config.calibrate_only:
             self._write_claim(self._settled)
             for parent in (self.root, self.root / "checkpoints"):
@@ -194,7 +205,7 @@ class RunFolder:
             write_text(folder / STATE, self._described(state))
 
     def _described(self, state: TrainerState) -> str:
-        return json.dumps(asdict(state) | {"run": self._identity}, indent=2) + "\n"
+        return json.dumps(asdict(state) | {"run": self._identity, **self._commits}, indent=2) + "\n"
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
         """Write ``last`` or ``ema``."""
@@ -259,6 +270,12 @@ def load_run(folder: Path) -> dict[str, Any] | None:
     """What run a checkpoint folder belongs to: ``IDENTITY``, and ``rows``, the digest of its training rows; None where it does not say."""
     run: dict[str, Any] | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
     return run
+
+
+def load_commits(folder: Path) -> dict[str, str]:
+    """The commits of the models of a checkpoint's run that came from repositories, by flag."""
+    commits: dict[str, str] = json.loads((folder / STATE).read_text(encoding="utf-8")).get("commits", {})
+    return commits
 
 
 def _differing(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, str] | None:
