@@ -312,7 +312,7 @@ def _explain(error: BaseException, *paths: Path) -> None:
     # Libraries written in Rust end their texts in "(os error 28)"; torch.distributed.checkpoint quotes the errors of all ranks.
     if number is None and (found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))):
         number = int(found[1] or found[2])
-    if number in _NO_ROOM and not isinstance(error, InputError):
+    if number is not None and number in _NO_ROOM and not isinstance(error, InputError):
         raise _cannot_write(OSError(number, os.strerror(number)), *paths) from error
 
 
@@ -355,7 +355,10 @@ def _commit(pairs: Sequence[tuple[Path, Path]], *, keep: bool = True) -> None:
         keep: False where a folder that is not empty must not be replaced.
     """
     for temporary, _ in pairs:
-        _sync_tree(temporary) if temporary.is_dir() else _sync(temporary)
+        if temporary.is_dir():
+            _sync_tree(temporary)
+        else:
+            _sync(temporary)
     renamed: list[tuple[Path, Path, bool]] = []
     try:
         for temporary, target in pairs:

@@ -50,7 +50,8 @@ class Saver:
         """
         self.wait()
         new = None if self._folder is None else self._folder.begin(state.step)
-        written, kept = None, None
+        written: Future[object] | None = None
+        kept: Mapping[str, torch.Tensor] | None = None
         with ExitStack() as failing:
             if new is not None:
                 failing.push(new)
