@@ -67,6 +67,11 @@ class AllowedTokens:
     """Half-open id ranges [start, stop), ascending and disjoint, that may be produced."""
     stop_ids: tuple[int, ...]
     """Ids that end a sequence; allowed besides ``ranges``."""
+    period: tuple[tuple[int, int], ...] | None = None
+    """Half-open id ranges that the positions of an answer take in turn, as when several codebooks are flattened into disjoint ranges:
+    position t may have the ids of ``period[t % len(period)]`` alone. Stop ids are allowed where a turn begins, t % len(period) == 0, and
+    nowhere else, so that no answer ends within one. Every range lies inside ``ranges`` and holds no stop id. None: every position may have
+    every id."""
 
     def __post_init__(self) -> None:
         if not self.stop_ids:
@@ -76,6 +81,17 @@ class AllowedTokens:
             if not previous <= start < stop:
                 raise ValueError(f"AllowedTokens: ranges must be ascending, disjoint and non-empty, got {self.ranges}")
             previous = stop
+        if self.period is None:
+            return
+        if not self.period:
+            raise ValueError("AllowedTokens: period must have at least one range, or be None where every position may have every id")
+        for start, stop in self.period:
+            inside = sum(max(0, min(stop, b) - max(start, a)) for a, b in self.ranges)
+            if not start < stop or inside < stop - start:
+                raise ValueError(f"AllowedTokens: period's range [{start}, {stop}) must be non-empty and lie inside ranges, {self.ranges}")
+            for token in self.stop_ids:
+                if start <= token < stop:
+                    raise ValueError(f"AllowedTokens: period's range [{start}, {stop}) must not hold the stop id {token}")
 
     @classmethod
     def asr(cls, tokenizer: Any, config: Any) -> AllowedTokens:
@@ -126,6 +142,37 @@ class AllowedTokens:
         import torch
 
         return (~self.mask(vocab_size)).nonzero().flatten().to(torch.int32).to(device)
+
+    def turns(self, device: Any = None) -> torch.Tensor | None:
+        """What each position of a turn may have: [len(period), R, 2] int32 id ranges, empty ones (0, 0) among them; None without a period.
+
+        The first range of a position is its own, the others are the stop ids, of which consecutive ones share a range.
+        """
+        import torch
+
+        if self.period is None:
+            return None
+        stops: list[tuple[int, int]] = []
+        for token in sorted(set(self.stop_ids)):
+            if stops and stops[-1][1] == token:
+                stops[-1] = (stops[-1][0], token + 1)
+            else:
+                stops.append((token, token + 1))
+        none = [(0, 0)] * len(stops)
+        table = [[own, *(stops if t == 0 else none)] for t, own in enumerate(self.period)]
+        return torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True)
+
+    def row_ranges(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """The id ranges of positions in their answers: what the kernels take as ``ranges`` beside ``blocked``.
+
+        Args:
+            positions: [N] int64, from 0.
+
+        Returns:
+            [N, R, 2] int32 on the positions' device; None without a period, where ``blocked`` says everything.
+        """
+        turns = self.turns(positions.device)
+        return None if turns is None else turns[positions % len(turns)]
 
 
 class _OnDevice:

@@ -54,6 +54,42 @@ def test_allowed_tokens_refuses_what_cannot_end_or_overlaps():
         AllowedTokens(ranges=((0, 5), (4, 8)), stop_ids=(9,))
 
 
+def test_allowed_tokens_that_differ_by_position():
+    allowed = AllowedTokens(ranges=((0, 40), (50, 90)), stop_ids=(95, 96, 49), period=((0, 10), (10, 40), (60, 90)))
+    turns = allowed.turns()
+    assert turns.dtype == torch.int32
+    assert turns.tolist() == [
+        [[0, 10], [49, 50], [95, 97]],  # a turn's first position may end the answer
+        [[10, 40], [0, 0], [0, 0]],
+        [[60, 90], [0, 0], [0, 0]],
+    ]
+    assert allowed.row_ranges(torch.tensor([0, 7, 3, 2])).tolist() == turns[[0, 1, 0, 2]].tolist()
+    assert allowed.count == 40 + 40 + 3
+    assert 45 not in allowed
+    plain = AllowedTokens(ranges=((0, 90),), stop_ids=(95,))
+    assert plain.turns() is None
+    assert plain.row_ranges(torch.tensor([0, 7])) is None
+
+
+@pytest.mark.parametrize(
+    ("period", "message"),
+    [
+        ((), "period must have at least one range, or be None"),
+        (((4, 10), (5, 5)), r"period's range \[5, 5\) must be non-empty"),
+        (((4, 10), (30, 60)), r"period's range \[30, 60\) must be non-empty and lie inside ranges"),
+        (((4, 10), (80, 91)), r"period's range \[80, 91\) must be non-empty and lie inside ranges"),
+        (((60, 70), (0, 10)), r"period's range \[0, 10\) must not hold the stop id 3"),
+    ],
+)
+def test_allowed_tokens_refuses_a_period_that_contradicts_the_rest(period, message):
+    with pytest.raises(ValueError, match=message):
+        AllowedTokens(ranges=((0, 40), (50, 90)), stop_ids=(3, 95), period=period)
+
+
+def test_a_period_may_cross_ranges_that_touch():
+    assert AllowedTokens(ranges=((0, 40), (40, 90)), stop_ids=(95,), period=((30, 60),)).turns().tolist() == [[[30, 60], [95, 96]]]
+
+
 def test_packed_index_runs_over_rows_then_positions():
     rollout = Rollout(tokens=torch.zeros(3, 4), lens=torch.tensor([2, 0, 3]), stopped=torch.ones(3), owner=torch.arange(3))
     row, position = rollout.packed_index()

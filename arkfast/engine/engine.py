@@ -70,6 +70,9 @@ class Engine:
         ):
             if value is not None and value < least:
                 raise ValueError(f"Engine: {name} must be at least {least}, got {value}")
+        for start, stop in allowed.period or ():
+            if stop > model.lm_head.weight.shape[0]:
+                raise ValueError(f"Engine: allowed has the range [{start}, {stop}); the model's ids end at {model.lm_head.weight.shape[0]}")
         self.model, self.allowed, self.topk, self.logprobs = model, allowed, topk, logprobs
         weight = model.lm_head.weight
         self._device = weight.device
@@ -82,7 +85,9 @@ class Engine:
         """Int32 ids that are never produced, as the kernels take them."""
         self.stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=self._device)
         """[n] int64 ids that end a row, on the device."""
-        self._choosing = Choosing(blocked=self.blocked, stop_ids=self.stop_ids, topk=topk, logprobs=logprobs)
+        self._choosing = Choosing(
+            blocked=self.blocked, stop_ids=self.stop_ids, topk=topk, logprobs=logprobs, turns=allowed.turns(self._device)
+        )
         self._slots: Slots | None = None
         self._weights: tuple[int, ...] = ()
         self._queue = Queue(model)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 
 from arkfast.engine.request import Sampling
-from arkfast.engine.sampling import gumbel_noise, noisiest, penalise, restrict
+from arkfast.engine.sampling import confine, gumbel_noise, noisiest, penalise, restrict
 from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
 
 DONE, STOPPED, FAILED, LOOPED = 1, 2, 4, 8
@@ -46,12 +46,19 @@ class Choosing:
         stop_ids: [n] int64 ids that end a row.
         topk: how many of the best ids to keep.
         logprobs: whether to keep each produced id's log-probability.
+        turns: [P, R, 2] int32 id ranges: a row's t-th id comes from those of t % P (``AllowedTokens.turns``); None: from all that are not
+            blocked.
     """
 
     blocked: torch.Tensor
     stop_ids: torch.Tensor
     topk: int
     logprobs: bool
+    turns: torch.Tensor | None = None
+
+    def ranges(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """[R, ranges, 2] int32: where the ids at ``positions`` [R] int64 of the rows' answers may come from."""
+        return None if self.turns is None else self.turns[positions % len(self.turns)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,23 +158,24 @@ class Rows:
             mode: what is asked for.
             choosing: what the rows share.
         """
-        best = topk_lse(logits, max(choosing.topk, 1), blocked=choosing.blocked)
+        ranges = choosing.ranges(self.produced)
+        best = topk_lse(logits, max(choosing.topk, 1), blocked=choosing.blocked, ranges=ranges)
         token = best.ids[:, 0]
         scores = logits
         if mode.penalises:
             assert self.seen is not None
             scores = penalise(logits.float(), self.seen, self.penalty)
-            token = topk_lse(scores, 1, blocked=choosing.blocked).ids[:, 0]
+            token = topk_lse(scores, 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0]
         token = token.long().clamp_min(0)  # −1 where every score is NaN; such a row has failed anyway
         if mode.draws:
-            token = torch.where(self.temperature > 0, self._draw(scores, mode, choosing), token)
+            token = torch.where(self.temperature > 0, self._draw(scores, mode, choosing, ranges), token)
         going = (self.state & DONE) == 0
         column = torch.where(going, self.produced, self.length)[:, None]
         self.tokens.scatter_(1, column, token[:, None])
         if self.topk_ids is not None:
             self.topk_ids.scatter_(1, column[:, :, None].expand(-1, -1, choosing.topk), best.ids[:, None])
         if self.logprob is not None:
-            self.logprob.scatter_(1, column, row_log_softmax(logits, token[:, None], blocked=choosing.blocked))
+            self.logprob.scatter_(1, column, row_log_softmax(logits, token[:, None], blocked=choosing.blocked, ranges=ranges))
         if mode.penalises and self.seen is not None:
             self.seen.scatter_(1, token[:, None], True)
         self.produced.add_(going)
@@ -178,10 +186,12 @@ class Rows:
         ended = DONE * (stopped | failed | (self.produced >= self.limit)) + STOPPED * stopped + FAILED * failed
         self.state.copy_(torch.where(going, ended, self.state))
 
-    def _draw(self, scores: torch.Tensor, mode: Mode, choosing: Choosing) -> torch.Tensor:
+    def _draw(self, scores: torch.Tensor, mode: Mode, choosing: Choosing, ranges: torch.Tensor | None) -> torch.Tensor:
         """An id for every row, drawn by adding noise (Gumbel-max)."""
         warm = torch.where(self.temperature > 0, self.temperature, 1.0)[:, None]
         scores = (scores.float() / warm).index_fill(-1, choosing.blocked.long(), float("-inf"))
+        if ranges is not None:
+            scores = confine(scores, ranges)
         if mode.restricts:
             scores = restrict(scores, self.top_k, self.top_p)
         return noisiest(scores, gumbel_noise(self.key, self.number, self.produced, scores.shape[1], self.seed))

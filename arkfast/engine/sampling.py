@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import torch
 
+from arkfast.kernels.common.ranges import left_out
+
 
 def _wrap(number: int) -> int:
     """``number`` modulo 2⁶⁴ as the int64 that torch takes."""
@@ -64,6 +66,13 @@ def gumbel_noise(
 def noisiest(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """[R] int64 the id of the best sum of ``scores`` and ``noise`` [R, V]; one whose score is −inf is never drawn, whatever its noise."""
     return (scores + noise).masked_fill(scores == float("-inf"), float("-inf")).argmax(-1)
+
+
+def confine(scores: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
+    """``scores`` [R, V] with ids outside each row's own ``ranges`` [R, ranges, 2] int32 at −inf."""
+    outside = left_out(scores.shape[1], None, ranges)
+    assert outside is not None
+    return scores.masked_fill(outside, float("-inf"))
 
 
 def restrict(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:

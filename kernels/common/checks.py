@@ -15,8 +15,8 @@ def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[
 
     Args:
         op: the public function's name, which opens every message.
-        arguments: name → (tensor, letters). Letters are separated by spaces, as in "T H"; a letter that occurs twice must have one size.
-            A tensor that is None is skipped. All tensors must be on the device of the first.
+        arguments: name → (tensor, letters). Letters are separated by spaces, as in "T H"; a letter that occurs twice must have one size; a
+            number stands for itself. A tensor that is None is skipped. All tensors must be on the device of the first.
 
     Returns:
         letter → size.
@@ -32,7 +32,8 @@ def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[
         if not isinstance(tensor, torch.Tensor):
             raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{letters}], got {type(tensor).__name__}")
         axes = letters.split()
-        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in axes)
+        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes and not axis.isdigit() else axis for axis in axes)
+        sizes.update((axis, int(axis)) for axis in axes if axis.isdigit())
         if tensor.dim() != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, tensor.shape, strict=True)):
             raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(tensor.shape)}")
         if first is None:

@@ -7,7 +7,7 @@ divergence and the gradient; they read the rows again rather than keep them.
 import triton
 import triton.language as tl
 
-from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores, online
+from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores, online, ranges_of
 
 FORWARD: tl.constexpr = tl.constexpr(0)
 REVERSE: tl.constexpr = tl.constexpr(1)
@@ -115,6 +115,7 @@ def linear_kl_rows(
     student_ptr,
     teacher_ptr,
     dead_ptr,
+    ranges_ptr,
     factor_ptr,
     rows_ptr,
     out_ptr,
@@ -128,6 +129,7 @@ def linear_kl_rows(
     DIVERGENCE: tl.constexpr,
     NEED_GRAD: tl.constexpr,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """rows = τ² D, out = factor · τ² · dD/dz_S. ``out`` may be the student's logits: an element is stored after the value it comes from was
@@ -135,6 +137,7 @@ def linear_kl_rows(
     row = tl.program_id(0).to(tl.int64)
     s_ptr = student_ptr + row * student_stride
     t_ptr = teacher_ptr + row * teacher_stride
+    own_ptr = ranges_of(ranges_ptr, row, RANGES)
     block = tl.arange(0, BLOCK)
     inside = V // BLOCK * BLOCK
 
@@ -143,13 +146,13 @@ def linear_kl_rows(
     s_s = tl.zeros([BLOCK], tl.float32)
     s_t = tl.zeros([BLOCK], tl.float32)
     for start in range(0, inside, BLOCK):
-        xs = load_scores(s_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
-        xt = load_scores(t_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
+        xs = load_scores(s_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
+        xt = load_scores(t_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
         m_s, s_s, _ = online(m_s, s_s, 0.0, xs, False)
         m_t, s_t, _ = online(m_t, s_t, 0.0, xt, False)
     if inside < V:
-        xs = load_scores(s_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
-        xt = load_scores(t_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
+        xs = load_scores(s_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
+        xt = load_scores(t_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
         m_s, s_s, _ = online(m_s, s_s, 0.0, xs, False)
         m_t, s_t, _ = online(m_t, s_t, 0.0, xt, False)
     log_s = tl.log(tl.sum(s_s, 0))
@@ -170,8 +173,8 @@ def linear_kl_rows(
     terms = tl.zeros([BLOCK], tl.float32)
     sums = tl.zeros([BLOCK], tl.float32)
     for start in range(0, inside, BLOCK):
-        xs = load_scores(s_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
-        xt = load_scores(t_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
+        xs = load_scores(s_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
+        xt = load_scores(t_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
         term, other = row_terms(xs, xt, lse_s, lse_t, gap, beta, DIVERGENCE)
         terms += term
         sums += other
@@ -179,8 +182,8 @@ def linear_kl_rows(
             g = tl.where(factor == 0.0, 0.0, score_grad(xs, xt, lse_s, lse_t, gap, beta, 0.0, DIVERGENCE) * scale)
             tl.store(to_ptr + start + block, g.to(out_ptr.dtype.element_ty))
     if inside < V:
-        xs = load_scores(s_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
-        xt = load_scores(t_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
+        xs = load_scores(s_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
+        xt = load_scores(t_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
         term, other = row_terms(xs, xt, lse_s, lse_t, gap, beta, DIVERGENCE)
         # Columns past the end are −inf in both rows and give 0, but NaN where a whole row is −inf: such a row is NaN anyway.
         terms += term
@@ -193,12 +196,12 @@ def linear_kl_rows(
     if NEED_GRAD and not FUSED:
         row_sum = tl.sum(sums, 0)
         for start in range(0, inside, BLOCK):
-            xs = load_scores(s_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
-            xt = load_scores(t_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
+            xs = load_scores(s_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
+            xt = load_scores(t_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
             g = tl.where(factor == 0.0, 0.0, score_grad(xs, xt, lse_s, lse_t, gap, beta, row_sum, DIVERGENCE) * scale)
             tl.store(to_ptr + start + block, g.to(out_ptr.dtype.element_ty))
         if inside < V:
-            xs = load_scores(s_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
-            xt = load_scores(t_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
+            xs = load_scores(s_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
+            xt = load_scores(t_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
             g = tl.where(factor == 0.0, 0.0, score_grad(xs, xt, lse_s, lse_t, gap, beta, row_sum, DIVERGENCE) * scale)
             tl.store(to_ptr + inside + block, g.to(out_ptr.dtype.element_ty), mask=inside + block < V)

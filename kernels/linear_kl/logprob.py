@@ -20,6 +20,7 @@ def linear_logprob(
     entropy: bool = False,
     tau: float = 1.0,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -33,6 +34,8 @@ def linear_logprob(
         entropy: also return −Σ q log q of each row, [T], with gradient.
         tau: temperature.
         blocked: [b] int32 ids that have probability 0; a blocked target gives −inf and no gradient. Ids outside [0, V) have no effect.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
+            that is blocked stays so inside them. A row that is left without any id gives NaN.
         chunk_rows: rows of logits that exist at once; None takes what 128 MB of float32 hold (256 MB on a GPU).
 
     Returns:
@@ -50,6 +53,7 @@ def linear_logprob(
         target[:, None],
         tau=tau,
         blocked=blocked,
+        ranges=ranges,
         need_entropy=entropy,
         chunk_rows=chunk_rows,
         backend=backend,

@@ -18,6 +18,7 @@ from arkfast.kernels.common.chunks import rows_within
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
+from arkfast.kernels.common.ranges import checked_ranges, left_out
 from arkfast.kernels.common.recording import recorded
 from arkfast.kernels.linear_kl import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
@@ -58,16 +59,23 @@ def row_pass(
     rows: torch.Tensor,
     out: torch.Tensor | None,
     settings: Settings,
+    ranges: torch.Tensor | None = None,
 ) -> torch.Tensor | None:
     """Writes ``rows`` [m] = τ² D of the first m rows of both logits [n, V]; with ``factor`` [m] also returns factor · τ² · dD/dz_S.
 
     ``out`` [n, V] is where a kernel puts that gradient, and may be ``student``; the torch backend returns m rows of its own. A row whose
-    factor is 0 gets zeros whatever its logits are.
+    factor is 0 gets zeros whatever its logits are. ``dead`` [V] bool and what lies outside ``ranges`` [m, R, 2] (contiguous int32) have no
+    probability.
     """
     count = rows.shape[0]
     if settings.chosen == "torch":
         values, grad = reference.rows_and_grad(
-            student[:count], teacher[:count], dead, tau=settings.tau, divergence=settings.divergence, beta=settings.beta
+            student[:count],
+            teacher[:count],
+            left_out(student.shape[1], dead, ranges),
+            tau=settings.tau,
+            divergence=settings.divergence,
+            beta=settings.beta,
         )
         rows.copy_(values)
         return None if factor is None else (grad * factor[:, None]).masked_fill_((factor == 0)[:, None], 0.0)
@@ -79,6 +87,7 @@ def row_pass(
             student,
             teacher,
             dead,
+            ranges,
             factor,
             rows,
             out,
@@ -92,13 +101,19 @@ def row_pass(
             DIVERGENCE=DIVERGENCES.index(settings.divergence),
             NEED_GRAD=factor is not None,
             HAS_DEAD=dead is not None,
+            RANGES=0 if ranges is None else ranges.shape[1],
             **config.kwargs(),
         )
     return out
 
 
 def chunk_loop(
-    tensors: tuple[torch.Tensor, ...], dead: torch.Tensor | None, factor: torch.Tensor | None, grads: tuple[bool, bool], settings: Settings
+    tensors: tuple[torch.Tensor, ...],
+    dead: torch.Tensor | None,
+    ranges: torch.Tensor | None,
+    factor: torch.Tensor | None,
+    grads: tuple[bool, bool],
+    settings: Settings,
 ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """(rows [T], and, with ``factor`` [T], the gradients of Σ factor · rows to the student's hidden and weight that ``grads`` wants)."""
     hidden_s, weight_s, hidden_t, weight_t = tensors
@@ -112,7 +127,8 @@ def chunk_loop(
             logits = student.logits(s)
             part = None if factor is None else factor[s]
             out = None if factor is None else student.d_logits_buffer(s, logits)
-            d_logits = row_pass(logits, teacher.logits(s), dead, part, rows[s], out, settings)
+            own = None if ranges is None else ranges[s]
+            d_logits = row_pass(logits, teacher.logits(s), dead, part, rows[s], out, settings, own)
             if part is not None and d_logits is not None:
                 student.collect(s, d_logits.to(student.dtype), part == 0)
     return rows, *student.gradients()
@@ -130,6 +146,7 @@ class _LinearKL(torch.autograd.Function):
         weight_t: torch.Tensor,
         row_weight: torch.Tensor | None,
         dead: torch.Tensor | None,
+        ranges: torch.Tensor | None,
         settings: Settings,
     ) -> torch.Tensor:
         tensors = (hidden_s, weight_s, hidden_t, weight_t)
@@ -138,10 +155,12 @@ class _LinearKL(torch.autograd.Function):
         if settings.reduction == "mean":
             factor = factor / max(1, count)
         ready = any(grads) and settings.reduction != "none"
-        rows, d_hidden, d_weight = chunk_loop(tensors, dead, factor if ready else None, grads if ready else (False, False), settings)
+        rows, d_hidden, d_weight = chunk_loop(
+            tensors, dead, ranges, factor if ready else None, grads if ready else (False, False), settings
+        )  # fmt: skip
         ctx.settings, ctx.dtypes = settings, (hidden_s.dtype, weight_s.dtype)
         if settings.reduction == "none":
-            ctx.save_for_backward(*tensors, dead, factor)
+            ctx.save_for_backward(*tensors, dead, ranges, factor)
         else:
             ctx.save_for_backward(d_hidden, d_weight)
         # Filled rather than multiplied by 0: a row without weight may be NaN.
@@ -152,13 +171,13 @@ class _LinearKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.settings.reduction == "none":
-            *tensors, dead, factor = ctx.saved_tensors
+            *tensors, dead, ranges, factor = ctx.saved_tensors
             # Filled: what comes upstream to a row without weight may be NaN.
             factor = (factor * upstream.float()).masked_fill_(factor == 0, 0.0)
-            _, *grads = chunk_loop(tuple(tensors), dead, factor, ctx.needs_input_grad[:2], ctx.settings)
+            _, *grads = chunk_loop(tuple(tensors), dead, ranges, factor, ctx.needs_input_grad[:2], ctx.settings)
         else:
             grads = [None if x is None else x * upstream for x in ctx.saved_tensors]
-        return *(None if x is None else x.to(dtype) for x, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 5
+        return *(None if x is None else x.to(dtype) for x, dtype in zip(grads, ctx.dtypes, strict=True)), *(None,) * 6
 
 
 def linear_kl(
@@ -171,6 +190,7 @@ def linear_kl(
     divergence: Divergence = "forward_kl",
     beta: float = 0.5,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     row_weight: torch.Tensor | None = None,
     reduction: Reduction = "mean",
     chunk_rows: int | None = None,
@@ -190,6 +210,8 @@ def linear_kl(
         tau: temperature.
         beta: weight of the teacher in "jsd", between 0 and 1.
         blocked: [b] int32 ids that have probability 0 in both; ids outside [0, V) have no effect.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
+            that is blocked stays so inside them. A row that is left without any id gives NaN, unless its weight is 0.
         row_weight: [T] factor of each row, without gradient; a row of weight 0 gives exactly 0, whatever its hidden states are.
         reduction: "mean" is the weighted sum over max(1, T), 0 for an empty batch; "sum" lets a caller divide by a count of its own; "none"
             gives weighted rows, whose backward takes the products a second time.
@@ -214,10 +236,12 @@ def linear_kl(
         hidden_t=(hidden_t, "T Ht"),
         weight_t=(weight_t, "V Ht"),
         blocked=(blocked, "b"),
+        ranges=(ranges, "T R 2"),
         row_weight=(row_weight, "T"),
     )
     check_floating(op, hidden_s=hidden_s, weight_s=weight_s, hidden_t=hidden_t, weight_t=weight_t, row_weight=row_weight)
     check_ids(op, blocked=blocked)
+    ranges = checked_ranges(op, ranges)
     if chunk_rows is not None:
         check_count(op, "chunk_rows", chunk_rows)
     if sizes["V"] == 0:
@@ -235,4 +259,4 @@ def linear_kl(
     )
     dead = blocked_columns(sizes["V"], blocked, None, hidden_s.device)
     weights = None if row_weight is None else row_weight.detach()
-    return _LinearKL.apply(*recorded(hidden_s, weight_s), hidden_t.detach(), weight_t.detach(), weights, dead, settings)
+    return _LinearKL.apply(*recorded(hidden_s, weight_s), hidden_t.detach(), weight_t.detach(), weights, dead, ranges, settings)

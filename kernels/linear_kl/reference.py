@@ -15,7 +15,7 @@ def rows_and_grad(
     student: torch.Tensor, teacher: torch.Tensor, dead: torch.Tensor | None, *, tau: float, divergence: str, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(τ² · D(p, q) [n], its gradient to the student's logits [n, V]), p = softmax(teacher/τ) and q = softmax(student/τ) over columns that
-    are not dead; in float32 or wider."""
+    are not dead (``dead`` [V], or [n, V] for each row); in float32 or wider."""
     alive = torch.ones(student.shape[1], dtype=torch.bool, device=student.device) if dead is None else ~dead
     inside = alive.expand(student.shape)
     valid = torch.ones(student.shape[0], dtype=torch.bool, device=student.device)

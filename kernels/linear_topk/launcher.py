@@ -45,6 +45,7 @@ def linear_topk_rows(
     *,
     vocab_map: torch.Tensor | None,
     blocked: torch.Tensor | None,
+    ranges: torch.Tensor | None,
     gather_ids: torch.Tensor | None,
     need_lse: bool,
     rescores: bool,
@@ -60,6 +61,7 @@ def linear_topk_rows(
         dead = blocked_columns(width, blocked, vocab_map, device)
         assert dead is not None
         space = rows_launcher.mapped_space(columns.order.int(), columns.sorted_ids.int(), dead[columns.order])
+        ranges = columns.position_ranges(ranges)
     positions = None if gather_ids is None else columns.places(gather_ids)
     rows = chunk_rows(width, workspace_mb, hidden.dtype, device)
     logits = torch.empty(rows, aligned(width), dtype=hidden.dtype, device=device)
@@ -68,8 +70,9 @@ def linear_topk_rows(
     for span in spans(hidden.shape[0], rows):
         x, n = hidden[span], span.stop - span.start
         torch.mm(padded_rows(x, rows), weight.t(), out=logits[:, :width])
-        values, ids, lse, flags = rows_launcher.topk_rows(logits[:n], k, space, need_lse=need_lse)
-        gathered = None if positions is None else rows_launcher.gather_rows(logits[:n], positions[span], space)
+        own = None if ranges is None else ranges[span]
+        values, ids, lse, flags = rows_launcher.topk_rows(logits[:n], k, space, ranges=own, need_lse=need_lse)
+        gathered = None if positions is None else rows_launcher.gather_rows(logits[:n], positions[span], space, own)
         if rescores:
             values, ids = rescored(x, weight, columns.of(ids), values, ids)
             if gathered is not None and gather_ids is not None:

@@ -11,6 +11,7 @@ from arkfast.kernels.common.checks import check_choice, check_count, check_float
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans
 from arkfast.kernels.common.launch import on_device_of
 from arkfast.kernels.common.precision import without_autocast
+from arkfast.kernels.common.ranges import checked_ranges, left_out
 from arkfast.kernels.linear_topk import launcher, reference
 from arkfast.kernels.row_topk.launcher import unfit
 from arkfast.kernels.row_topk.op import TopK, join, select_topk
@@ -36,6 +37,7 @@ def linear_topk_lse(
     *,
     vocab_map: torch.Tensor | None = None,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     gather_ids: torch.Tensor | None = None,
     need_lse: bool = False,
     rescore: Literal["fp32", "none"] = "fp32",
@@ -44,9 +46,9 @@ def linear_topk_lse(
 ) -> TopK:
     """``topk_lse`` of hidden @ weight.T, computed in row chunks so that no [T, V] tensor exists. There is no gradient.
 
-    Ids that go in (``blocked``, ``gather_ids``) and come out are output ids: a column's number, or ``vocab_map[column]`` when a map is
-    given. The order is "value down, then lowest output id". Every chunk has the same number of rows, the last one padded, so a row's
-    result does not depend on how many rows there are.
+    Ids that go in (``blocked``, ``ranges``, ``gather_ids``) and come out are output ids: a column's number, or ``vocab_map[column]`` when
+    a map is given. The order is "value down, then lowest output id". Every chunk has the same number of rows, the last one padded, so a
+    row's result does not depend on how many rows there are.
 
     Args:
         hidden: [T, H] bfloat16, float16, float32 or float64.
@@ -55,8 +57,11 @@ def linear_topk_lse(
         vocab_map: [V] int32 output id of each column, −1 for columns that have none: they take part in nothing, the log-sum-exp included.
             Two columns must not share an output id.
         blocked: [b] int32 output ids that count as −inf, in the log-sum-exp too; ids that no column stands for have no effect.
-        gather_ids: [T, g] int32 output ids whose values are wanted besides; −inf comes back where an id is −1, blocked or stands for no
-            column.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of output ids of each row: one in none of them counts as blocked in that
+            row, and one that is blocked stays so inside them. A range whose stop is not above its start is empty; a row without an id has
+            no entry.
+        gather_ids: [T, g] int32 output ids whose values are wanted besides; −inf comes back where an id is −1, blocked, outside the row's
+            ranges or stands for no column.
         need_lse: also each row's log-sum-exp over the ids that take part.
         rescore: "fp32" computes the returned values and gathered values again as float32 dot products and orders the k ids by them, where
             the product is narrower than float32 (a bf16 logit near 16 is a multiple of 0.0625); which k ids are chosen, and lse, still
@@ -80,10 +85,12 @@ def linear_topk_lse(
         weight=(weight, "V H"),
         vocab_map=(vocab_map, "V"),
         blocked=(blocked, "b"),
+        ranges=(ranges, "T R 2"),
         gather_ids=(gather_ids, "T g"),
     )
     check_floating(op, hidden=hidden, weight=weight)
     check_ids(op, vocab_map=vocab_map, blocked=blocked, gather_ids=gather_ids)
+    ranges = checked_ranges(op, ranges)
     if sizes["V"] == 0:
         raise ValueError(f"{op}: weight must have at least one row, got shape {list(weight.shape)}")
 
@@ -98,6 +105,7 @@ def linear_topk_lse(
                 k,
                 vocab_map=vocab_map,
                 blocked=blocked,
+                ranges=ranges,
                 gather_ids=gather_ids,
                 need_lse=need_lse,
                 rescores=rescores,
@@ -112,7 +120,9 @@ def linear_topk_lse(
         for span in spans(sizes["T"], rows):
             x = padded_rows(hidden[span], rows)
             wanted = None if gather_columns is None else padded_rows(gather_columns[span], rows)
-            top = select_topk(x @ weight.t(), k, dead=dead, column_ids=vocab_map, gather_columns=wanted, need_lse=need_lse)
+            own = None if ranges is None else padded_rows(ranges[span].flatten(1), rows).view(rows, -1, 2)
+            out = left_out(sizes["V"], dead, own, vocab_map)
+            top = select_topk(x @ weight.t(), k, dead=out, column_ids=vocab_map, gather_columns=wanted, need_lse=need_lse)
             if rescores:
                 top = _rescored(top, x, weight, columns, wanted)
             n = span.stop - span.start

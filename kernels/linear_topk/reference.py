@@ -27,6 +27,12 @@ class Columns:
         place = torch.searchsorted(self.sorted_ids, ids).clamp_max(self.sorted_ids.numel() - 1)
         return torch.where((self.sorted_ids[place] == ids) & (ids >= 0), place, -1)
 
+    def position_ranges(self, ranges: torch.Tensor | None) -> torch.Tensor | None:
+        """Ranges of output ids [T, R, 2] as ranges of the places that those ids have when columns are in the order of theirs, int32."""
+        if ranges is None or self.sorted_ids is None:
+            return ranges
+        return torch.searchsorted(self.sorted_ids, ranges.long(), out_int32=True)
+
     def of(self, ids: torch.Tensor) -> torch.Tensor:
         """Columns (int64, shape of ``ids``) that stand for output ids; −1 where none does."""
         places = self.places(ids)

@@ -7,14 +7,36 @@ and exponentiated once. Rows are on grid axis 0 and their offsets are int64.
 import triton
 import triton.language as tl
 
+from arkfast.kernels.common.range_kernel import in_ranges
+
 NEG_INF: tl.constexpr = tl.constexpr(float("-inf"))
 INF: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def load_scores(row_ptr, dead_ptr, columns, V, inv_tau, HAS_DEAD: tl.constexpr, INSIDE: tl.constexpr):
-    """z/τ of a block of columns in float32, −inf where dead; INSIDE says that no column is past the end, so no mask hinders the load."""
-    if INSIDE:
+def ranges_of(ranges_ptr, row, RANGES: tl.constexpr):
+    """Where a row's ranges begin; None as it is where there are none."""
+    if RANGES:
+        return ranges_ptr + row * (2 * RANGES)
+    else:
+        return ranges_ptr
+
+
+@triton.jit
+def load_scores(
+    row_ptr, dead_ptr, ranges_ptr, columns, V, inv_tau,
+    HAS_DEAD: tl.constexpr, RANGES: tl.constexpr, INSIDE: tl.constexpr,
+):  # fmt: skip
+    """z/τ of a block of columns in float32, −inf where dead or outside the row's RANGES ranges (0: it has none). INSIDE says that no column
+    is past the end, so no mask hinders the load of a row without ranges."""
+    if RANGES:
+        live = in_ranges(ranges_ptr, columns, RANGES)
+        if not INSIDE:
+            live = live & (columns < V)
+        x = tl.load(row_ptr + columns, mask=live, other=NEG_INF).to(tl.float32) * inv_tau
+        if HAS_DEAD:
+            x = tl.where(tl.load(dead_ptr + columns, mask=live, other=1) != 0, NEG_INF, x)
+    elif INSIDE:
         x = tl.load(row_ptr + columns).to(tl.float32) * inv_tau
         if HAS_DEAD:
             x = tl.where(tl.load(dead_ptr + columns) != 0, NEG_INF, x)
@@ -50,6 +72,7 @@ def online(m, s, e, x, HAS_ENTROPY: tl.constexpr):
 def row_log_softmax_fwd(
     logits_ptr,
     dead_ptr,
+    ranges_ptr,
     ids_ptr,
     logp_ptr,
     lse_ptr,
@@ -59,22 +82,24 @@ def row_log_softmax_fwd(
     U,
     inv_tau,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_U: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
+    own_ptr = ranges_of(ranges_ptr, row, RANGES)
     block = tl.arange(0, BLOCK)
     m = NEG_INF
     s = tl.zeros([BLOCK], tl.float32)
     e = tl.zeros([BLOCK], tl.float32)
     inside = V // BLOCK * BLOCK
     for start in range(0, inside, BLOCK):
-        x = load_scores(row_ptr, dead_ptr, start + block, V, inv_tau, HAS_DEAD, True)
+        x = load_scores(row_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
         m, s, e = online(m, s, e, x, HAS_ENTROPY)
     if inside < V:
-        x = load_scores(row_ptr, dead_ptr, inside + block, V, inv_tau, HAS_DEAD, False)
+        x = load_scores(row_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
         m, s, e = online(m, s, e, x, HAS_ENTROPY)
     total = tl.sum(s, 0)
     log_total = tl.log(total)
@@ -90,6 +115,8 @@ def row_log_softmax_fwd(
         z = tl.load(row_ptr + ids, mask=known, other=0.0).to(tl.float32) * inv_tau
         if HAS_DEAD:
             z = tl.where(tl.load(dead_ptr + ids, mask=known, other=0) != 0, NEG_INF, z)
+        if RANGES:
+            z = tl.where(in_ranges(own_ptr, ids, RANGES), z, NEG_INF)
         # An id past the end cannot raise here; NaN shows it. (Not a global: Triton compares globals between launches, and NaN ≠ NaN.)
         logp = tl.where(known, z - lse, tl.where(ids < 0, 0.0, float("nan")))
         tl.store(logp_ptr + row * U + u, logp, mask=u < U)
@@ -110,6 +137,7 @@ def dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY: tl.constexpr):
 def row_log_softmax_bwd(
     logits_ptr,
     dead_ptr,
+    ranges_ptr,
     lse_ptr,
     share_ptr,
     idle_ptr,
@@ -121,6 +149,7 @@ def row_log_softmax_bwd(
     V,
     inv_tau,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
     HAS_ENTROPY: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -128,6 +157,7 @@ def row_log_softmax_bwd(
     are idle get zeros whatever their logits are."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
+    own_ptr = ranges_of(ranges_ptr, row, RANGES)
     to_ptr = out_ptr + row * out_stride
     block = tl.arange(0, BLOCK)
     lse = tl.load(lse_ptr + row)
@@ -141,12 +171,12 @@ def row_log_softmax_bwd(
     inside = V // BLOCK * BLOCK
     for start in range(0, inside, BLOCK):
         columns = start + block
-        x = load_scores(row_ptr, dead_ptr, columns, V, inv_tau, HAS_DEAD, True)
+        x = load_scores(row_ptr, dead_ptr, own_ptr, columns, V, inv_tau, HAS_DEAD, RANGES, True)
         d = tl.where(idle, 0.0, dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau)
         tl.store(to_ptr + columns, d.to(out_ptr.dtype.element_ty))
     if inside < V:
         columns = inside + block
-        x = load_scores(row_ptr, dead_ptr, columns, V, inv_tau, HAS_DEAD, False)
+        x = load_scores(row_ptr, dead_ptr, own_ptr, columns, V, inv_tau, HAS_DEAD, RANGES, False)
         d = tl.where(idle, 0.0, dense_grad(x, lse, share, grad_entropy, entropy, HAS_ENTROPY) * inv_tau)
         tl.store(to_ptr + columns, d.to(out_ptr.dtype.element_ty), mask=columns < V)
 

@@ -16,6 +16,7 @@ from arkfast.kernels.common.checks import check_count, check_floating, check_ids
 from arkfast.kernels.common.chunks import rows_within
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
+from arkfast.kernels.common.ranges import checked_ranges
 from arkfast.kernels.log_softmax.op import RowStats, row_grad, row_stats, unfit
 from arkfast.kernels.row_topk.reference import blocked_columns
 
@@ -41,6 +42,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         ids: torch.Tensor,
         tau: float,
         dead: torch.Tensor | None,
+        ranges: torch.Tensor | None,
         rows: int,
         need_entropy: bool,
         chosen: str,
@@ -48,10 +50,11 @@ class _LinearLogSoftmax(torch.autograd.Function):
         linear = ChunkedLinear(hidden, weight, rows, fast=chosen == "triton")
         with without_autocast(hidden):
             parts = [
-                row_stats(linear.logits(s), ids[s], tau=tau, dead=dead, need_entropy=need_entropy, chosen=chosen) for s in linear.spans()
+                row_stats(linear.logits(s), ids[s], tau=tau, dead=dead, ranges=_part(ranges, s), need_entropy=need_entropy, chosen=chosen)
+                for s in linear.spans()
             ]
         stats = [None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)]
-        ctx.save_for_backward(hidden, weight, ids, dead, *stats)
+        ctx.save_for_backward(hidden, weight, ids, dead, ranges, *stats)
         ctx.tau, ctx.rows, ctx.chosen = tau, rows, chosen
         ctx.set_materialize_grads(False)
         return tuple(stats)
@@ -59,21 +62,26 @@ class _LinearLogSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, ids, dead, *stats = ctx.saved_tensors
+        hidden, weight, ids, dead, ranges, *stats = ctx.saved_tensors
         linear = ChunkedLinear(hidden, weight, ctx.rows, fast=ctx.chosen == "triton", grads=ctx.needs_input_grad[:2])
         with without_autocast(hidden):
             for s in linear.spans():
                 logits = linear.logits(s)
                 out = linear.d_logits_buffer(s, logits)
-                grads = tuple(None if g is None else g[s] for g in upstream)
-                part = RowStats(*(None if x is None else x[s] for x in stats))
-                linear.collect(s, *row_grad(grads, logits, part, ids[s], out, tau=ctx.tau, dead=dead, chosen=ctx.chosen))
+                grads = tuple(_part(g, s) for g in upstream)
+                part = RowStats(*(_part(x, s) for x in stats))
+                settings = {"tau": ctx.tau, "dead": dead, "ranges": _part(ranges, s), "chosen": ctx.chosen}
+                linear.collect(s, *row_grad(grads, logits, part, ids[s], out, **settings))
         d_hidden, d_weight = linear.gradients()
         return (
             None if d_hidden is None else d_hidden.to(hidden.dtype),
             None if d_weight is None else d_weight.to(weight.dtype),
-            *(None,) * 6,
+            *(None,) * 7,
         )
+
+
+def _part(x: torch.Tensor | None, span: slice) -> torch.Tensor | None:
+    return None if x is None else x[span]
 
 
 def linear_stats(
@@ -84,6 +92,7 @@ def linear_stats(
     *,
     tau: float,
     blocked: torch.Tensor | None,
+    ranges: torch.Tensor | None,
     need_entropy: bool,
     chunk_rows: int | None,
     backend: str,
@@ -91,9 +100,12 @@ def linear_stats(
     """What a public function of the name ``op`` has in common with ``linear_log_softmax``: checks of all but the ids' shape, and RowStats
     with gradients to hidden [T, H] and weight [V, H]."""
     check_temperature(op, tau)
-    sizes = check_shapes(op, hidden=(hidden, "T H"), weight=(weight, "V H"), ids=(ids, "T U"), blocked=(blocked, "b"))
+    sizes = check_shapes(
+        op, hidden=(hidden, "T H"), weight=(weight, "V H"), ids=(ids, "T U"), blocked=(blocked, "b"), ranges=(ranges, "T R 2")
+    )
     check_floating(op, hidden=hidden, weight=weight)
     check_ids(op, ids=ids, blocked=blocked)
+    ranges = checked_ranges(op, ranges)
     if chunk_rows is not None:
         check_count(op, "chunk_rows", chunk_rows)
     if sizes["V"] == 0:
@@ -101,7 +113,7 @@ def linear_stats(
     chosen = resolve_backend(backend, op, hidden, unfit=unfit(ids, hidden, weight))
     dead = blocked_columns(sizes["V"], blocked, None, hidden.device)
     rows = chunk_rows or default_rows(sizes["V"], hidden.device)
-    return RowStats(*_LinearLogSoftmax.apply(hidden, weight, ids, tau, dead, rows, need_entropy, chosen))
+    return RowStats(*_LinearLogSoftmax.apply(hidden, weight, ids, tau, dead, ranges, rows, need_entropy, chosen))
 
 
 def linear_log_softmax(
@@ -111,6 +123,7 @@ def linear_log_softmax(
     *,
     tau: float = 1.0,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     return_lse: bool = False,
     chunk_rows: int | None = None,
     backend: Backend = "auto",
@@ -129,6 +142,8 @@ def linear_log_softmax(
         tau: temperature.
         blocked: [b] int32 ids that have probability 0; a blocked id among ``ids`` gives −inf and no gradient. Ids outside [0, V) have no
             effect.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
+            that is blocked stays so inside them. A row that is left without any id gives the log-sum-exp −inf and NaN.
         return_lse: also return the log-sum-exp of the logits / τ over the ids that are not blocked, [T], with gradient.
         chunk_rows: rows of logits that exist at once; None takes what 128 MB of float32 hold (256 MB on a GPU).
 
@@ -145,6 +160,7 @@ def linear_log_softmax(
         ids,
         tau=tau,
         blocked=blocked,
+        ranges=ranges,
         need_entropy=False,
         chunk_rows=chunk_rows,
         backend=backend,

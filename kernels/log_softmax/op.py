@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
+from arkfast.kernels.common.ranges import checked_ranges, left_out
 from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.log_softmax import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
@@ -45,11 +46,22 @@ def unfit(ids: torch.Tensor, *tensors: torch.Tensor) -> str | None:
 
 @on_its_device
 def row_stats(
-    logits: torch.Tensor, ids: torch.Tensor, *, tau: float, dead: torch.Tensor | None, need_entropy: bool, chosen: str
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tau: float,
+    dead: torch.Tensor | None,
+    ranges: torch.Tensor | None = None,
+    need_entropy: bool,
+    chosen: str,
 ) -> RowStats:
-    """One pass over logits [n, V]; ids [m, U] may have fewer rows, logits past them are not looked at. ``chosen`` is a backend's name."""
+    """One pass over logits [n, V]; ids [m, U] may have fewer rows, logits past them are not looked at. ``chosen`` is a backend's name.
+
+    ``dead`` [V] bool and what lies outside ``ranges`` [m, R, 2] (contiguous int32) have no probability.
+    """
     if chosen == "torch":
-        return RowStats(*reference.forward(logits[: ids.shape[0]], ids.long(), tau, dead, need_entropy))
+        out = left_out(logits.shape[1], dead, ranges)
+        return RowStats(*reference.forward(logits[: ids.shape[0]], ids.long(), tau, out, need_entropy))
     from arkfast.kernels.log_softmax import kernel
 
     (rows, slots), width = ids.shape, logits.shape[1]
@@ -60,6 +72,7 @@ def row_stats(
         kernel.row_log_softmax_fwd[(rows,)](
             logits,
             dead,
+            ranges,
             ids.contiguous(),
             stats.logp,
             stats.lse,
@@ -69,6 +82,7 @@ def row_stats(
             slots,
             1.0 / tau,
             HAS_DEAD=dead is not None,
+            RANGES=0 if ranges is None else ranges.shape[1],
             HAS_ENTROPY=need_entropy,
             BLOCK_U=block_of(slots, least=16, most=64),
             **config.kwargs(),
@@ -86,6 +100,7 @@ def row_grad(
     *,
     tau: float,
     dead: torch.Tensor | None,
+    ranges: torch.Tensor | None = None,
     chosen: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """dL/dlogits [n, V] from the gradients of (logp [m, U], lse [m], entropy [m]), each None for zeros; m ≤ n rows are looked at.
@@ -98,7 +113,10 @@ def row_grad(
     grad = torch.zeros_like(stats.logp) if grad is None else reference.live_grad(grad, stats.logp, ids)
     idle = reference.idle_rows(grad, grad_lse, grad_entropy)
     if chosen == "torch":
-        d_logits = reference.backward(grad, grad_lse, grad_entropy, idle, logits[:rows], stats.lse, stats.entropy, ids.long(), tau, dead)
+        absent = left_out(logits.shape[1], dead, ranges)
+        d_logits = reference.backward(
+            grad, grad_lse, grad_entropy, idle, logits[:rows], stats.lse, stats.entropy, ids.long(), tau, absent
+        )  # fmt: skip
         return d_logits, idle
     if rows == 0:
         return out, idle
@@ -113,6 +131,7 @@ def row_grad(
     kernel.row_log_softmax_bwd[(rows,)](
         logits,
         dead,
+        ranges,
         stats.lse,
         share,
         idle,
@@ -124,6 +143,7 @@ def row_grad(
         width,
         1.0 / tau,
         HAS_DEAD=dead is not None,
+        RANGES=0 if ranges is None else ranges.shape[1],
         **flags,
         **config.kwargs(),
     )
@@ -154,10 +174,17 @@ class _RowLogSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, logits: torch.Tensor, ids: torch.Tensor, tau: float, dead: torch.Tensor | None, need_entropy: bool, chosen: str
+        ctx: Any,
+        logits: torch.Tensor,
+        ids: torch.Tensor,
+        tau: float,
+        dead: torch.Tensor | None,
+        ranges: torch.Tensor | None,
+        need_entropy: bool,
+        chosen: str,
     ) -> tuple[torch.Tensor | None, ...]:
-        stats = row_stats(logits, ids, tau=tau, dead=dead, need_entropy=need_entropy, chosen=chosen)
-        ctx.save_for_backward(logits, ids, dead, *stats)
+        stats = row_stats(logits, ids, tau=tau, dead=dead, ranges=ranges, need_entropy=need_entropy, chosen=chosen)
+        ctx.save_for_backward(logits, ids, dead, ranges, *stats)
         ctx.settings = {"tau": tau, "chosen": chosen}
         ctx.set_materialize_grads(False)
         return tuple(stats)
@@ -165,10 +192,10 @@ class _RowLogSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        logits, ids, dead, *stats = ctx.saved_tensors
+        logits, ids, dead, ranges, *stats = ctx.saved_tensors
         out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        d_logits, _ = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, **ctx.settings)
-        return d_logits.to(logits.dtype), *(None,) * 5
+        d_logits, _ = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, ranges=ranges, **ctx.settings)
+        return d_logits.to(logits.dtype), *(None,) * 6
 
 
 def row_log_softmax(
@@ -177,6 +204,7 @@ def row_log_softmax(
     *,
     tau: float = 1.0,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     return_lse: bool = False,
     backend: Backend = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -188,6 +216,8 @@ def row_log_softmax(
         tau: temperature.
         blocked: [b] int32 ids that have probability 0; a blocked id among ``ids`` gives −inf and no gradient. Ids outside [0, V) have no
             effect.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
+            that is blocked stays so inside them. A row that is left without any id gives the log-sum-exp −inf and NaN.
         return_lse: also return the log-sum-exp of the logits / τ over the ids that are not blocked, [T], with gradient.
 
     Returns:
@@ -198,9 +228,10 @@ def row_log_softmax(
     """
     op = "row_log_softmax"
     check_temperature(op, tau)
-    sizes = check_shapes(op, logits=(logits, "T V"), ids=(ids, "T U"), blocked=(blocked, "b"))
+    sizes = check_shapes(op, logits=(logits, "T V"), ids=(ids, "T U"), blocked=(blocked, "b"), ranges=(ranges, "T R 2"))
     check_floating(op, logits=logits)
     check_ids(op, ids=ids, blocked=blocked)
+    ranges = checked_ranges(op, ranges)
     if sizes["V"] == 0:
         raise ValueError(f"{op}: logits must have at least one column, got shape {list(logits.shape)}")
     strided = sizes["V"] > 1 and logits.stride(1) != 1
@@ -208,5 +239,5 @@ def row_log_softmax(
         backend, op, logits, unfit="logits whose columns are not neighbours in memory" if strided else unfit(ids, logits)
     )
     dead = blocked_columns(sizes["V"], blocked, None, logits.device)
-    logp, lse, _ = _RowLogSoftmax.apply(logits, ids, tau, dead, False, chosen)
+    logp, lse, _ = _RowLogSoftmax.apply(logits, ids, tau, dead, ranges, False, chosen)
     return (logp, lse) if return_lse else logp

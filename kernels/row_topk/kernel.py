@@ -7,14 +7,17 @@ Why that is exact: order groups by (maximum down, position up). A value outside 
 value that precedes it: a larger one, or an equal one that stands earlier because groups are consecutive. So it is not among the K first.
 The same holds for supergroups. There is no list that can overflow and no loop whose length depends on values.
 
-Values that take part: NaN and dead positions are −inf, and −0 is +0. A position is a column's number; with an order, position p stands for
-column ``order[p]`` and the output id ``id_of[p]``, so that the order of positions is that of output ids.
+Values that take part: NaN, dead positions and those outside the row's own ranges of positions are −inf, and −0 is +0. A position is a
+column's number; with an order, position p stands for column ``order[p]`` and the output id ``id_of[p]``, so that the order of positions is
+that of output ids.
 
-Letters: V positions, K a power of two at least the wanted k.
+Letters: V positions, K a power of two at least the wanted k, RANGES of a row (0: all positions).
 """
 
 import triton
 import triton.language as tl
+
+from arkfast.kernels.common.range_kernel import in_ranges
 
 NEG_INF: tl.constexpr = tl.constexpr(float("-inf"))
 POS_INF: tl.constexpr = tl.constexpr(float("inf"))
@@ -83,8 +86,22 @@ def _shift(m):
 
 
 @triton.jit
-def _values_at(row_ptr, x_col, order_ptr, dead_ptr, positions, inside, G: tl.constexpr, HAS_ORDER: tl.constexpr, HAS_DEAD: tl.constexpr):
-    """Values that take part, float32, at ``positions`` of one row; −inf where not ``inside``."""
+def _values_at(
+    row_ptr,
+    x_col,
+    order_ptr,
+    dead_ptr,
+    ranges_ptr,
+    positions,
+    inside,
+    G: tl.constexpr,
+    HAS_ORDER: tl.constexpr,
+    HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
+):
+    """Values that take part, float32, at ``positions`` of one row; −inf where not ``inside``. ``ranges_ptr`` points to the row's own."""
+    if RANGES:
+        inside = inside & in_ranges(ranges_ptr, positions, RANGES)
     if HAS_ORDER:
         columns = tl.load(order_ptr + positions, mask=inside, other=0)
     else:
@@ -116,6 +133,7 @@ def row_stats(
     order_ptr,
     dead_ptr,
     dead_blocks_ptr,
+    ranges_ptr,
     group_ptr,
     group_row,
     super_ptr,
@@ -132,6 +150,7 @@ def row_stats(
     HAS_LSE: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
 ):
     """One part (BLOCKS · BLOCK positions) of one row: maxima of its groups and supergroups, whether it holds a NaN, and the running
     (maximum m, Σ exp(x − m)) of the log-sum-exp. Group buffers are as wide as all parts together, so each element is written."""
@@ -148,6 +167,8 @@ def row_stats(
         block = split * BLOCKS + j
         positions = block * BLOCK + group[:, None] * G + tl.arange(0, G)[None, :]
         inside = positions < V
+        if RANGES:
+            inside = inside & in_ranges(ranges_ptr + row * (2 * RANGES), positions, RANGES)
         if HAS_ORDER:
             columns = tl.load(order_ptr + positions, mask=inside, other=0)
         else:
@@ -186,6 +207,7 @@ def row_select(
     order_ptr,
     id_of_ptr,
     dead_ptr,
+    ranges_ptr,
     group_ptr,
     group_row,
     super_ptr,
@@ -209,6 +231,7 @@ def row_select(
     HAS_LSE: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
 ):
     """One row: its k first ids and values, its flags, and the log-sum-exp from its parts. SUPERS ≥ super_row and SPLITS ≥ splits are powers
     of two."""
@@ -223,7 +246,9 @@ def row_select(
     best_group = tl.gather(best_super, place // S, 0) * S + place % S
 
     p = tl.reshape(best_group[:, None] * G + tl.arange(0, G)[None, :], (K * G,))
-    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, p, p < V, G, HAS_ORDER, HAS_DEAD)
+    if RANGES:
+        ranges_ptr += row * (2 * RANGES)
+    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, ranges_ptr, p, p < V, G, HAS_ORDER, HAS_DEAD, RANGES)
     keys = tl.topk(_key(x, tl.arange(0, K * G), KIND), K)
     value = _value(keys, KIND)
     place = _position(keys, KIND)
@@ -261,6 +286,7 @@ def row_gather(
     x_col,
     order_ptr,
     dead_ptr,
+    ranges_ptr,
     position_ptr,
     position_row,
     position_col,
@@ -271,6 +297,7 @@ def row_gather(
     N: tl.constexpr,
     HAS_ORDER: tl.constexpr,
     HAS_DEAD: tl.constexpr,
+    RANGES: tl.constexpr,
 ):
     """out[row, i] = the row's value at positions[row, i], −inf outside [0, V); N of a row's g positions a program."""
     parts = tl.cdiv(g, N)
@@ -279,5 +306,7 @@ def row_gather(
     position = tl.load(position_ptr + row * position_row + i * position_col, mask=i < g, other=-1).to(tl.int64)
     inside = (position >= 0) & (position < V)
     position = tl.where(inside, position, 0).to(tl.int32)
-    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, position, inside, G, HAS_ORDER, HAS_DEAD)
+    if RANGES:
+        ranges_ptr += row * (2 * RANGES)
+    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, ranges_ptr, position, inside, G, HAS_ORDER, HAS_DEAD, RANGES)
     tl.store(out_ptr + row * g + i, x + 0.0, mask=i < g)

@@ -98,9 +98,12 @@ def unfit(dtype: torch.dtype, k: int, width: int, column_stride: int = 1) -> str
 
 
 def topk_rows(
-    logits: torch.Tensor, k: int, space: Space, *, need_lse: bool = False
+    logits: torch.Tensor, k: int, space: Space, *, ranges: torch.Tensor | None = None, need_lse: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor]:
-    """Rows of logits [n, V] → (values [n, k] float32, output ids [n, k] int32, lse [n] or None, flags [n] uint8)."""
+    """Rows of logits [n, V] → (values [n, k] float32, output ids [n, k] int32, lse [n] or None, flags [n] uint8).
+
+    ``ranges`` [n, R, 2] contiguous int32 are ranges of positions, outside which nothing takes part in a row.
+    """
     from arkfast.kernels.row_topk import kernel
 
     rows, device = logits.shape[0], logits.device
@@ -116,7 +119,7 @@ def topk_rows(
     values = torch.empty(rows, k, dtype=torch.float32, device=device)
     ids = torch.empty(rows, k, dtype=torch.int32, device=device)
     flags = torch.empty(rows, dtype=torch.uint8, device=device)
-    has = {"HAS_LSE": need_lse, "HAS_ORDER": space.order is not None, "HAS_DEAD": space.words is not None}
+    has = {"HAS_LSE": need_lse, "HAS_ORDER": space.order is not None, "HAS_DEAD": space.words is not None, "RANGES": _count(ranges)}
     kernel.row_stats[(rows * splits,)](
         logits,
         logits.stride(0),
@@ -124,6 +127,7 @@ def topk_rows(
         space.order,
         space.words,
         space.blocks,
+        ranges,
         groups,
         groups.shape[1],
         supers,
@@ -148,6 +152,7 @@ def topk_rows(
         space.order,
         space.id_of,
         space.words,
+        ranges,
         groups,
         groups.shape[1],
         supers,
@@ -174,8 +179,8 @@ def topk_rows(
     return values, ids, lse, flags
 
 
-def gather_rows(logits: torch.Tensor, positions: torch.Tensor, space: Space) -> torch.Tensor:
-    """Values [n, g] float32 of logits [n, V] at positions [n, g]; −inf outside [0, V), at dead positions and at NaN."""
+def gather_rows(logits: torch.Tensor, positions: torch.Tensor, space: Space, ranges: torch.Tensor | None = None) -> torch.Tensor:
+    """Values [n, g] float32 of logits [n, V] at positions [n, g]; −inf outside [0, V) and a row's ranges, at dead positions and at NaN."""
     from arkfast.kernels.row_topk import kernel
 
     rows, columns = positions.shape
@@ -186,6 +191,7 @@ def gather_rows(logits: torch.Tensor, positions: torch.Tensor, space: Space) -> 
         logits.stride(1),
         space.order,
         space.words,
+        ranges,
         positions,
         positions.stride(0),
         positions.stride(1),
@@ -196,9 +202,14 @@ def gather_rows(logits: torch.Tensor, positions: torch.Tensor, space: Space) -> 
         N=GATHERED,
         HAS_ORDER=space.order is not None,
         HAS_DEAD=space.words is not None,
+        RANGES=_count(ranges),
         **Config(num_warps=2).kwargs(),
     )
     return out
+
+
+def _count(ranges: torch.Tensor | None) -> int:
+    return 0 if ranges is None else ranges.shape[1]
 
 
 def power_of_two(n: int) -> int:

@@ -11,6 +11,7 @@ from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import rows_within, spans
 from arkfast.kernels.common.launch import on_device_of
+from arkfast.kernels.common.ranges import checked_ranges, left_out
 from arkfast.kernels.row_topk import launcher, reference
 
 FLAG_NAN = 1
@@ -50,7 +51,7 @@ def select_topk(
 ) -> TopK:
     """One buffer of logits [n, V] → TopK.
 
-    ``dead`` [V] bool marks columns left out, ``column_ids`` [V] are the ids columns stand for, ``gather_columns`` is [n, g].
+    ``dead`` [V] or [n, V] bool marks columns left out, ``column_ids`` [V] are the ids columns stand for, ``gather_columns`` is [n, g].
     """
     x, has_nan, has_inf = reference.clean(logits, dead)
     values, ids = reference.select(x, k, column_ids)
@@ -77,6 +78,7 @@ def topk_lse(
     k: int,
     *,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     gather_ids: torch.Tensor | None = None,
     need_lse: bool = False,
     backend: Backend = "auto",
@@ -90,6 +92,8 @@ def topk_lse(
         logits: [T, V] bfloat16, float16, float32 or float64.
         k: how many ids; may exceed V or the number of allowed ids, the rest is then −1.
         blocked: [b] int32 ids that count as −inf; ids outside [0, V) have no effect.
+        ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
+            that is blocked stays so inside them. A range whose stop is not above its start is empty; a row without an id has no entry.
         gather_ids: [T, g] int32 ids whose values are wanted besides (−1 is none).
         need_lse: also the log-sum-exp of each row over the ids that are not blocked.
 
@@ -99,22 +103,23 @@ def topk_lse(
     op = "topk_lse"
     check_choice(op, "backend", backend, ("auto", "triton", "torch"))
     check_count(op, "k", k)
-    sizes = check_shapes(op, logits=(logits, "T V"), blocked=(blocked, "b"), gather_ids=(gather_ids, "T g"))
+    sizes = check_shapes(op, logits=(logits, "T V"), blocked=(blocked, "b"), ranges=(ranges, "T R 2"), gather_ids=(gather_ids, "T g"))
     check_floating(op, logits=logits)
     check_ids(op, blocked=blocked, gather_ids=gather_ids)
+    ranges = checked_ranges(op, ranges)
     if sizes["V"] == 0:
         raise ValueError(f"{op}: logits must have at least one column, got shape {list(logits.shape)}")
     if resolve_backend(backend, op, logits, unfit=launcher.unfit(logits.dtype, k, sizes["V"], logits.stride(1))) == "triton":
         with on_device_of(logits):
             space = launcher.blocked_space(sizes["V"], blocked, logits.device)
-            values, ids, lse, flags = launcher.topk_rows(logits, k, space, need_lse=need_lse)
-            gathered = None if gather_ids is None else launcher.gather_rows(logits, gather_ids, space)
+            values, ids, lse, flags = launcher.topk_rows(logits, k, space, ranges=ranges, need_lse=need_lse)
+            gathered = None if gather_ids is None else launcher.gather_rows(logits, gather_ids, space, ranges)
         return TopK(values, ids, lse, gathered, flags)
     dead = reference.blocked_columns(sizes["V"], blocked, None, logits.device)
     rows = rows_within(CHUNK_ELEMENTS, sizes["V"], most=1 << 16)
-    return join(
-        [
-            select_topk(logits[span], k, dead=dead, gather_columns=None if gather_ids is None else gather_ids[span], need_lse=need_lse)
-            for span in spans(sizes["T"], rows)
-        ]
-    )
+    parts = []
+    for span in spans(sizes["T"], rows):
+        out = left_out(sizes["V"], dead, None if ranges is None else ranges[span])
+        wanted = None if gather_ids is None else gather_ids[span]
+        parts.append(select_topk(logits[span], k, dead=out, gather_columns=wanted, need_lse=need_lse))
+    return join(parts)

@@ -31,7 +31,7 @@ def blocked_columns(width: int, blocked: torch.Tensor | None, column_ids: torch.
 
 
 def clean(logits: torch.Tensor, dead: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The values that take part: dead columns and NaN are −inf, −0 is +0.
+    """The values that take part: dead columns (``dead`` [V], or [n, V] for each row) and NaN are −inf, −0 is +0.
 
     Returns:
         (x [n, V] float32 or float64, has_nan [n] bool, has_inf [n] bool); the flags look at columns that are not dead.

@@ -26,7 +26,7 @@ MIN_SUPPORT = 2
 # Declared piece by piece: ``torch.library.custom_op`` would import torch.compile's machinery, seconds of it, at the first call.
 torch.library.define(
     "arkfast::union_topk_kl",
-    "(Tensor student, Tensor teacher, int k, float tau, Tensor? blocked, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor student, Tensor teacher, int k, float tau, Tensor? blocked, Tensor? ranges, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "arkfast::union_topk_kl_backward", "(Tensor grad, Tensor scale, Tensor ids, SymInt width, ScalarType dtype, str backend) -> Tensor"
@@ -35,14 +35,20 @@ torch.library.define(
 
 @torch.library.impl("arkfast::union_topk_kl", "default")
 def _rows(
-    student: torch.Tensor, teacher: torch.Tensor, k: int, tau: float, blocked: torch.Tensor | None, backend: str
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    k: int,
+    tau: float,
+    blocked: torch.Tensor | None,
+    ranges: torch.Tensor | None,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """[T, V] twice → rows [T], support [T] int32, ids [T, 2k] int32 (−1 where empty), gradient to the student's scores [T, 2k]."""
     dtype = reference.wide_dtype(student, teacher)
     unfit = "float64 inputs" if dtype == torch.float64 else unfit_slots(2 * k, MOST_UNION)
     chosen = resolve_backend(backend, "union_topk_kl", student, unfit=unfit)
-    student_ids = topk_lse(student, k, blocked=blocked, backend=backend).ids
-    top = topk_lse(teacher, k, blocked=blocked, gather_ids=student_ids, backend=backend)
+    student_ids = topk_lse(student, k, blocked=blocked, ranges=ranges, backend=backend).ids
+    top = topk_lse(teacher, k, blocked=blocked, ranges=ranges, gather_ids=student_ids, backend=backend)
     assert top.gathered is not None
     scores = torch.cat([top.gathered, top.values], dim=1)
     student_ids, teacher_ids = torch.cat([student_ids, top.ids], dim=1).masked_fill_(~scores.isfinite(), -1).split(k, dim=1)
@@ -63,7 +69,13 @@ def _rows(
 
 @torch.library.register_fake("arkfast::union_topk_kl")
 def _(
-    student: torch.Tensor, teacher: torch.Tensor, k: int, tau: float, blocked: torch.Tensor | None, backend: str
+    student: torch.Tensor,
+    teacher: torch.Tensor,
+    k: int,
+    tau: float,
+    blocked: torch.Tensor | None,
+    ranges: torch.Tensor | None,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     positions, dtype = student.shape[0], reference.wide_dtype(student, teacher)
     return (
@@ -102,7 +114,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) 
 
 def _backward(ctx: Any, grad_rows: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     ids, grad = ctx.saved_tensors
-    return torch.ops.arkfast.union_topk_kl_backward(grad, grad_rows, ids, ctx.width, ctx.dtype, ctx.backend), *(None,) * 5
+    return torch.ops.arkfast.union_topk_kl_backward(grad, grad_rows, ids, ctx.width, ctx.dtype, ctx.backend), *(None,) * 6
 
 
 def _refuse(ctx: Any, grad: torch.Tensor) -> None:
@@ -120,6 +132,7 @@ def union_topk_kl(
     *,
     tau: float = 1.0,
     blocked: torch.Tensor | None = None,
+    ranges: torch.Tensor | None = None,
     reduction: Reduction = "mean",
     backend: Backend = "auto",
 ) -> torch.Tensor:
@@ -135,6 +148,8 @@ def union_topk_kl(
         k: ids of each model; may exceed V.
         tau: temperature.
         blocked: [b] int32 ids that take no part.
+        ranges: [..., R, 2] int32 half-open ranges [start, stop) of each position: an id in none of them takes no part there, nor does one
+            that is blocked inside them. A position that is left without two ids does not count.
         reduction: over positions whose union has at least 2 ids: "mean", "sum", or "none" for a tensor of shape [...].
 
     Returns:
@@ -159,8 +174,14 @@ def union_topk_kl(
         )
     lead, width = student_logits.shape[:-1], student_logits.shape[-1]
     check_floating(op, student_logits=student_logits, teacher_logits=teacher_logits)
+    if ranges is not None:
+        # Counted by hand, as everything here: under torch.compile the number of positions may be symbolic.
+        if not isinstance(ranges, torch.Tensor) or ranges.dim() != len(lead) + 2 or ranges.shape[:-2] != lead or ranges.shape[-1] != 2:
+            got = list(ranges.shape) if isinstance(ranges, torch.Tensor) else type(ranges).__name__
+            raise ValueError(f"{op}: ranges must be a torch.Tensor of shape [..., R, 2] with the logits' leading axes, got {got}")
+        ranges = ranges.reshape(math.prod(lead), ranges.shape[-2], 2)
     student = student_logits.reshape(math.prod(lead), width)
     teacher = teacher_logits.detach().reshape(math.prod(lead), width)
-    rows, support, _, _ = torch.ops.arkfast.union_topk_kl(student, teacher, k, float(tau), blocked, backend)
+    rows, support, _, _ = torch.ops.arkfast.union_topk_kl(student, teacher, k, float(tau), blocked, ranges, backend)
     loss = reduce_rows(rows, support >= MIN_SUPPORT, None, reduction)
     return loss.reshape(lead) if reduction == "none" else loss

@@ -76,7 +76,8 @@ def opd_union_kl(
     U is the set of ids of the support that have a finite teacher score; p = softmax(z_T[U]/τ), q = softmax(z_S[U]/τ), with z_S =
     weight[U] · hidden computed in float32 or wider from those rows of the weight alone. A position counts when U has at least
     ``min_support`` ids; the others give no loss and no gradient and are not in the mean. A constant added to a row of ``teacher_scores``
-    changes nothing. An id in several slots counts once, with the score of the first slot where the teacher's is finite.
+    changes nothing. An id in several slots counts once, with the score of the first slot where the teacher's is finite. Ids that may not
+    take part have no place in the lists: ``topk_lse`` and ``linear_topk_lse`` leave them out (``blocked``, ``ranges``).
 
     The head is whole: one that is cut along its vocabulary (tensor parallel) is not supported, since a position's softmax runs over ids of
     several parts. Under fully sharded data parallelism call this inside the forward of the module that owns the head, where it is whole.

@@ -114,23 +114,25 @@ def test_the_operator_keeps_its_promises_to_torch(dtype):
     """Schema, fake shapes, autograd registration and tracing, also with a symbolic number of positions."""
     student, teacher = logits(5, 20, dtype=dtype)
     blocked = torch.tensor([3, 7], dtype=torch.int32)
-    for mask in (blocked, None):
-        torch.library.opcheck(torch.ops.arkfast.union_topk_kl.default, (student, teacher, 4, 2.0, mask, "auto"))
+    ranges = torch.tensor([[[0, 9], [12, 20]]], dtype=torch.int32).repeat(5, 1, 1)
+    for mask, own in ((blocked, None), (None, None), (blocked, ranges)):
+        torch.library.opcheck(torch.ops.arkfast.union_topk_kl.default, (student, teacher, 4, 2.0, mask, own, "auto"))
     ids = torch.tensor([[0, 3, -1], [-1, -1, -1]], dtype=torch.int32)
     arguments = torch.randn(2, 3), torch.randn(2), ids, 7, dtype, "auto"
     torch.library.opcheck(torch.ops.arkfast.union_topk_kl_backward.default, arguments)
 
 
 def compiled_equals_eager(compiler: str) -> None:
-    def loss(student: torch.Tensor, teacher: torch.Tensor, blocked: torch.Tensor) -> torch.Tensor:
+    def loss(student: torch.Tensor, teacher: torch.Tensor, blocked: torch.Tensor, ranges: torch.Tensor) -> torch.Tensor:
         # With ordinary operations on both sides, so that the operator stands within a larger graph.
-        return 2 * union_topk_kl(student * 0.5, teacher, 4, tau=1.5, blocked=blocked)
+        return 2 * union_topk_kl(student * 0.5, teacher, 4, tau=1.5, blocked=blocked, ranges=ranges)
 
     compiled = torch.compile(loss, fullgraph=True, backend=compiler, dynamic=True)
     blocked = torch.tensor([0, 19], dtype=torch.int32)
     for rows in (3, 8):
         student, teacher = logits(2, rows, 20)
-        got, want = loss_and_gradient(compiled, student, teacher, blocked), loss_and_gradient(loss, student, teacher, blocked)
+        rest = teacher, blocked, torch.tensor([[2, 15], [16, 20]], dtype=torch.int32).expand(2, rows, 2, 2)
+        got, want = loss_and_gradient(compiled, student, *rest), loss_and_gradient(loss, student, *rest)
         torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-7)
         assert want[1].any()
 

@@ -25,5 +25,6 @@ def test_rows_and_gradient(compile_launches, divergence, width):
         row_pass(student, teacher, dead, one, one, narrow, settings)
         row_pass(student, teacher, None, one, one, student, settings)
         row_pass(student, teacher, dead, None, one, None, settings)
+        row_pass(student, teacher, dead, one, one, narrow, settings, torch.zeros(1, 2, 2, dtype=torch.int32))
 
     assert {kernel.kernel for kernel in compile_launches(run)} == {"linear_kl_rows"}

@@ -11,18 +11,22 @@ pytestmark = pytest.mark.slow
 
 # A selection's network of comparisons takes the compiler seconds, so every type and flag is covered, not every combination of them.
 CASES = [
-    (torch.bfloat16, 32, 151936, False),
-    (torch.bfloat16, 32, 151936, True),
-    (torch.float16, 1, 151936, True),
-    (torch.float32, 64, 151936, True),
+    (torch.bfloat16, 32, 151936, False, 0),
+    (torch.bfloat16, 32, 151936, True, 0),
+    (torch.bfloat16, 32, 151936, True, 2),
+    (torch.float16, 1, 151936, True, 0),
+    (torch.float32, 64, 151936, True, 0),
+    (torch.float32, 64, 151936, True, 3),
 ]
 
 
-@pytest.mark.parametrize(("dtype", "k", "width", "everything"), CASES)
-def test_row_kernels(compile_launches, dtype, k, width, everything):
+@pytest.mark.parametrize(("dtype", "k", "width", "everything", "ranges"), CASES)
+def test_row_kernels(compile_launches, dtype, k, width, everything, ranges):
     logits = torch.empty(2, width, dtype=dtype)
     ids, blocked = torch.zeros(2, 64, dtype=torch.int32), torch.zeros(300, dtype=torch.int32)
     options = {"blocked": blocked, "gather_ids": ids, "need_lse": True} if everything else {}
+    if ranges:
+        options["ranges"] = torch.zeros(2, ranges, 2, dtype=torch.int32)
     found = compile_launches(lambda: topk_lse(logits, k, backend="triton", **options))
     extra = {"mark_dead", "row_gather"} if everything else set()
     assert {kernel.kernel for kernel in found} == {"row_stats", "row_select"} | extra
