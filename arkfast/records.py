@@ -9,17 +9,45 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
 
+R = TypeVar("R", bound="_OnDevice")
+
+
 class InputError(ValueError):
     """What a user gave is wrong: the message names the input, what is wrong and what to do. Commands print it without a traceback."""
+
+
+class TokenizerLike(Protocol):
+    """What is asked of a Transformers tokenizer."""
+
+    unk_token_id: int | None
+    pad_token_id: int | None
+    added_tokens_decoder: Mapping[int, Any]
+
+    def __len__(self) -> int: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
+
+    def convert_tokens_to_ids(self, tokens: str) -> int: ...
+
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str | None]: ...
+
+
+class VocabularyConfig(Protocol):
+    """What a model's configuration says of its ids."""
+
+    vocab_size: int
+    eos_token_id: int | list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +56,9 @@ class Utterance:
 
     id: str
     """Stable name, unique within its manifest; sampling noise and outputs are keyed by it."""
-    audio: str | np.ndarray
-    """Path of the recording, a member of a tar shard (``shard.tar::clip.flac@offset+size``), or 16 kHz mono samples as float32."""
+    audio: str | np.ndarray | None
+    """Path of the recording, a member of a tar shard (``shard.tar::clip.flac@offset+size``), or 16 kHz mono samples as float32; None where
+    the task hears nothing."""
     begin: float | None = None
     """Start of the segment within the recording in seconds; None is the recording's start."""
     end: float | None = None
@@ -94,7 +123,7 @@ class AllowedTokens:
                     raise ValueError(f"AllowedTokens: period's range [{start}, {stop}) must not hold the stop id {token}")
 
     @classmethod
-    def asr(cls, tokenizer: Any, config: Any) -> AllowedTokens:
+    def asr(cls, tokenizer: TokenizerLike, config: VocabularyConfig) -> AllowedTokens:
         """Text tokens and the end token: the base vocabulary (all ids minus added tokens) plus ``config``'s eos.
 
         On both official checkpoints this is [0, 151643) and 151645.
@@ -104,7 +133,7 @@ class AllowedTokens:
             config: a model configuration; ``eos_token_id`` (int or list) gives the stop ids, ``vocab_size`` the upper bound.
         """
         eos = config.eos_token_id
-        stop_ids = tuple(sorted({int(i) for i in (eos if isinstance(eos, (list, tuple)) else [eos])}))
+        stop_ids = tuple(sorted({int(i) for i in ([eos] if isinstance(eos, int) else eos)}))
         added = {int(i) for i in tokenizer.added_tokens_decoder} | set(stop_ids)
         ranges, start = [], 0
         last = min(int(config.vocab_size), len(tokenizer))
@@ -175,17 +204,71 @@ class AllowedTokens:
         return None if turns is None else turns[positions % len(turns)]
 
 
+class Prompt(Protocol):
+    """How an utterance becomes the ids that a model reads before it answers."""
+
+    def ids(self, mel_frames: int, utterance: Utterance, /) -> list[int]:
+        """The prompt of one utterance.
+
+        Args:
+            mel_frames: of its audio, for which placeholders are left; 0 where the task hears nothing.
+            utterance: for what a prompt may say of it: its text, its language.
+        """
+        ...
+
+
+class Interface(Protocol):
+    """What goes into a checkpoint's model and what may come out of it, in ids: all that a task asks of the model family it is handed."""
+
+    tokenizer: TokenizerLike
+    end_id: int
+    """The id that ends a target."""
+    n_mels: int | None
+    """Mel filters of the features that the model hears; None: it hears nothing."""
+
+    def prompt(self, task: str) -> Prompt:
+        """How an utterance of ``task`` becomes ids.
+
+        Raises:
+            InputError: the model family has no such task.
+        """
+        ...
+
+    def allowed(self, task: str) -> AllowedTokens:
+        """Which ids an answer to ``task`` may hold, and which end it.
+
+        Raises:
+            InputError: the model family has no such task.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class _OnDevice:
     """``to`` for records of tensors."""
 
-    def to(self, device: Any, non_blocking: bool = True) -> Any:
+    def to(self: R, device: torch.device | str, non_blocking: bool = True) -> R:
         """The same record with every tensor on ``device``."""
-        moved = {
-            f.name: value.to(device, non_blocking=non_blocking)
-            for f in dataclasses.fields(self)  # type: ignore[arg-type]
-            if hasattr(value := getattr(self, f.name), "to")
-        }
-        return dataclasses.replace(self, **moved)  # type: ignore[type-var]
+        import torch
+
+        def moved(value: object) -> object:
+            if isinstance(value, (torch.Tensor, _OnDevice)):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Mapping):
+                return {name: moved(part) for name, part in value.items()}
+            return value
+
+        return dataclasses.replace(self, **{f.name: moved(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padded(_OnDevice):
+    """B arrays of one kind and of as many axes, in one tensor."""
+
+    values: torch.Tensor
+    """[B, …]: each array in the lower corner of its row, zeros past it."""
+    shapes: torch.Tensor
+    """[B, axes] int64 the arrays' own shapes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,10 +279,10 @@ class Batch(_OnDevice):
     """The utterances' ids, in row order."""
     keys: torch.Tensor
     """[B] int64: ``Utterance.key`` of each row, from which sampling noise is drawn."""
-    mel: torch.Tensor
-    """[B, n_mels, T] float32 log-mel; columns past a row's length hold padding and are never read."""
-    mel_lens: torch.Tensor
-    """[B] int64 frames of each row."""
+    mel: torch.Tensor | None
+    """[B, n_mels, T] float32 log-mel; columns past a row's length hold padding and are never read. None: the task hears nothing."""
+    mel_lens: torch.Tensor | None
+    """[B] int64 frames of each row; None where ``mel`` is."""
     input_ids: torch.Tensor
     """[B, P] int64 prompt ids with one audio placeholder per encoder output, right-padded."""
     prompt_lens: torch.Tensor
@@ -214,6 +297,8 @@ class Batch(_OnDevice):
     """Each row's reference transcript."""
     seconds: float = 0.0
     """Audio seconds in the batch."""
+    teacher_inputs: Mapping[str, Padded] = field(default_factory=dict)
+    """What a teacher's ``prepare`` made of the rows' waveforms, by name."""
 
     @property
     def size(self) -> int:
@@ -267,3 +352,6 @@ class TeacherScores(_OnDevice):
     """[N] bool: False where the teacher could not score the position."""
     lse: torch.Tensor | None = None
     """[N] float32 log-sum-exp over the allowed ids, or None when it was not asked for."""
+    sampled_scores: torch.Tensor | None = None
+    """[N] float32 its logits at the tokens that were produced, which lie outside the student's top-k at times; None when they were not
+    asked for."""

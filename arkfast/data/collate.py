@@ -1,21 +1,21 @@
-"""From utterances to a batch: log-mel features, prompt ids, target ids.
+"""From utterances to a batch: log-mel features, prompt ids, target ids, a teacher's own inputs.
 
-Knows audio, features and the prompt; knows no model. A clip's features never depend on its batch mates.
+A clip's features never depend on its batch mates. A feature worker imports this module, so torch is imported where a batch is made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from arkfast import audio
 from arkfast.audio.segment import cut_samples
-from arkfast.data.prompt import END_OF_TURN, Prompt, pad_right
 from arkfast.data.shards import open_audio
-from arkfast.records import Batch, InputError, Utterance
+from arkfast.records import Batch, InputError, Padded, Prompt, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from arkfast.audio import LogMel
 
@@ -27,6 +27,8 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
         InputError: the audio is missing, unreadable, empty, not finite, longer than ``max_seconds``, or its segment lies outside it.
     """
     samples = utterance.audio
+    if samples is None:
+        raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
     if isinstance(samples, str):
         source, name = open_audio(utterance)
         samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
@@ -43,35 +45,36 @@ def _name(utterance: Utterance) -> str:
     return f"{utterance.where}: {utterance.audio}" if utterance.where and isinstance(utterance.audio, str) else utterance.name
 
 
-def target_ids(utterance: Utterance, tokenizer: Any) -> list[int]:
-    """The transcript's ids with the end token.
-
-    Raises:
-        InputError: the row carries no text, or only blanks.
-    """
-    if utterance.text is None or not utterance.text.strip():
-        raise InputError(f"{utterance.name}: no text; supervised training needs a transcript in every row")
-    return [*tokenizer.encode(utterance.text, add_special_tokens=False), tokenizer.convert_tokens_to_ids(END_OF_TURN)]
-
-
-def collate(utterances: Sequence[Utterance], features: Sequence[np.ndarray], prompt: Prompt, tokenizer: Any = None) -> Batch:
+def collate(
+    utterances: Sequence[Utterance],
+    features: Sequence[np.ndarray] | None,
+    prompt: Prompt,
+    targets: Sequence[Sequence[int]] | None = None,
+    prepared: Sequence[Mapping[str, np.ndarray]] | None = None,
+) -> Batch:
     """A batch of ``utterances`` with their ``features`` ([n_mels, T] each, from ``extract``).
 
     Args:
         utterances: the rows, B of them.
-        features: log-mel of each row.
-        prompt: how a clip becomes ids.
-        tokenizer: given, each row's text becomes ``target_ids`` (and a row without text is an error).
+        features: log-mel of each row; None: the task hears nothing.
+        prompt: how an utterance becomes ids.
+        targets: ids that each row is to be answered with, the end token last; None: nothing is learnt from references.
+        prepared: what a teacher's ``prepare`` made of each row's waveform, the same names in each; None: there is no such teacher.
     """
     import torch
 
-    assert len(utterances) == len(features) > 0
-    lens = torch.tensor([f.shape[1] for f in features], dtype=torch.int64)
-    mel = torch.zeros(len(features), features[0].shape[0], int(lens.max()), dtype=torch.float32)
-    for i, feature in enumerate(features):
-        mel[i, :, : feature.shape[1]] = torch.from_numpy(feature)
-    input_ids, prompt_lens = pad_right([prompt.ids(int(frames)) for frames in lens])
-    targets = pad_right([target_ids(u, tokenizer) for u in utterances]) if tokenizer is not None else (None, None)
+    mel = lens = None
+    frames = [0] * len(utterances)
+    if features is not None:
+        assert len(utterances) == len(features) > 0
+        frames = [f.shape[1] for f in features]
+        lens = torch.tensor(frames, dtype=torch.int64)
+        mel = torch.zeros(len(features), features[0].shape[0], max(frames), dtype=torch.float32)
+        for i, feature in enumerate(features):
+            mel[i, :, : feature.shape[1]] = torch.from_numpy(feature)
+    input_ids, prompt_lens = pad_right([prompt.ids(n, u) for n, u in zip(frames, utterances, strict=True)])
+    target_ids, target_lens = (None, None) if targets is None else pad_right(targets)
+    names = list(prepared[0]) if prepared else []
     return Batch(
         ids=tuple(u.id for u in utterances),
         keys=torch.tensor([u.key for u in utterances], dtype=torch.int64),
@@ -79,9 +82,33 @@ def collate(utterances: Sequence[Utterance], features: Sequence[np.ndarray], pro
         mel_lens=lens,
         input_ids=input_ids,
         prompt_lens=prompt_lens,
-        target_ids=targets[0],
-        target_lens=targets[1],
+        target_ids=target_ids,
+        target_lens=target_lens,
         languages=tuple(u.language for u in utterances),
         texts=tuple(u.text for u in utterances),
-        seconds=float(lens.sum()) * audio.HOP_LENGTH / audio.SAMPLING_RATE,
+        seconds=float(sum(frames)) * audio.HOP_LENGTH / audio.SAMPLING_RATE,
+        teacher_inputs={name: pad([row[name] for row in prepared or ()]) for name in names},
     )
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ragged id lists → ([B, longest] int64 padded with ``value``, [B] int64 lengths)."""
+    import torch
+
+    lens = torch.tensor([len(row) for row in rows], dtype=torch.int64)
+    padded = torch.full((len(rows), int(lens.max()) if len(rows) else 0), value, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        padded[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
+    return padded, lens
+
+
+def pad(arrays: Sequence[np.ndarray]) -> Padded:
+    """B arrays of one dtype and as many axes in one tensor, zeros past each."""
+    import torch
+
+    tensors = [torch.from_numpy(array) for array in arrays]
+    shapes = torch.tensor([tensor.shape for tensor in tensors], dtype=torch.int64).reshape(len(tensors), tensors[0].ndim)
+    values = torch.zeros(len(tensors), *shapes.amax(0).tolist(), dtype=tensors[0].dtype)
+    for own, tensor in zip(values, tensors, strict=True):
+        own[tuple(slice(n) for n in tensor.shape)] = tensor
+    return Padded(values=values, shapes=shapes)

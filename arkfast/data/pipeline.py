@@ -92,7 +92,7 @@ class FeaturePipeline:
         workers: processes; 0 does the work in the caller's thread, when an item is asked for, without protection against crashes.
         prefetch: clips for each worker that are in work or wait for the consumer, at most 1024 in all.
         max_seconds: longer audio is bad.
-        prepare: a second extractor for the workers, e.g. a teacher's: [waveform] → anything that can be pickled; arrays travel fastest.
+        prepare: a second extractor for the workers, e.g. a teacher's: waveform → anything that can be pickled; arrays travel fastest.
             It must be picklable, and come from a module that a worker can import.
         on_bad_audio: ``fail``, ``skip:<max ratio>``, or a policy that the caller keeps.
         timeout: seconds that a worker may spend on one clip.

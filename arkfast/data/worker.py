@@ -25,8 +25,8 @@ from arkfast.audio import LogMel
 from arkfast.data.collate import extract
 from arkfast.records import InputError, Utterance
 
-Prepare = Callable[[list[np.ndarray]], Any]
-"""A second extractor: one clip's waveform, in a list, to whatever a teacher needs of it. It and its result are pickled."""
+Prepare = Callable[[np.ndarray], Any]
+"""A second extractor: one clip's waveform, float32 [samples] at 16 kHz, to whatever a teacher needs of it. It and its result are pickled."""
 
 REQUEST = struct.Struct("<I")  # slot
 REPLY = struct.Struct("<IIQ")  # kind, slot, bytes of the value that follow in the pipe (0: it stands in the slot)
@@ -64,7 +64,8 @@ class Features:
         if self.prepare is None:
             return extract(utterance, self.log_mel, max_seconds=self.max_seconds), None
         features = extract(utterance, self._tap, max_seconds=self.max_seconds)  # type: ignore[arg-type]
-        return features, self.prepare(self._waveforms)
+        (waveform,) = self._waveforms
+        return features, self.prepare(waveform)
 
     def _tap(self, waveforms: list[np.ndarray], **options: Any) -> Any:
         """``log_mel``, keeping what went in: both extractors then see the same samples, and the file is decoded once."""

@@ -7,12 +7,12 @@ positions, so that every token weighs the same wherever it fell.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from arkfast.distill.sequence import Audio, at_predicting_positions
+from arkfast.distill.sequence import at_predicting_positions
 from arkfast.kernels import linear_log_softmax, opd_union_kl
+from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import Batch, Rollout, TeacherScores
 
 
@@ -60,9 +60,9 @@ class CTCHead(torch.nn.Linear):
 
 
 def cross_entropy_loss(
-    model: Any,
+    model: SpeechModel,
     batch: Batch,
-    audio: Audio,
+    audio: Audio | None,
     target: Rollout,
     blocked: torch.Tensor,
     *,
@@ -74,7 +74,7 @@ def cross_entropy_loss(
     Args:
         model: the student.
         batch: its inputs.
-        audio: what ``model.get_audio_features`` gave for them, with its graph.
+        audio: what ``encoded`` gave for them, with its graph.
         target: the tokens to be learnt, as a rollout (a transcript, or what a teacher produced); one row an utterance.
         blocked: int32 ids that the model never produces; they have no probability here either.
         ctc_head: the head of the CTC term, or None.
@@ -89,19 +89,20 @@ def cross_entropy_loss(
     count = target.lens.sum().float()
     metrics = {"asr_loss": (cross_entropy.detach(), count)}
     if ctc_head is not None and ctc_weight:
+        assert audio is not None, "a CTC head aligns audio"
         ctc = ctc_head.nll(audio, target.tokens, target.lens)
         total = total + ctc_weight * ctc
         metrics["ctc_loss"] = (ctc.detach(), count)
     return LossSum(total=total, count=count, metrics=metrics)
 
 
-def opd_loss(model: Any, batch: Batch, audio: Audio, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
+def opd_loss(model: SpeechModel, batch: Batch, audio: Audio | None, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
     """Στ²·KL(p‖q) on the union of both models' top-k, over every produced position that the teacher could score.
 
     Args:
         model: the student.
         batch: its inputs.
-        audio: what ``model.get_audio_features`` gave for them, with its graph.
+        audio: what ``encoded`` gave for them, with its graph.
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.

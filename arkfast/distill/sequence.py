@@ -7,26 +7,31 @@ those rows are built and those positions found. Knows the model's embeddings and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
 from arkfast.engine.masks import causal_mask
+from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import Batch, Rollout
 
 Out = TypeVar("Out")
-Audio = tuple[torch.Tensor, torch.Tensor]
+
+
+def encoded(model: SpeechModel, batch: Batch) -> Audio | None:
+    """A batch's audio embeddings; None where there is nothing to hear."""
+    return None if batch.mel is None else model.get_audio_features(batch.mel, batch.mel_lens)
 
 
 def at_predicting_positions(
-    model: Any, batch: Batch, audio: Audio, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]
+    model: SpeechModel, batch: Batch, audio: Audio | None, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]
 ) -> Out:
     """Run the decoder over prompts and rollout tokens and hand ``head`` the states that predict the tokens.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``.
+        model: the one that reads them.
         batch: the prompts.
-        audio: what ``model.get_audio_features`` gave for the batch; encoded once however many rollouts a prompt has.
+        audio: what ``encoded`` gave for the batch; encoded once however many rollouts a prompt has.
         rollout: tokens of R rows.
         head: called inside the model's forward with (hidden [N, H], head weight [V, H]); N runs over produced tokens in packed order.
     """
@@ -45,4 +50,5 @@ def at_predicting_positions(
     row, position = rollout.packed_index()
     select = row * width + prompt_lens[row] + position - 1
     mask = causal_mask(model.model, width, rows)
-    return model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)
+    found: Out = model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)
+    return found

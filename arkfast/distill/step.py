@@ -15,8 +15,10 @@ from typing import Any
 import torch
 
 from arkfast.distill.losses import CTCHead, LossSum, cross_entropy_loss, opd_loss
+from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
-from arkfast.engine import Engine
+from arkfast.engine import Decodes
+from arkfast.models.family import SpeechModel
 from arkfast.records import Batch, Rollout, TeacherScores
 
 Phase = Callable[[str], AbstractContextManager[Any]]
@@ -37,7 +39,7 @@ def _untimed(_name: str) -> AbstractContextManager[Any]:
 
 
 def opd_step(
-    student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, tau: float, phase: Phase = _untimed, **decoding: Any
+    student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batch, *, tau: float, phase: Phase = _untimed, **decoding: Any
 ) -> LossSum:
     """On-policy distillation on one batch.
 
@@ -51,7 +53,7 @@ def opd_step(
         **decoding: goes to ``Engine.rollout``.
     """
     with phase("encode"):
-        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+        audio = encoded(student, batch)
     with phase("teacher"):
         begun = teacher.begin(batch)
     with phase("rollout"):
@@ -65,34 +67,34 @@ def opd_step(
     return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends), rollout)
 
 
-def td_step(student: Any, engine: Engine, teacher: Teacher, batch: Batch, *, max_new_tokens: int, phase: Phase = _untimed) -> LossSum:
+def td_step(student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batch, *, max_new_tokens: int, phase: Phase = _untimed) -> LossSum:
     """Teacher data on one batch: the teacher's own greedy transcripts as labels. ``engine`` gives the ids that have no probability."""
     with phase("teacher"):
         labels = teacher.transcribe(batch, max_new_tokens=max_new_tokens)
     with phase("encode"):
-        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+        audio = encoded(student, batch)
     with phase("student_score"):
         loss = cross_entropy_loss(student, batch, audio, labels, engine.blocked)
     return _with_rollout_metrics(loss, labels)
 
 
 def sft_step(
-    student: Any, engine: Engine, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0, phase: Phase = _untimed
+    student: SpeechModel, engine: Decodes, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0, phase: Phase = _untimed
 ) -> LossSum:
     """Supervised fine-tuning on one batch of references."""
     with phase("encode"):
-        audio = student.get_audio_features(batch.mel, batch.mel_lens)
+        audio = encoded(student, batch)
     with phase("student_score"):
         return cross_entropy_loss(student, batch, audio, _references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
 
 
-def idle_step(student: Any, engine: Engine, batch: Batch, *, stage: str, ctc_head: CTCHead | None = None) -> torch.Tensor:
+def idle_step(student: SpeechModel, engine: Decodes, batch: Batch, *, stage: str, ctc_head: CTCHead | None = None) -> torch.Tensor:
     """A zero that hangs on every parameter of the student, for a rank that has no batch while the others take a step.
 
     It does what a step of ``stage`` does with the student, in the same order, so that a sharded student's collectives meet those of the
     other ranks. ``batch`` is anything with a transcript.
     """
-    audio = student.get_audio_features(batch.mel, batch.mel_lens)
+    audio = encoded(student, batch)
     if stage == "opd":
         engine.rollout(batch, audio=audio, max_new_tokens=1)
     loss = cross_entropy_loss(

@@ -1,7 +1,7 @@
 """The decoding engine: one for rollouts, transcription and the service."""
 
-from arkfast.engine.engine import Engine
+from arkfast.engine.engine import Decodes, Engine
 from arkfast.engine.guards import token_limit
 from arkfast.engine.request import Finished, FinishReason, Request, Sampling
 
-__all__ = ["Engine", "FinishReason", "Finished", "Request", "Sampling", "token_limit"]
+__all__ = ["Decodes", "Engine", "FinishReason", "Finished", "Request", "Sampling", "token_limit"]

@@ -8,28 +8,55 @@ row's tokens do not depend on its batch mates, its slot or the order.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol
 
 import torch
 
-from arkfast.data import audio_token_count
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
 from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
 from arkfast.engine.slots import Slots
 from arkfast.engine.waiting import Queue, Waiting
+from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout
 
 LOOK_EVERY = {"cuda": 8, "cpu": 2}
 """Decode steps between two looks at which rows have ended. A look waits for the device; between looks, ended rows are computed in vain."""
 
 
+class Decodes(Protocol):
+    """What a training step asks of an engine."""
+
+    blocked: torch.Tensor
+    """Int32 ids that are never produced, as the kernels take them."""
+    allowed: AllowedTokens
+    """Which ids may be produced and which end a row."""
+    stop_ids: torch.Tensor
+    """[n] int64 ids that end a row, on the device."""
+
+    def rollout(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int | Sequence[int],
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        audio: Audio | None = None,
+    ) -> Rollout:
+        """See ``Engine.rollout``."""
+        ...
+
+
 class Engine:
     """Decodes with one model.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``; its weights are read at each step, so a trained model needs no new engine. They may
+        model: whose decoder is Llama, Qwen2 or Qwen3; its weights are read at each step, so a trained model needs no new engine. They may
             change at any time, but move to other memory only while no row is being decoded.
         allowed: which ids may be produced and which end a row.
         slots: rows decoded at once by ``submit`` and ``step``, and the most at once in ``rollout``, which by default takes all it is given.
@@ -48,7 +75,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Any,
+        model: SpeechModel,
         *,
         allowed: AllowedTokens,
         slots: int | None = None,
@@ -105,7 +132,7 @@ class Engine:
             InputError: features or prompt have the wrong shape or type, a number of the request is out of range, or it is longer than the
                 engine's slots.
         """
-        request.check(self.model.config, max_len=self._max_len, max_new_tokens=self._max_new_tokens)
+        request.check(self.model, max_len=self._max_len, max_new_tokens=self._max_new_tokens)
         self._next_id += 1
         entry = Entry(
             id=self._next_id,
@@ -173,12 +200,12 @@ class Engine:
         top_k: int = 0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
-        audio: tuple[torch.Tensor, torch.Tensor] | None = None,
+        audio: Audio | None = None,
     ) -> Rollout:
         """Produce up to ``max_new_tokens`` ids for every utterance, ``n`` times.
 
         Args:
-            batch: B utterances on the model's device.
+            batch: B utterances on the model's device, with audio or without.
             max_new_tokens: length limit, the end token included; a row cut here has ``stopped`` False. One for all, or one an utterance.
             n: rollouts of each utterance, which share its encoding and its prefill; row ``b * n + i`` is the i-th of utterance b.
             temperature, top_p, top_k, repetition_penalty, seed: see ``Sampling``.
@@ -194,15 +221,16 @@ class Engine:
             raise RuntimeError(f"Engine.rollout: {self.pending} submitted requests are under way; finish or cancel them first")
         sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed)
         limits = rollout_limits(max_new_tokens, utterances=batch.size, n=n)
-        rows, new = batch.size * n, max(limits)
-        prompts, frames, keys = torch.stack((batch.prompt_lens, batch.mel_lens, batch.keys)).tolist()
+        rows, new, heard = batch.size * n, max(limits), self.model.audio_input
+        lens = torch.zeros_like(batch.keys) if batch.mel_lens is None else batch.mel_lens
+        prompts, frames, keys = torch.stack((batch.prompt_lens, lens, batch.keys)).tolist()
         try:
             for b in range(batch.size):
                 entries = [
                     Entry(id=b * n + i, prompt=prompts[b], limit=limits[b], key=keys[b], number=i, sampling=sampling) for i in range(n)
                 ]
-                known = None if audio is None else audio[0][b, : audio_token_count(frames[b], self.model.config.merge_factor)]
-                mel = batch.mel[b, :, : frames[b]]
+                known = None if audio is None or heard is None else audio[0][b, : heard.token_count(frames[b])]
+                mel = None if batch.mel is None else batch.mel[b, :, : frames[b]]
                 self._queue.add(Waiting(prompt=batch.input_ids[b, : prompts[b]], audio=known, mel=mel, entries=entries))
             slots = self._reserve(rows=min(self._slots_wanted or rows, rows), length=max(prompts) + new, new=new)
             found = RolloutBuffers(rows, new, self._choosing, self._device)

@@ -7,14 +7,15 @@ and prompts are padded on the right.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from arkfast.data import audio_token_count
 from arkfast.engine.cache import PromptCache
 from arkfast.engine.masks import causal_mask
+from arkfast.models.family import Audio, SpeechModel
 
 LEAST_FILLED = 0.9
 """A clip shorter than this share of its group's longest begins a new group, unless the group is too small to keep the device busy."""
@@ -58,18 +59,19 @@ def groups_of_similar_length(lengths: Sequence[int], budget: Budget) -> Iterator
         yield group
 
 
-def encode(model: Any, mels: Sequence[torch.Tensor], budget: Budget | None = None) -> list[torch.Tensor]:
+def encode(model: SpeechModel, mels: Sequence[torch.Tensor], budget: Budget | None = None) -> list[torch.Tensor]:
     """Each clip's audio embeddings.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``.
+        model: one that hears.
         mels: [n_mels, T] log-mel of each clip, on any device.
         budget: frames that the encoder takes at once; None: what suits the device.
 
     Returns:
         [N, H] of each clip, on the model's device.
     """
-    device = model.lm_head.weight.device
+    device, heard = model.lm_head.weight.device, model.audio_input
+    assert heard is not None, "the model hears nothing"
     budget = budget or suited(ENCODER_FRAMES, device)
     found: list[torch.Tensor] = [torch.empty(0)] * len(mels)
     for group in groups_of_similar_length([mel.shape[1] for mel in mels], budget):
@@ -79,41 +81,65 @@ def encode(model: Any, mels: Sequence[torch.Tensor], budget: Budget | None = Non
         known = None if min(lens) == max(lens) else torch.tensor(lens).to(device, non_blocking=True)
         embeddings, _ = model.get_audio_features(mel, known)
         for i, own in zip(group, embeddings, strict=True):
-            found[i] = own[: audio_token_count(mels[i].shape[1], model.config.merge_factor)]
+            found[i] = own[: heard.token_count(mels[i].shape[1])]
     return found
 
 
+@dataclass(frozen=True, kw_only=True)
 class Prefilled:
-    """Prompts whose keys and values are computed.
+    """What a decoder keeps of m prompts, for any number of answers that go on after them."""
 
-    Attributes:
-        cache: keys and values [m, kv heads, P, head size] of each layer.
-        hidden: [m, H] hidden state at each prompt's last position.
-        ids: [m, P] int64 prompt ids, padded with each prompt's first id.
+    cache: PromptCache
+    """Keys and values [m, kv heads, P, head size] of each layer; what stands past a prompt's end is never seen."""
+    last: torch.Tensor
+    """[m, H] hidden state at each prompt's last position, which predicts the first id of an answer."""
+    lens: torch.Tensor
+    """[m] int64 prompt lengths."""
+    ids: torch.Tensor
+    """[m, P] int64 prompt ids; past a prompt's end they mean nothing."""
+
+    def record_stream(self, stream: torch.cuda.Stream) -> None:
+        """Tell the allocator that ``stream`` reads what another stream has computed."""
+        for tensor in (*self.cache.keys, *self.cache.values, self.last):
+            tensor.record_stream(stream)
+
+
+def prefill(model: SpeechModel, ids: torch.Tensor, lens: torch.Tensor, audio: Audio | None) -> Prefilled:
+    """Run the decoder over prompts.
+
+    Args:
+        model: whose decoder it is.
+        ids: [m, P] int64 prompts, padded on the right.
+        lens: [m] int64 their lengths.
+        audio: what ``model.get_audio_features`` gave for their clips; None: they hear nothing.
     """
+    embeddings = model.encode_prompt(ids, audio_embeds=audio)
+    rows, width = ids.shape
+    cache = PromptCache()
+    hidden = model.model(
+        inputs_embeds=embeddings,
+        attention_mask=causal_mask(model.model, width, embeddings),
+        position_ids=torch.arange(width, device=ids.device)[None],
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return Prefilled(cache=cache, last=hidden[torch.arange(rows, device=ids.device), lens - 1], lens=lens, ids=ids)
 
-    def __init__(self, model: Any, prompts: Sequence[torch.Tensor], audio: Sequence[torch.Tensor]) -> None:
-        """Compute them.
 
-        Args:
-            model: an ``ArkasrForConditionalGeneration``.
-            prompts: [P] int64 ids of each prompt.
-            audio: [N, H] audio embeddings of each.
-        """
-        device = model.lm_head.weight.device
-        lens = torch.tensor([len(ids) for ids in prompts]).to(device, non_blocking=True)
-        ids = pad_sequence(list(prompts), batch_first=True).to(device, non_blocking=True)
-        width = ids.shape[1]
-        inside = torch.arange(width, device=device) < lens[:, None]
-        self.ids = torch.where(inside, ids, ids[:, :1])
-        counts = torch.tensor([len(own) for own in audio]).to(device, non_blocking=True)
-        embeddings = model.encode_prompt(ids, audio_embeds=(pad_sequence(list(audio), batch_first=True), counts))
-        self.cache = PromptCache()
-        hidden = model.model(
-            inputs_embeds=embeddings,
-            position_ids=torch.arange(width, device=device)[None],
-            attention_mask=causal_mask(model.model, width, embeddings),
-            past_key_values=self.cache,
-            use_cache=True,
-        ).last_hidden_state
-        self.hidden = hidden[torch.arange(len(prompts), device=device), lens - 1]
+def prefill_each(model: SpeechModel, prompts: Sequence[torch.Tensor], audio: Sequence[torch.Tensor]) -> Prefilled:
+    """``prefill`` of prompts that are not padded yet; their ids then are, with each prompt's first id.
+
+    Args:
+        model: whose decoder it is.
+        prompts: [P] int64 ids of each prompt.
+        audio: [N, H] audio embeddings of each; N = 0 where there is nothing to hear.
+    """
+    device = model.lm_head.weight.device
+    lens = torch.tensor([len(ids) for ids in prompts]).to(device, non_blocking=True)
+    ids = pad_sequence(list(prompts), batch_first=True).to(device, non_blocking=True)
+    inside = torch.arange(ids.shape[1], device=device) < lens[:, None]
+    ids = torch.where(inside, ids, ids[:, :1])
+    if not any(len(own) for own in audio):
+        return prefill(model, ids, lens, None)
+    counts = torch.tensor([len(own) for own in audio]).to(device, non_blocking=True)
+    return prefill(model, ids, lens, (pad_sequence(list(audio), batch_first=True), counts))

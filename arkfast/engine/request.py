@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
-from arkfast.data import audio_token_count
+from arkfast.models.family import AudioInput, SpeechModel
 from arkfast.records import InputError
 
 _LEAST, _MOST = -(1 << 63), (1 << 63) - 1  # of int64, which keys and seeds have on the device
@@ -71,8 +71,8 @@ class Sampling:
 class Request:
     """One utterance to transcribe."""
 
-    mel: torch.Tensor
-    """[n_mels, T] float32 log-mel."""
+    mel: torch.Tensor | None
+    """[n_mels, T] float32 log-mel; None: there is nothing to hear."""
     input_ids: torch.Tensor
     """[P] int64 prompt with one placeholder per audio embedding."""
     max_new_tokens: int
@@ -81,33 +81,29 @@ class Request:
     """``Utterance.key``, within int64, from which sampling noise is drawn."""
     sampling: Sampling = Sampling()
 
-    def check(self, config: Any, *, max_len: int, max_new_tokens: int) -> None:
+    def check(self, model: SpeechModel, *, max_len: int, max_new_tokens: int) -> None:
         """Raise ``InputError`` for what would be decoded wrongly, or would cost the requests beside it their transcripts.
 
         Args:
-            config: the model's.
+            model: the engine's.
             max_len: positions of a slot, for prompt and produced ids.
             max_new_tokens: the most ids that may be asked for.
         """
-        bins = config.whisper_config.num_mel_bins
-        if self.mel.ndim != 2 or self.mel.shape[0] != bins or not self.mel.shape[1]:
-            raise InputError(f"Engine: a request's features must be [{bins}, frames], got {list(self.mel.shape)}")
-        if self.mel.dtype != torch.float32:
-            raise InputError(f"Engine: a request's features must be float32, got {self.mel.dtype}; convert them")
+        heard = model.audio_input
         if self.input_ids.dtype != torch.int64:
             raise InputError(f"Engine: a prompt's ids must be int64, got {self.input_ids.dtype}; convert them")
         ids = self.input_ids.cpu()  # one wait where they lie on a device, however much is asked of them
-        placeholders = int((ids == config.audio_token_id).sum()) if ids.ndim == 1 else -1
-        wanted = audio_token_count(self.mel.shape[1], config.merge_factor)
-        if placeholders != wanted:
-            raise InputError(
-                f"Engine: a prompt for {self.mel.shape[1]} frames must be one-dimensional with {wanted} audio placeholders, "
-                f"got shape {list(ids.shape)} with {max(placeholders, 0)}"
-            )
+        if ids.ndim != 1 or not len(ids):
+            raise InputError(f"Engine: a prompt must be one-dimensional and hold at least one id, got shape {list(ids.shape)}")
+        if self.mel is not None:
+            self._check_audio(self.mel, ids, heard)
+        elif heard is not None and bool((ids == heard.placeholder_id).any()):
+            raise InputError("Engine: a prompt with audio placeholders needs features; give the request's mel")
+        vocab_size = model.config.vocab_size
         for id_ in (int(ids.min()), int(ids.max())):
-            if not 0 <= id_ < config.vocab_size:
+            if not 0 <= id_ < vocab_size:
                 raise InputError(
-                    f"Engine: a prompt's ids must be 0 to {config.vocab_size - 1}, got {id_}; make the prompt with the model's tokenizer"
+                    f"Engine: a prompt's ids must be 0 to {vocab_size - 1}, got {id_}; make the prompt with the model's tokenizer"
                 )
         if not _LEAST <= self.key <= _MOST:
             raise InputError(f"Engine: a request's key must be within int64, got {self.key}; take Utterance.key")
@@ -115,6 +111,21 @@ class Request:
             raise InputError(f"Engine: max_new_tokens must be 1 to {max_new_tokens}, got {self.max_new_tokens}")
         if (total := len(ids) + self.max_new_tokens) > max_len:
             raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {max_len}; shorten the audio")
+
+    @staticmethod
+    def _check_audio(mel: torch.Tensor, ids: torch.Tensor, heard: AudioInput | None) -> None:
+        if heard is None:
+            raise InputError("Engine: the model hears nothing; give requests without features")
+        if mel.ndim != 2 or mel.shape[0] != heard.n_mels or not mel.shape[1]:
+            raise InputError(f"Engine: a request's features must be [{heard.n_mels}, frames], got {list(mel.shape)}")
+        if mel.dtype != torch.float32:
+            raise InputError(f"Engine: a request's features must be float32, got {mel.dtype}; convert them")
+        placeholders, wanted = int((ids == heard.placeholder_id).sum()), heard.token_count(mel.shape[1])
+        if placeholders != wanted:
+            raise InputError(
+                f"Engine: a prompt for {mel.shape[1]} frames must be one-dimensional with {wanted} audio placeholders, "
+                f"got shape {list(ids.shape)} with {placeholders}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
-
 import torch
 
 from arkfast.engine.cache import SlotCache
@@ -19,19 +17,20 @@ from arkfast.engine.guards import loop_ends
 from arkfast.engine.prefill import Prefilled
 from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
+from arkfast.models.family import SpeechModel
 
 
 class Slots:
     """State of up to ``rows`` sequences of up to ``length`` positions, of which ``new`` are produced.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``.
+        model: whose decoder takes the steps.
         choosing: how ids are chosen.
         rows, length, new: as above.
         graphs: capture steps as CUDA graphs.
     """
 
-    def __init__(self, model: Any, choosing: Choosing, *, rows: int, length: int, new: int, graphs: bool) -> None:
+    def __init__(self, model: SpeechModel, choosing: Choosing, *, rows: int, length: int, new: int, graphs: bool) -> None:
         self._model, self._choosing = model, choosing
         weight = model.lm_head.weight
         self._device = weight.device
@@ -91,7 +90,7 @@ class Slots:
         if own.seen is not None:
             own.seen.zero_()
             own.seen.scatter_(1, prompts.ids[index], True)
-        own.choose(self._model.lm_head(prompts.hidden[index]), mode, self._choosing)
+        own.choose(self._model.lm_head(prompts.last[index]), mode, self._choosing)
         self.entries.extend(entries)
 
     def advance(self, steps: int) -> None:

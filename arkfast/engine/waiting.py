@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
-from arkfast.engine.prefill import AHEAD, ENCODER_FRAMES, PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, suited
+from arkfast.engine.prefill import AHEAD, ENCODER_FRAMES, PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, prefill_each, suited
 from arkfast.engine.request import Entry, Finished
+from arkfast.models.family import SpeechModel
+
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,8 +26,8 @@ class Waiting:
 
     prompt: torch.Tensor
     """[P] int64 ids."""
-    mel: torch.Tensor
-    """[n_mels, T] log-mel; of no frames once they are encoded, so that their memory goes."""
+    mel: torch.Tensor | None
+    """[n_mels, T] log-mel; None where there is nothing to hear, and once they are encoded, so that their memory goes."""
     audio: torch.Tensor | None = None
     """[N, H] embeddings where they are known."""
     entries: list[Entry]
@@ -43,16 +46,18 @@ class Queue:
     """What waits, first come first served but for the order within a slotful.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``.
+        model: encodes and prefills.
 
     Attributes:
         broken: requests that could not be encoded or prefilled, for the engine to give back.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: SpeechModel) -> None:
         self._model, self._device = model, model.lm_head.weight.device
         self._waiting: deque[Waiting] = deque()
         self._ready: deque[tuple[Prefilled, int, Entry]] = deque()
+        weight = model.lm_head.weight
+        self._silence = torch.empty(0, model.config.hidden_size, dtype=weight.dtype, device=weight.device)
         self.broken: list[Finished] = []
 
     def __len__(self) -> int:
@@ -61,6 +66,10 @@ class Queue:
 
     def add(self, waiting: Waiting) -> None:
         """Put a prompt at the end."""
+        if waiting.mel is None and waiting.audio is None:
+            waiting = replace(waiting, audio=self._silence)
+        elif waiting.audio is not None:
+            waiting = replace(waiting, mel=None)
         self._waiting.append(waiting)
 
     def cancel(self, id: int) -> bool:
@@ -108,7 +117,7 @@ class Queue:
         for group in groups_of_similar_length([len(w.prompt) for w in taken], suited(PREFILL_TOKENS, self._device)):
             members = [taken[i] for i in group]
             for prompts, own in self._tried(
-                lambda m: Prefilled(self._model, [w.prompt for w in m], [w.audio for w in m]), members, isolate
+                lambda m: prefill_each(self._model, [w.prompt for w in m], [w.audio for w in m if w.audio is not None]), members, isolate
             ):
                 self._ready.extend((prompts, i, entry) for i, w in enumerate(own) for entry in w.entries)
 
@@ -116,19 +125,19 @@ class Queue:
         """Encode the front of the queue, unless that is done: at least a slotful, and more where groups of similar length need more."""
         taken: list[Waiting] = []
         rows, frames, enough = 0, 0, AHEAD * suited(ENCODER_FRAMES, self._device).busy
-        while self._waiting and self._waiting[0].audio is None and (rows < slotful or frames < enough):
+        while self._waiting and (mel := self._waiting[0].mel) is not None and (rows < slotful or frames < enough):
             taken.append(self._waiting.popleft())
             rows += len(taken[-1].entries)
-            frames += taken[-1].mel.shape[1]
+            frames += mel.shape[1]
         encoded: list[Waiting] = []
-        for found, own in self._tried(lambda m: encode(self._model, [w.mel for w in m]), taken, isolate):
-            encoded += [replace(w, mel=w.mel.new_empty(len(w.mel), 0), audio=audio) for w, audio in zip(own, found, strict=True)]
+        for found, own in self._tried(lambda m: encode(self._model, [w.mel for w in m if w.mel is not None]), taken, isolate):
+            encoded += [replace(w, mel=None, audio=audio) for w, audio in zip(own, found, strict=True)]
         # The longest of a slotful first: what is admitted together should end together, and the last to be admitted should be short.
         # Slotfuls keep their order, so that nobody waits for all that came after.
         for part in reversed(list(_slotfuls(encoded, slotful))):
             self._waiting.extendleft(sorted(part, key=lambda w: len(w.prompt)))
 
-    def _tried(self, work: Callable[[Any], Any], members: list[Waiting], isolate: bool) -> Iterator[tuple[Any, list[Waiting]]]:
+    def _tried(self, work: Callable[[list[Waiting]], Done], members: list[Waiting], isolate: bool) -> Iterator[tuple[Done, list[Waiting]]]:
         """``work`` of the members, halved wherever it raises; those it cannot be done for alone are given back as errors."""
         if not members:
             return

@@ -29,13 +29,12 @@ class Gain:
     def __init__(self, log_mel: LogMel, factor: float) -> None:
         self._log_mel, self._factor = log_mel, np.float32(factor)
 
-    def __call__(self, waveforms: list[np.ndarray]) -> np.ndarray:
-        """Float32 [n_mels, T] of the one waveform in the list.
+    def __call__(self, waveform: np.ndarray) -> np.ndarray:
+        """Float32 [n_mels, T] of a waveform, float32 [samples].
 
         Raises:
             InputError: samples times the factor are not finite.
         """
-        (waveform,) = waveforms
         with np.errstate(over="ignore"):  # what overflows is told by LogMel
             louder = as_samples("waveform", waveform) * self._factor
         features, frames = self._log_mel([louder], max_samples=None)

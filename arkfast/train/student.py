@@ -1,6 +1,6 @@
 """The student as the step uses it: whole in one process, or cut into shards that come together when they are needed.
 
-Knows the parts of an ARK-ASR model, which of them train, and when FSDP2 gathers and frees them; knows no loss and no optimizer. A step
+A step
 runs inside one forward of the sharded root (``inside``), because the token table is read in three places of a step, before and after the
 decoder: all of them must see the same whole tensor, whose gradient is reduced once, when the whole backward is done.
 """
@@ -17,30 +17,27 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
+from arkfast.models.family import AnyFamily, ShardUnits, SpeechModel
 from arkfast.records import InputError
 
 Out = TypeVar("Out")
 
-PARTS = {
-    "audio_encoder": ("audio_encoder.whisper.", "audio_encoder.layer_norm."),
-    "adapter": ("audio_encoder.adapting.",),
-    "decoder": ("model.layers.", "model.norm."),
-    "embeddings": ("model.embed_tokens.", "lm_head."),
-}
-"""What ``--freeze`` can name, by the parameters' names; the head belongs to the embeddings, with which it is usually one tensor."""
 
-
-def freeze(model: nn.Module, parts: Sequence[str]) -> list[str]:
+def freeze(model: SpeechModel, family: AnyFamily, parts: Sequence[str]) -> list[str]:
     """Take parts of the model out of training; their names.
 
     Args:
         model: whole, or without weights yet.
-        parts: keys of ``PARTS``.
+        family: the model's, which says what its parts are.
+        parts: keys of ``Family.parts``.
 
     Raises:
-        InputError: nothing would be left to train.
+        InputError: a part that the model does not have, or nothing would be left to train.
     """
-    prefixes = tuple(prefix for part in parts for prefix in PARTS[part])
+    for part in parts:
+        if part not in family.parts:
+            raise InputError(f"--freeze {part}: the model has no such part; it has {', '.join(family.parts)}")
+    prefixes = tuple(prefix for part in parts for prefix in family.parts[part])
     frozen = [name for name, _ in model.named_parameters() if prefixes and name.startswith(prefixes)]
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -53,7 +50,8 @@ class Student:
     """The model of one process.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``.
+        model: what is trained.
+        units: its parts.
         extra: a module that trains along and is never exported, such as a CTC head.
         checkpointing: recompute each layer's activations in the backward pass instead of keeping them.
     """
@@ -61,9 +59,9 @@ class Student:
     mesh: DeviceMesh | None = None
     """What the parameters are sharded over; None when they are whole."""
 
-    def __init__(self, model: Any, extra: nn.Module | None = None, *, checkpointing: bool = False) -> None:
+    def __init__(self, model: SpeechModel, units: ShardUnits, extra: nn.Module | None = None, *, checkpointing: bool = False) -> None:
         self.model, self.extra = model, extra
-        self._recomputed = [*model.audio_encoder.whisper.layers, *model.model.layers] if checkpointing else []
+        self._recomputed = units.recomputed if checkpointing else ()
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         # Taken now: while a sharded module is gathered it shows other parameters than the ones that are optimised.
@@ -87,7 +85,7 @@ class Student:
         self._recompute(True)
 
     def _recompute(self, on: bool) -> None:
-        # Transformers' layers recompute in training mode only; ARK-ASR has no dropout, so that is all that the mode does.
+        # Transformers' layers recompute in training mode only; without dropout, that is all that the mode does.
         for layer in self._recomputed:
             layer.training = on
 
@@ -95,7 +93,7 @@ class Student:
 class _Root(nn.Module):
     """What FSDP2 takes for the root: its forward is the whole step."""
 
-    def __init__(self, model: nn.Module, extra: nn.Module | None) -> None:
+    def __init__(self, model: Any, extra: nn.Module | None) -> None:
         super().__init__()
         self.model, self.extra = model, extra
 
@@ -106,11 +104,11 @@ class _Root(nn.Module):
 class ShardedStudent(Student):
     """The model over several processes: float32 shards, gathered in the compute precision.
 
-    Units: each decoder layer, each encoder layer, the adapter, the rest of the encoder; token table, last norm, head and ``extra`` are the
-    root, one unit because table and head are one tensor. Frozen parameters are not sharded: they are never gathered and have no state.
+    What is in none of its units (token table, last norm, head) is the root's, with ``extra``: one unit, because table and head are one
+    tensor. Frozen parameters are not sharded: they are never gathered and have no state.
 
     Args:
-        model, extra, checkpointing: as for ``Student``; the model's trained parameters float32, or none yet.
+        model, units, extra, checkpointing: as for ``Student``; the model's trained parameters float32, or none yet.
         mesh: from ``Parallel.mesh``.
         fill: called with each unit before it is sharded, to give it its weights.
         compute_dtype: what forward and backward run in; gradients are reduced in float32.
@@ -120,7 +118,8 @@ class ShardedStudent(Student):
 
     def __init__(
         self,
-        model: Any,
+        model: SpeechModel,
+        units: ShardUnits,
         extra: nn.Module | None = None,
         *,
         mesh: DeviceMesh,
@@ -133,10 +132,9 @@ class ShardedStudent(Student):
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == torch.float32 else compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        encoder = model.audio_encoder
         self._units: list[Any] = []
         self._root: Any = _Root(model, extra)
-        for unit in (*encoder.whisper.layers, encoder.adapting, encoder, *model.model.layers, self._root):
+        for unit in (*units.encoder, *units.layers, self._root):
             fill(unit)
             frozen = {parameter for parameter in unit.parameters() if not parameter.requires_grad}
             if len(frozen) < len(list(unit.parameters())):
@@ -150,17 +148,18 @@ class ShardedStudent(Student):
         self._root.set_reshard_after_forward(False, recurse=False)
         # The adapter's result is a view; nothing writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-        self._order_backward()
-        super().__init__(model, extra, checkpointing=checkpointing)
+        self._order_backward(units)
+        super().__init__(model, units, extra, checkpointing=checkpointing)
 
-    def _order_backward(self) -> None:
+    @staticmethod
+    def _order_backward(units: ShardUnits) -> None:
         """Say which unit each decoder layer's backward fetches ahead.
 
         FSDP2 would take the unit that ran before it, and what ran before the first layer is the last layer of a decoding step.
         """
-        layers = [layer for layer in self._root.model.model.layers if isinstance(layer, FSDPModule)]
-        encoder = self._root.model.audio_encoder
-        first = [encoder if isinstance(encoder, FSDPModule) else layers[0]] if layers else []
+        layers = [layer for layer in units.layers if isinstance(layer, FSDPModule)]
+        before = [unit for unit in units.encoder[-1:] if isinstance(unit, FSDPModule)]
+        first = (before or layers)[:1] if layers else []
         for ahead, layer in zip([*first, *layers], layers, strict=False):
             layer.set_modules_to_backward_prefetch([ahead])
 

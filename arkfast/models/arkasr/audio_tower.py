@@ -14,19 +14,10 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arkfast.models.arkasr.config import ArkasrConfig
+from arkfast.models.arkasr.prompt import audio_token_count, encoder_frames
 
 ROPE_BASE = 10_000.0
 FP16_LIMIT = 65_504.0 - 1_000.0  # the largest fp16 number less the original's margin
-
-
-def encoder_frames(mel_frames: Tensor) -> Tensor:
-    """S of T: what the stride-2 convolution leaves."""
-    return (mel_frames + 1) // 2
-
-
-def embedding_count(mel_frames: Tensor, merge_factor: int) -> Tensor:
-    """N of T, the token-count law: ``max(((T + 1) // 2) // merge_factor, 1)``."""
-    return (encoder_frames(mel_frames) // merge_factor).clamp(min=1)
 
 
 def rope_tables(frames: int, head_dim: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -159,7 +150,7 @@ class ArkasrAudioEncoder(nn.Module):
         x = self.adapting(x[:, : x.shape[1] // merge * merge].unflatten(1, (-1, merge)).flatten(2))
         if mel_lens is None:
             return x, torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
-        counts = embedding_count(mel_lens.to(torch.int64), merge)
+        counts = audio_token_count(mel_lens.to(torch.int64), merge)
         return _zero_outside(x, _inside(counts, x.shape[1])[..., None]), counts
 
 

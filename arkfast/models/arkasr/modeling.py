@@ -6,7 +6,7 @@ tokenizer and no loss of ours. Shape letters: B rows, P prompt ids, T mel frames
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel, Qwen2Model
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from arkfast.models.arkasr.audio_tower import ArkasrAudioEncoder, embedding_count
+from arkfast.models.arkasr.audio_tower import ArkasrAudioEncoder
 from arkfast.models.arkasr.config import ArkasrConfig
-
-Head = Callable[[Tensor, Tensor], Any]
+from arkfast.models.arkasr.prompt import audio_token_count
+from arkfast.models.causal import through_head
+from arkfast.models.family import Audio, AudioInput, Head
 
 
 class ArkasrPreTrainedModel(PreTrainedModel):
@@ -56,7 +57,14 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         """Read a checkpoint's generation settings, and never take a ``generate`` that a repository brings, whoever trusts its code."""
         super().adjust_generation_fn(*args, trust_remote_code=False, **kwargs)
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    @property
+    def audio_input(self) -> AudioInput:
+        """What the model hears."""
+        config = self.config
+        count = partial(audio_token_count, merge_factor=config.merge_factor)
+        return AudioInput(n_mels=config.whisper_config.num_mel_bins, placeholder_id=config.audio_token_id, token_count=count)
+
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
         """Decoder embeddings of a batch of clips.
 
         Args:
@@ -70,14 +78,14 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         if audio_lens is None or self.config.masked_encoding:
             return self.audio_encoder(audios, audio_lens)
         embeddings, _ = self.audio_encoder(audios, None)
-        return embeddings, embedding_count(audio_lens.to(torch.int64), self.config.merge_factor)
+        return embeddings, audio_token_count(audio_lens.to(torch.int64), self.config.merge_factor)
 
     def encode_prompt(
         self,
         input_ids: Tensor,
         audios: Tensor | None = None,
         audio_lens: Tensor | None = None,
-        audio_embeds: tuple[Tensor, Tensor] | None = None,
+        audio_embeds: Audio | None = None,
     ) -> Tensor:
         """Token embeddings with each row's audio placeholders replaced, in order, by that row's audio embeddings.
 
@@ -108,7 +116,7 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         audio_lens: Tensor | None = None,
-        audio_embeds: tuple[Tensor, Tensor] | None = None,
+        audio_embeds: Audio | None = None,
         select: Tensor | None = None,
         head: Head | None = None,
         **kwargs: Any,
@@ -150,8 +158,7 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         )
         hidden = outputs.last_hidden_state
         if head is not None:
-            rows = hidden.flatten(0, 1)
-            return head(rows if select is None else rows.index_select(0, select), self.lm_head.weight)
+            return through_head(hidden, self.lm_head.weight, head, select)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
         logits = self.lm_head(hidden[:, logits_to_keep if isinstance(logits_to_keep, Tensor) else kept])
         loss = None

@@ -13,7 +13,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from transformers import Qwen2Tokenizer, WhisperFeatureExtractor
 
-from arkfast.data import prompt
+from arkfast.models.arkasr import prompt
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.models.arkasr.processing import ArkasrProcessor

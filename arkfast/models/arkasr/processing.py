@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import BatchFeature, ProcessorMixin
 
-from arkfast.data import prompt
+from arkfast.models.arkasr import prompt
 from arkfast.models.arkasr.audio_input import SAMPLING_RATE, read_audio, seconds
 from arkfast.records import InputError
 

@@ -1,26 +1,41 @@
-"""The ASR prompt as ids, and how many audio placeholders a clip takes.
+"""The ARK-ASR prompt as ids, and how many audio placeholders a clip takes.
 
-Knows the prompt's layout; does not know the model. Ids are built directly: tokenising a string of hundreds of placeholders costs
-milliseconds a clip and gives the same ids. Layout and token-count law: the ARK-ASR processor.
+Ids are built directly: tokenising a string of hundreds of placeholders costs milliseconds a clip and gives the same ids. Layout and
+token-count law: the ARK-ASR processor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
+
+import torch
+
+from arkfast.records import TokenizerLike, Utterance
 
 INSTRUCTION = "Please transcribe this audio."
 USER, BEGIN_OF_AUDIO, AUDIO, END_OF_AUDIO, ASSISTANT = "<|user|>", "<|begin_of_audio|>", "<|audio|>", "<|end_of_audio|>", "<|assistant|>"
 END_OF_TURN = "<|im_end|>"
 
-ENCODER_STRIDE = 2  # the second convolution halves 100 frames a second
 MERGE_FACTOR = 4  # four encoder frames become one decoder embedding: 12.5 a second
 
+Count = TypeVar("Count", int, torch.Tensor)
 
-def audio_token_count(mel_frames: int, merge_factor: int = MERGE_FACTOR) -> int:
-    """Decoder embeddings of a clip: ``max(((frames + 1) // 2) // merge_factor, 1)``; 3000 frames (30 s) give 375."""
-    return max(((mel_frames + 1) // ENCODER_STRIDE) // merge_factor, 1)
+
+def encoder_frames(mel_frames: Count) -> Count:
+    """What the encoder's second convolution, of stride 2, leaves of 100 mel frames a second."""
+    return (mel_frames + 1) // 2
+
+
+def audio_token_count(mel_frames: Count, merge_factor: int = MERGE_FACTOR) -> Count:
+    """Decoder embeddings of a clip: ``max(((frames + 1) // 2) // merge_factor, 1)``; 3000 frames (30 s) give 375.
+
+    Args:
+        mel_frames: a number, or a tensor of any shape of int64 numbers.
+        merge_factor: encoder frames in one embedding.
+    """
+    count = encoder_frames(mel_frames) // merge_factor
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class Prompt:
     """Encoder frames in one placeholder."""
 
     @classmethod
-    def asr(cls, tokenizer: Any, *, instruction: str = INSTRUCTION, merge_factor: int = MERGE_FACTOR) -> Prompt:
+    def asr(cls, tokenizer: TokenizerLike, *, instruction: str = INSTRUCTION, merge_factor: int = MERGE_FACTOR) -> Prompt:
         """The transcription prompt in ``tokenizer``'s ids.
 
         Raises:
@@ -55,17 +70,6 @@ class Prompt:
             merge_factor=merge_factor,
         )
 
-    def ids(self, mel_frames: int) -> list[int]:
-        """The prompt of a clip of ``mel_frames`` log-mel frames."""
+    def ids(self, mel_frames: int, utterance: Utterance | None = None) -> list[int]:
+        """The prompt of a clip of ``mel_frames`` log-mel frames; it says nothing of the utterance."""
         return [*self.prefix, *[self.audio_id] * audio_token_count(mel_frames, self.merge_factor), *self.suffix]
-
-
-def pad_right(rows: Sequence[Sequence[int]], value: int = 0) -> tuple[Any, Any]:
-    """Ragged id lists → ([B, longest] int64 padded with ``value``, [B] int64 lengths), as torch tensors."""
-    import torch
-
-    lens = torch.tensor([len(row) for row in rows], dtype=torch.int64)
-    padded = torch.full((len(rows), int(lens.max()) if len(rows) else 0), value, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        padded[i, : len(row)] = torch.as_tensor(row, dtype=torch.int64)
-    return padded, lens
