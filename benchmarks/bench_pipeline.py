@@ -32,11 +32,12 @@ import soundfile
 
 from arkfast import audio
 from arkfast.audio import LogMel
-from arkfast.data import Prompt, collate, extract
+from arkfast.data import collate, extract
 from arkfast.data.pipeline import FeatureItem, FeaturePipeline
 from arkfast.data.pool import SLOT_BYTES
 from arkfast.data.worker import dump, load
 from arkfast.files import write_text
+from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import Utterance
 
 FORMATS = (("wav 16 kHz", "wav", 16000, 1), ("flac 44.1 kHz stereo", "flac", 44100, 2), ("mp3 48 kHz", "mp3", 48000, 1))

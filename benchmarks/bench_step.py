@@ -29,7 +29,7 @@ from shapes import MODELS, Shape, prompt_length
 from transformers import DynamicCache
 
 from arkfast.distill import opd_step
-from arkfast.distill.teachers import ArkasrTeacher
+from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
 from arkfast.records import Batch, Rollout
 from arkfast.train.config import TrainConfig

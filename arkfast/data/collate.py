@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from arkfast import audio
 from arkfast.audio.segment import cut_samples
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Padded, Prompt, Utterance
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from arkfast.audio import LogMel
@@ -27,13 +28,11 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
         InputError: the audio is missing, unreadable, empty, not finite, longer than ``max_seconds``, or its segment lies outside it.
     """
     samples = utterance.audio
-    if samples is None:
-        raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
     if isinstance(samples, str):
         source, name = open_audio(utterance)
         samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
     else:
-        samples = cut_samples(samples, utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
+        samples = cut_samples(np.asarray(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
     try:
         features, frames = log_mel([samples], max_samples=None)  # the limit was the segment's
     except ValueError as error:

@@ -35,14 +35,19 @@ def row_seconds(utterance: Utterance) -> float:
     if isinstance(utterance.audio, str):
         source, name = open_audio(utterance)
         return audio.duration(source, name=name) - (utterance.begin or 0.0)
+    if utterance.audio is None:
+        raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
     return len(utterance.audio) / audio.SAMPLING_RATE
 
 
-def planned_seconds(rows: Sequence[Utterance], *, unreadable: float | None = None) -> list[float]:
-    """``row_seconds`` of each row, by which batches are planned before anything is decoded.
+def planned_seconds(
+    rows: Sequence[Utterance], seconds_of: Callable[[Utterance], float] = row_seconds, *, unreadable: float | None = None
+) -> list[float]:
+    """The length of each row, by which batches are planned before anything is decoded.
 
     Args:
         rows: the utterances.
+        seconds_of: an utterance's length.
         unreadable: what a row counts whose header cannot be read, so that it is passed over in its turn; None raises its error.
 
     Raises:
@@ -51,7 +56,7 @@ def planned_seconds(rows: Sequence[Utterance], *, unreadable: float | None = Non
     seconds = []
     for row in rows:
         try:
-            seconds.append(row_seconds(row))
+            seconds.append(seconds_of(row))
         except InputError:
             if unreadable is None:
                 raise

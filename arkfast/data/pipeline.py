@@ -12,6 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +24,10 @@ from arkfast.data.worker import Features, Prepare
 from arkfast.records import InputError, Utterance
 
 MAX_WINDOW = 1024  # clips in flight: bounds the memory, and their slot numbers always fit into a pipe that nobody reads yet
+
+
+UNHEARD: np.ndarray = np.zeros((0, 0), dtype=np.float32)
+"""The features of an utterance where nothing is heard."""
 
 
 class FeatureItem(NamedTuple):
@@ -88,7 +93,7 @@ class FeaturePipeline:
     memory) or spends more than ``timeout`` on a clip is replaced; that clip is tried once more, then it is a bad clip that says why.
 
     Args:
-        log_mel: the extractor.
+        log_mel: the extractor; None: nothing is heard, and every item passes with features of no frames.
         workers: processes; 0 does the work in the caller's thread, when an item is asked for, without protection against crashes.
         prefetch: clips for each worker that are in work or wait for the consumer, at most 1024 in all.
         max_seconds: longer audio is bad.
@@ -104,7 +109,7 @@ class FeaturePipeline:
 
     def __init__(
         self,
-        log_mel: LogMel,
+        log_mel: LogMel | None,
         *,
         workers: int = 0,
         prefetch: int = 8,
@@ -124,7 +129,9 @@ class FeaturePipeline:
             warnings.warn("arkfast: feature workers need POSIX; features are made in the caller's thread", RuntimeWarning, stacklevel=2)
             workers = 0
         self.policy = on_bad_audio if isinstance(on_bad_audio, BadAudioPolicy) else BadAudioPolicy(on_bad_audio)
-        self._features = Features(log_mel, max_seconds, prepare)
+        self._features = None if log_mel is None else Features(log_mel, max_seconds, prepare)
+        if self._features is None:
+            workers = 0
         if workers:
             try:
                 pickle.dumps(self._features, protocol=5)
@@ -157,7 +164,10 @@ class FeaturePipeline:
             if isinstance(item, FeatureItem):
                 yield item
                 continue
-            yield self._item(item, lambda item=item: self._features(item))
+            if (features := self._features) is None:
+                yield FeatureItem(item, UNHEARD)
+            else:
+                yield self._item(item, partial(features, item))
 
     def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, Any]]) -> FeatureItem:
         try:
@@ -172,6 +182,7 @@ class FeaturePipeline:
     def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
         window: deque[Job | FeatureItem | Exception] = deque()
         source: Iterator[Utterance | FeatureItem] | None = iter(items)
+        assert self._features is not None, "what hears nothing has no workers"
         with Pool(self._features, self._workers, self._window, self._timeout) as pool:
             while True:
                 while source is not None and len(window) < self._window:
@@ -192,4 +203,4 @@ class FeaturePipeline:
                 if isinstance(head, FeatureItem):
                     yield head
                 else:
-                    yield self._item(head.utterance, lambda head=head: pool.take(head))
+                    yield self._item(head.utterance, partial(pool.take, head))

@@ -26,7 +26,7 @@ from arkfast.data.collate import extract
 from arkfast.records import InputError, Utterance
 
 Prepare = Callable[[np.ndarray], Any]
-"""A second extractor: one clip's waveform, float32 [samples] at 16 kHz, to whatever a teacher needs of it. It and its result are pickled."""
+"""A second extractor: a clip's waveform, float32 [samples] at 16 kHz, to whatever a teacher needs of it. It and its result are pickled."""
 
 REQUEST = struct.Struct("<I")  # slot
 REPLY = struct.Struct("<IIQ")  # kind, slot, bytes of the value that follow in the pipe (0: it stands in the slot)

@@ -23,7 +23,9 @@ ATTENTIONS = ("sdpa", "eager")
 """Attention implementations that take a mask of each row's own, which rollouts after prompts of different lengths need."""
 
 
-def at_predicting_positions_after(model: SpeechModel, prefix: Prefilled, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]) -> Out:
+def at_predicting_positions_after(
+    model: SpeechModel, prefix: Prefilled, rollout: Rollout, head: Callable[[torch.Tensor, torch.Tensor], Out]
+) -> Out:
     """Run the decoder over the rollouts' tokens and hand ``head`` the states that predict them, as ``at_predicting_positions`` does.
 
     Args:

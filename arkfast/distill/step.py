@@ -67,7 +67,9 @@ def opd_step(
     return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends), rollout)
 
 
-def td_step(student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batch, *, max_new_tokens: int, phase: Phase = _untimed) -> LossSum:
+def td_step(
+    student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batch, *, max_new_tokens: int, phase: Phase = _untimed
+) -> LossSum:
     """Teacher data on one batch: the teacher's own greedy transcripts as labels. ``engine`` gives the ids that have no probability."""
     with phase("teacher"):
         labels = teacher.transcribe(batch, max_new_tokens=max_new_tokens)
@@ -79,7 +81,13 @@ def td_step(student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batc
 
 
 def sft_step(
-    student: SpeechModel, engine: Decodes, batch: Batch, *, ctc_head: CTCHead | None = None, ctc_weight: float = 0.0, phase: Phase = _untimed
+    student: SpeechModel,
+    engine: Decodes,
+    batch: Batch,
+    *,
+    ctc_head: CTCHead | None = None,
+    ctc_weight: float = 0.0,
+    phase: Phase = _untimed,
 ) -> LossSum:
     """Supervised fine-tuning on one batch of references."""
     with phase("encode"):

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+FRAMES_PER_SECOND = 100  # of the features
+
+
 class DeviceLost(RuntimeError):
     """The device can run nothing more in this process, so going on with the other clips cannot help: the run ends here."""
 

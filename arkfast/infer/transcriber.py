@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.result import Result
-from arkfast.infer.stream import DeviceLost, Outcome, transcribe_stream
-from arkfast.records import AllowedTokens, InputError, Utterance
+from arkfast.infer.stream import FRAMES_PER_SECOND, Outcome, transcribe_stream
+from arkfast.records import InputError, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from arkfast.data import Prompt
     from arkfast.engine import Sampling
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
@@ -30,7 +29,6 @@ Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
 
 WINDOW_BATCHES = 8  # batches under way at once; at 40 clips of 30 s their features take 320 · 1.5 MB
 MOST_WORKERS = 8
-FRAMES_PER_SECOND = 100  # of the features
 
 
 class Transcriber:
@@ -97,8 +95,8 @@ class Transcriber:
         )
         import torch
 
-        from arkfast.engine import Engine, Sampling
-        from arkfast.models import load_model
+        from arkfast.infer.session import EngineSession
+        from arkfast.models import find_family
         from arkfast.models.hub import checkpoint_folder, commit_of
 
         self.device = _device(device)
@@ -109,27 +107,29 @@ class Transcriber:
             tokenizer = checkpoint_folder(processor_path, flag="processor_path", contents="processor")
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        self._model: Any = load_model(
+        family = find_family(folder)
+        model = family.load(
             folder,
             dtype=getattr(torch, dtype),
             attn_implementation="eager" if attn_implementation == "eager" else "sdpa",
             device=self.device,
         )
-        self._tokenizer, self._prompt = _load_tokenizer(tokenizer, self._model.config)
-        self._sampling = sampling or Sampling()
+        interface = family.interface(family.tokenizer(tokenizer), model, where=str(tokenizer))
+        if interface.n_mels is None:
+            raise InputError(f"{folder}: the model hears nothing; give a checkpoint that transcribes")
         self._gain = audio_gain
-        self._log_mel = _timed_log_mel(self._model.config.whisper_config.num_mel_bins, self._spend)
-        positions = _positions(self._prompt, self._model.config, max_audio_seconds=max_audio_seconds, max_new_tokens=max_new_tokens)
-        self._engine = Engine(
-            self._model,
-            allowed=AllowedTokens.asr(self._tokenizer, self._model.config),
+        self._log_mel = _timed_log_mel(interface.n_mels, self._spend)
+        self._session = EngineSession(
+            model,
+            interface,
             slots=batch_size,
-            max_len=positions,
             max_new_tokens=max_new_tokens,
+            max_audio_seconds=max_audio_seconds,
+            max_tokens_per_second=max_tokens_per_second,
             cut_loops=cut_loops,
+            sampling=sampling,
         )
-        self._batch_size, self._max_new_tokens, self._max_audio_seconds = batch_size, max_new_tokens, max_audio_seconds
-        self._tokens_per_second = max_tokens_per_second or None
+        self._batch_size, self._max_audio_seconds = batch_size, max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
         self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0
         self.processing_seconds = 0.0
@@ -160,7 +160,7 @@ class Transcriber:
             on_bad_audio="skip:1",
             isolate=True,
         )
-        self._engine.close()  # what an abandoned iterator may have left
+        self._session.close()  # what an abandoned iterator may have left
         self._iterators += 1
         results = transcribe_stream(
             items,
@@ -190,39 +190,12 @@ class Transcriber:
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         """See ``stream.Decoder.submit``."""
-        import torch
-
-        from arkfast.engine import Request, token_limit
-
-        frames = features.shape[1]
-        request = Request(
-            mel=torch.from_numpy(features),
-            input_ids=torch.tensor(self._prompt.ids(frames)),
-            max_new_tokens=token_limit(frames / FRAMES_PER_SECOND, self._max_new_tokens, self._tokens_per_second),
-            key=utterance.key,
-            sampling=self._sampling,
-        )
-        return self._engine.submit(request)
+        return self._session.submit(utterance, features)
 
     def step(self) -> list[Outcome]:
         """See ``stream.Decoder.step``."""
-        import torch
-
         started = time.perf_counter()
-        try:
-            finished = self._engine.step()
-        except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
-            raise DeviceLost(f"the device {self.device} failed and cannot go on in this process; run again ({error})") from error
-        except torch.OutOfMemoryError as error:
-            message = f"the device {self.device} has no memory for {self._batch_size} clips at once; give a smaller batch_size ({error})"
-            raise InputError(message) from error
-        outcomes = []
-        for done in finished:
-            if done.finish_reason == "error":
-                outcomes.append(Outcome(done.id, None, None, done.error))
-            else:
-                text = self._tokenizer.decode(done.tokens, skip_special_tokens=True)
-                outcomes.append(Outcome(done.id, text, done.finish_reason, None))
+        outcomes = self._session.step()
         self._spend(time.perf_counter() - started)
         return outcomes
 
@@ -263,39 +236,6 @@ def check_limits(
         raise InputError(f"num_workers must be at least 0, got {num_workers}")
     if not 0 < audio_gain < math.inf:
         raise InputError(f"audio_gain must be above 0 and finite, got {audio_gain}")
-
-
-def _positions(prompt: Prompt, config: Any, *, max_audio_seconds: float, max_new_tokens: int) -> int:
-    """How many of the decoder's positions the longest clip and its transcript take."""
-    from arkfast.data import audio_token_count
-
-    audio = audio_token_count(round(max_audio_seconds * FRAMES_PER_SECOND), prompt.merge_factor)
-    positions = len(prompt.prefix) + audio + len(prompt.suffix) + max_new_tokens
-    if positions > config.max_position_embeddings:
-        raise InputError(
-            f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens} take {positions} positions, the model has "
-            f"{config.max_position_embeddings}; give less of one of them"
-        )
-    return positions
-
-
-def _load_tokenizer(path: Path, config: Any) -> tuple[Any, Prompt]:
-    """The tokenizer of a folder, and the prompt in its ids, which have to be the model's."""
-    from transformers import AutoTokenizer
-
-    from arkfast.data import Prompt
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        prompt = Prompt.asr(tokenizer, merge_factor=config.merge_factor)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: its tokenizer cannot be loaded ({str(error).splitlines()[0]}); give a complete checkpoint") from error
-    if prompt.audio_id != config.audio_token_id or max(*prompt.prefix, *prompt.suffix) >= config.vocab_size:
-        raise InputError(
-            f"{path}: its tokenizer is another model's: the audio token is {prompt.audio_id} there, and {config.audio_token_id} of "
-            f"{config.vocab_size} in the model; give the tokenizer that the model was trained with"
-        )
-    return tokenizer, prompt
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -167,9 +167,7 @@ class Family(Protocol[M]):
     parts: Mapping[str, tuple[str, ...]]
     """What ``--freeze`` can name, each with the beginnings of its parameters' names."""
 
-    def load(
-        self, folder: Path, *, dtype: str | torch.dtype, attn_implementation: str, device: str | torch.device | None = None
-    ) -> M:
+    def load(self, folder: Path, *, dtype: str | torch.dtype, attn_implementation: str, device: str | torch.device | None = None) -> M:
         """The checkpoint's model, whole, in evaluation mode.
 
         Args:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Literal
 
 Attention = Literal["sdpa", "eager"]
-Part = Literal["audio_encoder", "adapter", "decoder", "embeddings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +24,11 @@ class TrainConfig:
     """The teacher's checkpoint, folder or repository; needed by opd and td."""
     teacher_revision: str | None = None
     """Branch, tag or commit of the teacher's repository; its default branch by default."""
-    teacher_backend: Literal["arkasr"] = "arkasr"
-    """How the teacher is run; arkasr is an ARK-ASR model with the student's vocabulary."""
+    teacher_backend: str = "arkasr"
+    """How the teacher is run: arkasr is an ARK-ASR model with the student's vocabulary; a module of your own is named in full, such as
+    my_package.my_teacher."""
+    task: str = "asr"
+    """What is learnt; rows whose task is another are errors."""
     train_data: Path
     """JSONL manifest to train on (audio, text, task, begin_time, end_time, id, language)."""
     eval_data: Path | None = None
@@ -51,8 +53,9 @@ class TrainConfig:
     full: they are freed after each use besides, for least memory; auto is none for one process and optimizer for several."""
     shard_group_size: int = 0
     """Processes that share one copy of the weights, each such group holding a whole copy (hybrid sharding); 0 is all of them."""
-    freeze: tuple[Part, ...] = ()
-    """Parts that are not trained, such as audio_encoder,adapter: audio_encoder, adapter, decoder, embeddings."""
+    freeze: tuple[str, ...] = ()
+    """Parts that are not trained, by the names that the student's model family gives them: of an ARK-ASR model audio_encoder, adapter,
+    decoder, embeddings."""
     lora_rank: int = 0
     """Train adapters of this rank beside the decoder's projections instead of the weights; models are written with them merged in; 0 trains
     the weights."""

@@ -1,4 +1,4 @@
-"""Word error rate during training, on the same engine that makes the rollouts."""
+"""The error rate on a dev set during training, on the same engine that makes the rollouts."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from typing import Any
 
-import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import Batches, FeatureItem, FeaturePipeline, Prompt, collate
-from arkfast.data.transcript import clean_transcript
+from arkfast.data import Batches, FeatureItem, FeaturePipeline
+from arkfast.data.tasks import Task
 from arkfast.engine import Engine
-from arkfast.metrics import normalize, word_errors
-from arkfast.records import AllowedTokens, Batch, Utterance
+from arkfast.models.family import SpeechModel
+from arkfast.records import AllowedTokens, Batch, Interface, Utterance
 from arkfast.train.config import TrainConfig
+from arkfast.train.feed import batch_of
 from arkfast.train.parallel import Parallel
 
 SAMPLES = 8
@@ -34,16 +34,17 @@ class DevSet:
         rows: the evaluation manifest, shortest first; each with its reference. A rank reads the audio of its own rows alone.
         config: batch size, length limits, workers and the memory for features.
         parallel: the processes.
-        log_mel: features.
-        prompt: how a clip becomes ids.
-        tokenizer: ids → text.
+        log_mel: features; None: the task hears nothing.
+        task: judges the answers.
+        interface: the student's.
     """
 
     def __init__(
-        self, rows: list[Utterance], config: TrainConfig, parallel: Parallel, log_mel: LogMel, prompt: Prompt, tokenizer: Any
+        self, rows: list[Utterance], config: TrainConfig, parallel: Parallel, log_mel: LogMel | None, task: Task, interface: Interface
     ) -> None:
         self._rows, self._own = rows, rows[parallel.rank :: parallel.world]
-        self._tokenizer, self._config, self._parallel, self._prompt = tokenizer, config, parallel, prompt
+        self._config, self._parallel, self._hears, self._task, self._interface = config, parallel, log_mel is not None, task, interface
+        self._prompt = interface.prompt(config.task)
         size = config.per_device_eval_batch_size
         self._plan = [list(range(first, min(first + size, len(self._own)))) for first in range(0, len(self._own), size)]
         # Every row counts in the WER, so a clip that cannot be read is an error whatever --on_bad_audio says of the rows to train on.
@@ -59,8 +60,7 @@ class DevSet:
         self._shown = {rows[i * len(rows) // SAMPLES].id for i in range(SAMPLES)}
 
     def _collate(self, items: Sequence[FeatureItem]) -> Batch:
-        features = [item.features for item in items if isinstance(item.features, np.ndarray)]
-        return collate([item.utterance for item in items], features, self._prompt)
+        return batch_of(items, self._prompt, hears=self._hears)
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's rows in order, once, in batches in main memory. Workers end with the iterator.
@@ -75,8 +75,8 @@ class DevSet:
                 yield batch
 
     @torch.no_grad()
-    def measure(self, model: Any, allowed: AllowedTokens) -> dict[str, Any]:
-        """Greedy WER in percent over all rows, with how many transcripts were cut at the length limit. Every rank calls it.
+    def measure(self, model: SpeechModel, allowed: AllowedTokens) -> dict[str, Any]:
+        """The error rate of greedy answers in percent over all rows, with how many were cut at the length limit. Every rank calls it.
 
         Raises:
             InputError, WorkersBroken: as ``batches``.
@@ -92,13 +92,8 @@ class DevSet:
                 rollout = engine.rollout(batch.to(device), max_new_tokens=self._config.asr_opd_max_new_tokens)
                 cut += int((~rollout.stopped).sum())
                 rows = rollout.tokens.tolist()
-                ids = [row[:length] for row, length in zip(rows, rollout.lens.tolist(), strict=True)]
-                texts += [clean_transcript(text) for text in self._tokenizer.batch_decode(ids, skip_special_tokens=False)]
-        # by each row's language, as ``arkfast evaluate`` does, so that both say the same
-        references = [normalize(row.text or "", language=row.language) for row in self._own]
-        heard = [normalize(text, language=row.language) for row, text in zip(self._own, texts, strict=True)]
-        counts = word_errors(references, heard)
-        own = [int(counts.errors.sum()), int(counts.reference.sum()), cut]
+                texts += [self._task.answer(row[:n], self._interface) for row, n in zip(rows, rollout.lens.tolist(), strict=True)]
+        own = [*self._task.errors(self._own, texts), cut]
         errors, words, cut = self._parallel.total(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
         shown = [
             {"id": row.id, "language": row.language, "text": row.text, "pred_text": text}
@@ -106,7 +101,7 @@ class DevSet:
             if row.id in self._shown
         ]
         return {
-            "eval_wer": 100.0 * (errors / words) if words else math.nan,
+            f"eval_{self._task.rate}": 100.0 * (errors / words) if words else math.nan,
             "eval_utterances": len(self._rows),
             "eval_cut": cut,
             "eval_seconds": round(time.perf_counter() - started, 2),

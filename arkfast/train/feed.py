@@ -1,6 +1,6 @@
 """What a run trains on: rows that are checked before a model loads, then batches for this process, window by window.
 
-Knows manifests, the plan of batches and the pipeline; knows no model but its features and prompt.
+Of the models only their features, their prompt and what the teacher prepares reach this module.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+import numpy as np
+
 from arkfast import audio
 from arkfast.audio import LogMel
-from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, planned_seconds, read_manifest
+from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, collate, planned_seconds, read_manifest
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.data.dealer import Dealer, Window
 from arkfast.data.shards import open_audio
-from arkfast.records import Batch, InputError, Utterance
+from arkfast.data.tasks import find_task
+from arkfast.distill.teachers import Prepare
+from arkfast.records import Batch, InputError, Prompt, Utterance
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
 
@@ -43,19 +47,20 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
             passed over), or ranks read different rows. Rank 0 raises it; the others exit.
     """
     with parallel.agreeing():
-        train = read_manifest(config.train_data, limit=config.train_max_samples if config.train_max_samples > 0 else None)
-        dev = read_manifest(config.eval_data) if config.eval_data else []
+        task = find_task(config.task)
+        limit = config.train_max_samples if config.train_max_samples > 0 else None
+        train = read_manifest(config.train_data, task=config.task, limit=limit)
+        dev = read_manifest(config.eval_data, task=config.task) if config.eval_data else []
         for row in dev:
-            if row.text is None:
-                raise InputError(f"{row.name}: no text; WER needs a reference in every row of --eval_data")
+            task.check_reference(row)
     seconds: list[float] = []
     dev_seconds: list[float] = []
     with parallel.agreeing():
         # One rank reads the files' headers for all: the plan must be the same everywhere.
         if parallel.is_first:
             skips = BadAudioLimit(config.on_bad_audio).skips
-            seconds = planned_seconds(train, unreadable=config.max_audio_seconds if skips else None)
-            dev_seconds = planned_seconds(dev)
+            seconds = planned_seconds(train, task.seconds, unreadable=config.max_audio_seconds if skips else None)
+            dev_seconds = planned_seconds(dev, task.seconds)
             if not skips:
                 _refuse_overlong(train, seconds, config.max_audio_seconds)
             _refuse_overlong(dev, dev_seconds, config.max_audio_seconds)
@@ -84,6 +89,34 @@ def _digest(rows: Sequence[Utterance]) -> str:
     return hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in rows).encode()).hexdigest()
 
 
+def batch_of(
+    items: Sequence[FeatureItem],
+    prompt: Prompt,
+    *,
+    hears: bool,
+    prepared: bool = False,
+    targets: Callable[[Utterance], list[int]] | None = None,
+) -> Batch:
+    """A batch of usable items.
+
+    Args:
+        items: of a pipeline.
+        prompt: how an utterance becomes ids.
+        hears: whether the items have features.
+        prepared: whether a teacher prepared something of each.
+        targets: an utterance's reference as ids, where it is learnt.
+    """
+    rows = [item.utterance for item in items]
+    features = [item.features for item in items if isinstance(item.features, np.ndarray)] if hears else None
+    return collate(
+        rows,
+        features,
+        prompt,
+        None if targets is None else [targets(row) for row in rows],
+        [item.prepared for item in items] if prepared else None,
+    )
+
+
 class Feed:
     """This process's batches.
 
@@ -91,7 +124,8 @@ class Feed:
         rows: of the run.
         config: batch sizes, order, workers and the policy for bad audio.
         parallel: the processes.
-        log_mel: features.
+        log_mel: features; None: the task hears nothing.
+        prepare: what a teacher makes of each waveform.
         make: the usable items of a batch → batch.
         on_skip: told of each row that is passed over.
     """
@@ -101,7 +135,8 @@ class Feed:
         rows: Rows,
         config: TrainConfig,
         parallel: Parallel,
-        log_mel: LogMel,
+        log_mel: LogMel | None,
+        prepare: Prepare | None,
         make: Callable[[Sequence[FeatureItem]], Batch],
         on_skip: Callable[[Utterance, InputError], None],
     ) -> None:
@@ -123,9 +158,12 @@ class Feed:
             workers=config.dataloader_num_workers,
             prefetch=config.dataloader_prefetch_factor * self._order.typical_rows,
             max_seconds=config.max_audio_seconds,
+            prepare=prepare,
             on_bad_audio=BadAudioPolicy(rule, rows=len(rows.train), on_skip=on_skip),
         )
-        self._loader = Loader(self._order, rows.train, pipeline, make, cache_mb=config.feature_cache_mb // 2)
+        # What a teacher prepared is not kept, so that rows that come again are read again for it.
+        cache_mb = config.feature_cache_mb // 2 if prepare is None else 0
+        self._loader = Loader(self._order, rows.train, pipeline, make, cache_mb=cache_mb)
         self.end = None if config.max_steps else config.total_epochs * len(rows.train)
         """The cursor at which the data ends; None: never."""
         self._dealer = Dealer(self._order, batches=self.micro_batches, rank=parallel.rank, world=parallel.world, end=self.end)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from arkfast.models.family import SpeechModel
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 A, B = "lora_a", "lora_b"
@@ -30,11 +31,11 @@ class LoraLinear(nn.Linear):
         return super().forward(input) + F.linear(F.linear(input, self.lora_a), self.lora_b) * self.lora_scale
 
 
-def add_adapters(model: Any, *, rank: int, alpha: float, seed: int, device: torch.device) -> None:
+def add_adapters(model: SpeechModel, *, rank: int, alpha: float, seed: int, device: torch.device) -> None:
     """Freeze the model and put an adapter beside every projection of its decoder. A new adapter changes nothing: B starts at 0.
 
     Args:
-        model: an ``ArkasrForConditionalGeneration``, whole or without weights yet.
+        model: whole or without weights yet.
         rank: of the adapters.
         alpha: they are scaled by ``alpha / rank``.
         seed: of A, which is drawn as the weights of a linear layer are, uniformly in ± 1 / √in.

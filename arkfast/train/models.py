@@ -1,27 +1,28 @@
 """The models of a run: the student as it is trained and the teacher as it is asked.
 
-Knows checkpoints, precisions and which inputs fit each other; knows no data and no step.
+They come to be in two steps, because a rank whose checkpoint cannot be loaded must be able to say so while no other rank waits for it in a
+collective: ``load_models`` reads checkpoints and meets nobody; a ``Learner`` is made of what every rank has loaded, and shards it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from arkfast.data import Prompt
+from arkfast.data.tasks import Task, find_task
 from arkfast.distill import CTCHead
-from arkfast.distill.teachers import ArkasrTeacher
-from arkfast.distill.teachers.arkasr import check_same_vocabulary
-from arkfast.engine import Engine
-from arkfast.models import ArkasrProcessor, load_model
-from arkfast.records import AllowedTokens, Batch, InputError, Rollout
+from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
+from arkfast.engine import Decodes, Engine
+from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, find_family
+from arkfast.records import Batch, InputError, Interface, Rollout, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
 from arkfast.train.lora import add_adapters, merged
 from arkfast.train.optim import MasterAdamW
-from arkfast.train.parallel import Parallel
+from arkfast.train.parallel import Agreed, Parallel
 from arkfast.train.stored import StoredModel
 from arkfast.train.student import ShardedStudent, Student, freeze
 
@@ -43,86 +44,150 @@ def is_sharded(config: TrainConfig, parallel: Parallel) -> bool:
     return parallel.world > 1 if config.sharding == "auto" else config.sharding != "none"
 
 
-class Learner:
-    """The student with all that training it needs: its processor, prompt, engine, optimizer and what is not trained.
+class LoadedStudent:
+    """The student as its checkpoint gives it, with all that training it needs but its place: processor, prompt, what is not trained.
 
     Args:
-        config: which model, which parts, how it is sharded.
-        parallel: the processes.
+        config: which model, which parts.
+        parallel: the processes; nothing of it but the device and their number is asked.
+        sharded: whether the model is to be cut into shards; it then has no weights yet.
 
     Raises:
-        InputError: the checkpoint cannot be used.
+        InputError: the checkpoint cannot be used, or the model cannot do the run's task.
     """
 
-    def __init__(self, config: TrainConfig, parallel: Parallel) -> None:
-        sharded = is_sharded(config, parallel)
+    def __init__(self, config: TrainConfig, parallel: Parallel, *, sharded: bool) -> None:
+        self.config, self.sharded = config, sharded
         device, compute = parallel.device, compute_dtype(config, parallel.device)
-        self.processor = ArkasrProcessor.from_pretrained(_checkpoint_folder(config.student_model, "--student_model"))
-        self.tokenizer = self.processor.tokenizer
-        stored: StoredModel | None = None
-        model: Any
+        folder, attention = _checkpoint_folder(config.student_model, "--student_model"), config.student_attn_implementation
+        self.family: AnyFamily = find_family(folder)
+        self.processor: Processor = self.family.processor(folder)
+        self.stored: StoredModel | None = None
+        self.model: SpeechModel
         if sharded:
-            stored = StoredModel(config.student_model, config.student_attn_implementation)
-            model, self.export_dtype = stored.model, stored.dtype
+            self.stored = StoredModel(self.family, folder, attention)
+            self.model, self.export_dtype = self.stored.model, self.stored.dtype
         else:
-            model = load_model(config.student_model, dtype="auto", attn_implementation=config.student_attn_implementation)
+            model: SpeechModel = self.family.load(folder, dtype="auto", attn_implementation=attention)
             self.export_dtype = model.dtype
-            model = model.float().to(device)  # in eval mode: the family has no dropout, so that training mode computes the same
-        self.prompt = Prompt.asr(self.tokenizer, merge_factor=model.config.merge_factor)
-        self.allowed = AllowedTokens.asr(self.tokenizer, model.config)
+            self.model = model.float().to(device)
+        self.task: Task = find_task(config.task)
+        self.interface: Interface = self.family.interface(self.processor.tokenizer, self.model, where=f"--student_model {folder}")
+        self.prompt, self.allowed = self.interface.prompt(config.task), self.interface.allowed(config.task)
         self.top_k = min(config.opd_top_k, self.allowed.count)
-        self.ctc_head: CTCHead | None = None
-        if config.ctc_weight:
-            head = CTCHead(model.config.hidden_size, model.config.vocab_size, int(self.tokenizer.pad_token_id), seed=config.seed)
-            self.ctc_head = head.to(device)
-        self.frozen = self._freeze(model, config, device, compute, stored)
+        if self.task.hears and self.interface.n_mels is None:
+            raise InputError(f"--student_model {folder}: the model hears nothing, and task {config.task} needs that; give another")
+        self.n_mels = self.interface.n_mels if self.task.hears else None
+        """Mel filters of the features that are made; None: the task hears nothing."""
+        self.ctc_head = self._ctc_head(device)
+        self.frozen = self._freeze(device, compute)
         """Weights that are not trained, by name, as the checkpoint has them."""
-        self._names = {name for name, _ in model.named_parameters()}
-        self._lora_scale = config.lora_alpha / config.lora_rank if config.lora_rank else 0.0
-        self.sharded, self.model, self._stored = sharded, model, stored
-        if sharded:
-            parallel.groups(config.shard_group_size)
+        self.names = {name for name, _ in self.model.named_parameters()}
+        """Of the model's parameters, adapters among them; what else trains is never exported."""
 
-    def place(self, config: TrainConfig, parallel: Parallel) -> None:
-        """Put the student where it trains; every rank calls it, once all have loaded what they need."""
-        self.student = self._student(config, parallel)
-        # The engine before the optimizer, which gives whole parameters their compute precision: it looks at shapes only.
-        topk = self.top_k if config.stage == "opd" else 0
-        self.engine = WholeEngine(Engine(self.model, allowed=self.allowed, topk=topk), self.student)
+    def _ctc_head(self, device: torch.device) -> CTCHead | None:
+        if not self.config.ctc_weight:
+            return None
+        if self.n_mels is None:
+            raise InputError(f"--ctc_weight: a CTC term aligns audio, and task {self.config.task} hears nothing; leave it at 0")
+        blank = self.interface.tokenizer.pad_token_id
+        if blank is None:
+            raise InputError(f"--student_model {self.config.student_model}: its tokenizer has no padding id, which is CTC's blank")
+        size = self.model.config
+        return CTCHead(size.hidden_size, size.vocab_size, int(blank), seed=self.config.seed).to(device)
 
-    @staticmethod
-    def _freeze(
-        model: Any, config: TrainConfig, device: torch.device, compute: torch.dtype, stored: StoredModel | None
-    ) -> dict[str, torch.Tensor]:
+    def _freeze(self, device: torch.device, compute: torch.dtype) -> dict[str, torch.Tensor]:
         """Take out of training what is not trained; nothing that is frozen needs more than the compute precision."""
+        config, model = self.config, self.model
         if config.lora_rank:
             names = [name for name, _ in model.named_parameters()]
             add_adapters(model, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed, device=device)
         else:
-            names = freeze(model, config.freeze)
-        if stored is not None:
-            return {name: stored.read(name).to(stored.dtype) for name in names}
+            names = freeze(model, self.family, config.freeze)
+        if self.stored is not None:
+            return {name: self.stored.read(name).to(self.stored.dtype) for name in names}
         parameters = dict(model.named_parameters())
         frozen = {name: parameters[name].detach().cpu().clone() for name in names}
         for name in names:
             parameters[name].data = parameters[name].data.to(compute)
         return frozen
 
-    def _student(self, config: TrainConfig, parallel: Parallel) -> Student:
-        stored, compute = self._stored, compute_dtype(config, parallel.device)
+    def placed(self, parallel: Parallel) -> Student:
+        """The student where it trains: every rank calls it, since sharding is a collective."""
+        config, device = self.config, parallel.device
+        units, stored, compute = self.family.shard_units(self.model), self.stored, compute_dtype(config, device)
         if stored is None:
-            return Student(self.model, self.ctc_head, checkpointing=config.activation_checkpointing)
+            return Student(self.model, units, self.ctc_head, checkpointing=config.activation_checkpointing)
         parallel.open()
-        stored.fill_buffers(parallel.device)
+        stored.fill_buffers(device)
         return ShardedStudent(
             self.model,
+            units,
             self.ctc_head,
             mesh=parallel.mesh(config.shard_group_size),
             compute_dtype=compute,
-            fill=lambda unit: stored.fill(unit, parallel.device, compute),
+            fill=lambda unit: stored.fill(unit, device, compute),
             free_early=config.sharding == "full",
             checkpointing=config.activation_checkpointing,
         )
+
+
+class Loaded(NamedTuple):
+    """What a rank has loaded."""
+
+    student: LoadedStudent
+    teacher: Teacher | None
+    """None in a stage that asks none."""
+
+
+def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Loaded:
+    """Load a run's models on this rank, the teacher whole.
+
+    Raises:
+        InputError: a checkpoint cannot be used, or the teacher does not fit the student.
+    """
+    student = LoadedStudent(config, parallel, sharded=sharded)
+    if sharded:
+        parallel.groups(config.shard_group_size)
+    if config.stage == "sft":
+        return Loaded(student, None)
+    assert config.teacher_model is not None
+    request = TeacherRequest(
+        model=_checkpoint_folder(config.teacher_model, "--teacher_model"),
+        student=student.model,
+        interface=student.interface,
+        task=config.task,
+        allowed=student.allowed,
+        top_k=student.top_k,
+        device=parallel.device,
+        dtype=compute_dtype(config, parallel.device),
+        attn_implementation=config.teacher_attn_implementation,
+    )
+    return Loaded(student, load_teacher(config.teacher_backend, request))
+
+
+class Learner:
+    """The student where it trains, with its engine and its optimizer; every rank makes one.
+
+    Args:
+        loaded: what every rank has loaded; before all have, no collective may begin.
+        parallel: the processes.
+        total: adds a step's numbers up over ranks.
+    """
+
+    def __init__(self, loaded: Agreed[Loaded], parallel: Parallel, total: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        student = loaded.value.student
+        config = student.config
+        self.family, self.model, self.processor, self.interface = student.family, student.model, student.processor, student.interface
+        self.task, self.prompt, self.allowed, self.top_k = student.task, student.prompt, student.allowed, student.top_k
+        self.n_mels, self.ctc_head, self.sharded = student.n_mels, student.ctc_head, student.sharded
+        self._export_dtype, self._frozen, self._names = student.export_dtype, student.frozen, student.names
+        self._lora_scale = config.lora_alpha / config.lora_rank if config.lora_rank else 0.0
+        self.student = student.placed(parallel)
+        # The engine before the optimizer, which gives whole parameters their compute precision: it looks at shapes only.
+        topk = self.top_k if config.stage == "opd" else 0
+        self.engine: Decodes = WholeEngine(Engine(self.model, allowed=self.allowed, topk=topk), self.student)
+        self.optimizer = MasterAdamW(self.student.parameters, config, compute_dtype(config, parallel.device), total=total)
 
     def whole_weights(self, weights: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
         """The model's weights as they are exported: those of the optimizer's that belong to it, whole, and the frozen ones.
@@ -133,20 +198,21 @@ class Learner:
         """
         own = {name: weight for name, weight in weights.items() if name in self._names}
         if not self._lora_scale:
-            return whole_weights(own, self.frozen, self.export_dtype, keep=keep)
-        whole = merged(whole_weights(own, self.frozen, torch.float32, keep=keep), self._lora_scale)
-        return {name: weight.to(self.export_dtype) for name, weight in whole.items()}
+            return whole_weights(own, self._frozen, self._export_dtype, keep=keep)
+        whole = merged(whole_weights(own, self._frozen, torch.float32, keep=keep), self._lora_scale)
+        return {name: weight.to(self._export_dtype) for name, weight in whole.items()}
 
     def idle_batch(self) -> Batch:
-        """An eightieth of a second of silence with an empty transcript, for a rank that has nothing to do in a round."""
-        frames = 8
-        ids = torch.tensor([self.prompt.ids(frames)])
+        """An utterance of nothing with an empty answer, for a rank that has nothing to do in a round: eight frames of silence where the
+        task hears."""
+        frames = 0 if self.n_mels is None else 8
+        ids = torch.tensor([self.prompt.ids(frames, Utterance(id="idle", audio=None, text=""))])
         one = torch.ones(1, dtype=torch.int64)
         return Batch(
             ids=("idle",),
             keys=torch.zeros(1, dtype=torch.int64),
-            mel=torch.zeros(1, self.model.config.whisper_config.num_mel_bins, frames),
-            mel_lens=one * frames,
+            mel=None if self.n_mels is None else torch.zeros(1, self.n_mels, frames),
+            mel_lens=None if self.n_mels is None else one * frames,
             input_ids=ids,
             prompt_lens=one * ids.shape[1],
             target_ids=one[None] * self.allowed.stop_ids[0],
@@ -155,7 +221,7 @@ class Learner:
 
 
 class WholeEngine:
-    """The decoding engine of a student whose weights are whole while it decodes.
+    """The decoding engine of a student whose weights are whole while it decodes: a ``Decodes``.
 
     Args:
         engine: an ``Engine``.
@@ -166,36 +232,32 @@ class WholeEngine:
         self._engine, self._student = engine, student
         self.blocked, self.allowed, self.stop_ids = engine.blocked, engine.allowed, engine.stop_ids
 
-    def rollout(self, batch: Batch, **options: Any) -> Rollout:
+    def rollout(
+        self,
+        batch: Batch,
+        *,
+        max_new_tokens: int | Sequence[int],
+        n: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        repetition_penalty: float = 1.0,
+        seed: int = 0,
+        audio: Audio | None = None,
+    ) -> Rollout:
         """See ``Engine.rollout``. No collective runs in it, so ranks may decode for as long as their own rows take."""
         with self._student.whole():
-            return self._engine.rollout(batch, **options)
-
-
-def make_optimizer(learner: Learner, config: TrainConfig, parallel: Parallel, total: Any) -> MasterAdamW:
-    """AdamW over what is trained; ``total`` adds a step's numbers up over ranks."""
-    compute = compute_dtype(config, parallel.device)
-    return MasterAdamW(learner.student.parameters, config, compute, total=total)
-
-
-def load_teacher(config: TrainConfig, parallel: Parallel, learner: Learner) -> ArkasrTeacher:
-    """The teacher, whole on every rank.
-
-    Raises:
-        InputError: the checkpoint cannot be used, or does not fit the student's vocabulary or features.
-    """
-    folder = config.teacher_model
-    assert folder is not None
-    tokenizer = ArkasrProcessor.from_pretrained(_checkpoint_folder(folder, "--teacher_model")).tokenizer
-    check_same_vocabulary(learner.tokenizer, tokenizer, learner.allowed)
-    compute = compute_dtype(config, parallel.device)
-    model = load_model(folder, dtype=compute, attn_implementation=config.teacher_attn_implementation, device=parallel.device)
-    bins, ours = model.config.whisper_config.num_mel_bins, learner.model.config.whisper_config.num_mel_bins
-    if bins != ours:
-        raise InputError(
-            f"--teacher_model {folder}: takes {bins} mel bins, the student {ours}; the arkasr teacher shares the student's features"
-        )
-    return ArkasrTeacher(model, allowed=learner.allowed, top_k=learner.top_k)
+            return self._engine.rollout(
+                batch,
+                max_new_tokens=max_new_tokens,
+                n=n,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                repetition_penalty=repetition_penalty,
+                seed=seed,
+                audio=audio,
+            )
 
 
 def _checkpoint_folder(path: Path, flag: str) -> Path:

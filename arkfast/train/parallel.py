@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +22,16 @@ from arkfast.records import InputError
 
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets for every process besides WORLD_SIZE."""
+
+
+T = TypeVar("T")
+
+
+class Agreed(Generic[T]):
+    """What every rank has got ready: only ``Parallel.agree`` makes one, after all ranks have succeeded."""
+
+    def __init__(self, value: T) -> None:
+        self.value = value
 
 
 def this_start(store: dist.Store, rank: int, world: int) -> str:
@@ -189,3 +199,13 @@ class Parallel:
             raise SystemExit(2)
         rank, text = found[0]
         raise InputError(text if rank == 0 else f"{text} (seen by rank {rank} of {self.world})") from error
+
+    def agree(self, work: Callable[[], T]) -> Agreed[T]:
+        """Do ``work`` on every rank, in which no collective may run; what comes of it, once all ranks have succeeded.
+
+        Raises:
+            InputError, SystemExit: as ``agreeing`` does, where the work of any rank raises an ``InputError``.
+        """
+        with self.agreeing():
+            value = work()
+        return Agreed(value)

@@ -10,20 +10,19 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.data import FeatureItem, collate
+from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
-from arkfast.distill.teachers import ArkasrTeacher
 from arkfast.kernels import fallbacks, reset_usage, usage
 from arkfast.records import Batch, InputError, Utterance
 from arkfast.train.checkpoints.export import write_model
@@ -33,12 +32,12 @@ from arkfast.train.checkpoints.saver import Saver
 from arkfast.train.checkpoints.tensors import read_state
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
-from arkfast.train.feed import Feed, read_rows
+from arkfast.train.feed import Feed, batch_of, read_rows
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.profiler import StepProfiler
 from arkfast.train.logging.recorder import Pending, Recorder
 from arkfast.train.logging.run_log import RunLog
-from arkfast.train.models import Learner, is_sharded, load_teacher, make_optimizer
+from arkfast.train.models import Learner, is_sharded, load_models
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.preflight import summary, verdict
@@ -71,30 +70,26 @@ class Trainer:
             torch.set_num_threads(config.num_threads)
         self.config = config
         self.parallel = parallel = Parallel(config.device, timeout=config.distributed_timeout)
-        is_sharded(config, parallel)
+        sharded = is_sharded(config, parallel)
         self._rows = read_rows(config, parallel)
         local, commits = with_folders(config, parallel)
-        teacher: ArkasrTeacher | None = None
-        with parallel.agreeing():
-            learner = Learner(local, parallel)
-            teacher = load_teacher(local, parallel, learner) if config.stage != "sft" else None
-        learner.place(config, parallel)
-        self.learner, self._teacher, self.model = learner, teacher, learner.model
+        loaded = parallel.agree(lambda: load_models(local, parallel, sharded=sharded))
         self._stop = StopRequest(parallel)
-        self.optimizer = make_optimizer(learner, config, parallel, self._stop.total)
-        self.engine = learner.engine
-        self._log_mel = LogMel(self.model.config.whisper_config.num_mel_bins)
+        self.learner = learner = Learner(loaded, parallel, self._stop.total)
+        self._teacher, self.model, self.optimizer, self.engine = loaded.value.teacher, learner.model, learner.optimizer, learner.engine
+        log_mel = None if learner.n_mels is None else LogMel(learner.n_mels)
         dev = self._rows.dev
-        self._dev = DevSet(dev, config, parallel, self._log_mel, learner.prompt, learner.tokenizer) if dev else None
-        self._feed = Feed(self._rows, config, parallel, self._log_mel, self._make_batch, self._pass_over)
+        self._dev = DevSet(dev, config, parallel, log_mel, learner.task, learner.interface) if dev else None
+        self._prepare = None if self._teacher is None else self._teacher.prepare
+        self._feed = Feed(self._rows, config, parallel, log_mel, self._prepare, self._make_batch, self._pass_over)
         self.total_steps = self._feed.total_steps
         self._phases = Phases(parallel.device)
         self._recorder = Recorder(
             config,
             parallel,
             rows=len(self._rows.train),
-            student=self.model,
-            teacher=teacher.model if teacher is not None else None,
+            student=learner.family.cost(learner.model),
+            teacher=None if self._teacher is None else self._teacher.cost,
             phases=self._phases,
         )
         folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load, commits)
@@ -112,9 +107,10 @@ class Trainer:
         self._log.note(f"--on_bad_audio {self.config.on_bad_audio}: passed over {error}")
 
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
-        features = [item.features for item in items if isinstance(item.features, np.ndarray)]
-        tokenizer = self.learner.tokenizer if self.config.stage == "sft" else None
-        return collate([item.utterance for item in items], features, self.learner.prompt, tokenizer)
+        learner = self.learner
+        targets = partial(learner.task.targets, interface=learner.interface) if self.config.stage == "sft" else None
+        prepared = self._prepare is not None
+        return batch_of(items, learner.prompt, hears=learner.n_mels is not None, prepared=prepared, targets=targets)
 
     def _loss(self, batch: Batch) -> LossSum:
         config, learner, phase = self.config, self.learner, self._phases
@@ -150,6 +146,8 @@ class Trainer:
             self._log = stack.enter_context(self._run_log())
             stack.enter_context(self._stop)
             stack.callback(self._saver.close)
+            if self._teacher is not None:
+                stack.callback(self._teacher.close)
             windows: Windows = stack.enter_context(closing(self._feed.windows(self._state.cursor)))
             self._announce()
             if self.config.calibration_batches and (self._state.step == 0 or self.config.calibrate_only):
@@ -333,16 +331,16 @@ class Trainer:
 
         with torch.no_grad():
             record = student.inside(measure)
-        state = self._state
-        better = state.best_wer is None or record["eval_wer"] < state.best_wer
-        best = {"best_wer": record["eval_wer"], "best_step": state.step} if better else {}
+        state, rate = self._state, record[f"eval_{self.learner.task.rate}"]
+        better = state.best_wer is None or rate < state.best_wer
+        best = {"best_wer": rate, "best_step": state.step} if better else {}
         self._state = replace(state, evaluation_due=False, **best)
         log.evaluation({"step": state.step, **record, "best": better})
         if better:
             self._saver.best(self._state, self._exporter(self.optimizer.masters))
         self._saver.amend(self._state)
 
-    def _exporter(self, weights: dict[str, torch.Tensor]) -> Any:
+    def _exporter(self, weights: dict[str, torch.Tensor]) -> Callable[[Path], None]:
         """Gathers the model's weights now, on every rank; what it returns writes them into a folder, on rank 0."""
         whole = self.learner.whole_weights(weights, keep=self.parallel.is_first)
         return lambda folder: self._export(folder, whole)

@@ -10,10 +10,10 @@ import functools
 import torch
 from shapes import DECODERS, MODELS, encoder_frames, prompt_length
 
-from arkfast.data import Prompt
-from arkfast.data.prompt import pad_right
+from arkfast.data import pad_right
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
+from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import AllowedTokens, Batch
 from harness.common import normal
 

@@ -10,8 +10,8 @@ from harness import clock, engine_step, engine_transcribe, goals, launches, spee
 from harness.suite import complaint, measure_shape
 from shapes import MODELS, Shape, clip_shape, encoder_frames, mixed_seconds, prompt_length
 
-from arkfast.data import audio_token_count
 from arkfast.engine import Engine
+from arkfast.models.arkasr.prompt import audio_token_count
 
 TOY, SMALL = 48, 192
 STEP = Shape(T=5, V=MODELS[TOY].V, H=TOY, mode="step")

@@ -1,6 +1,7 @@
 """From utterances to tensors: prompt layout, token counts, targets, and errors that name the row."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from transformers import AutoTokenizer
 
 import arkfast.models  # noqa: F401  (registers the tokenizer's model type)
 from arkfast.audio import LogMel
-from arkfast.data import Prompt, audio_token_count, collate, extract, read_manifest, target_ids
+from arkfast.data import collate, extract, read_manifest
+from arkfast.data.tasks import find_task
+from arkfast.models.arkasr.prompt import Prompt, audio_token_count
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
@@ -17,6 +20,11 @@ from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     return AutoTokenizer.from_pretrained(tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+def interface(tokenizer):
+    """What the transcription task asks of a model."""
+    return SimpleNamespace(tokenizer=tokenizer, end_id=tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
 def test_token_count_law():
@@ -44,7 +52,7 @@ def test_batch(tokenizer):
     prompt, log_mel = Prompt.asr(tokenizer), LogMel()
     rows = [Utterance(id=f"u{i}", audio=synthetic_speech(s, seed=i), text=t) for i, (s, t) in enumerate([(1.0, "one two"), (0.5, "three")])]
     features = [extract(row, log_mel) for row in rows]
-    batch = collate(rows, features, prompt, tokenizer)
+    batch = collate(rows, features, prompt, [find_task("asr").targets(row, interface(tokenizer)) for row in rows])
     assert batch.mel.shape == (2, 128, 100)
     assert batch.mel_lens.tolist() == [100, 50]
     assert torch.equal(batch.mel[1, :, :50], torch.from_numpy(features[1]))
@@ -71,7 +79,7 @@ def test_features_do_not_depend_on_the_batch(tokenizer):
 def test_supervision_needs_text(tokenizer):
     for text in (None, "  "):
         with pytest.raises(InputError, match=r"m.jsonl:3: no text"):
-            target_ids(Utterance(id="u", audio="a.wav", text=text, where="m.jsonl:3"), tokenizer)
+            find_task("asr").targets(Utterance(id="u", audio="a.wav", text=text, where="m.jsonl:3"), interface(tokenizer))
 
 
 def test_bad_audio_names_manifest_line_and_file(tmp_path):

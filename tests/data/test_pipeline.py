@@ -21,32 +21,31 @@ HELPERS = """
 import os, sys, threading, time
 import numpy as np
 
-def late(waveforms):
+def late(waveform):
     "Takes a time that differs from clip to clip and from process to process."
-    time.sleep((os.getpid() * 31 + len(waveforms[0]) * 17) % 23 / 1000)
+    time.sleep((os.getpid() * 31 + len(waveform) * 17) % 23 / 1000)
     return os.getpid()
 
-def state(waveforms):
+def state(waveform):
     return {"torch": "torch" in sys.modules, "main": "__mp_main__" in sys.modules, "cpu": time.process_time()}
 
-def statistics(waveforms):
-    (waveform,) = waveforms
+def statistics(waveform):
     return {"mean": waveform.mean(dtype=np.float64), "spectrum": np.abs(np.fft.rfft(waveform[:512])), "n": len(waveform)}
 
-def huge(waveforms):
-    return np.arange(1_000_000) * len(waveforms[0])
+def huge(waveform):
+    return np.arange(1_000_000) * len(waveform)
 
-def wrong(waveforms):
-    raise TypeError(f"cannot use {len(waveforms[0])} samples")
+def wrong(waveform):
+    raise TypeError(f"cannot use {len(waveform)} samples")
 
 class Odd(Exception):
     def __init__(self, a, b):
         super().__init__(f"{a} and {b}")
 
-def odd(waveforms):
+def odd(waveform):
     raise Odd(1, 2)
 
-def missing(waveforms):
+def missing(waveform):
     import a_package_that_nobody_has
 """
 
@@ -297,8 +296,8 @@ def test_an_extractors_own_fault_is_not_the_clips(workers, helpers):
 
 def test_extractors_that_cannot_travel_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"prepare cannot be sent to workers .*; give a function of a module"):
-        pipeline(prepare=lambda waveforms: None)
-    (tmp_path / "here_only.py").write_text("def f(waveforms): return 1\n")
+        pipeline(prepare=lambda waveform: None)
+    (tmp_path / "here_only.py").write_text("def f(waveform): return 1\n")
     with monkeypatch.context() as patched:
         patched.syspath_prepend(tmp_path)
         import here_only

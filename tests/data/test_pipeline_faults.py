@@ -26,23 +26,23 @@ HELPERS = """
 import ctypes, os, signal, time
 from pathlib import Path
 
-def pid(waveforms):
+def pid(waveform):
     return os.getpid()
 
-def signals(waveforms):
+def signals(waveform):
     kinds = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     return os.getpid(), signal.pthread_sigmask(signal.SIG_BLOCK, []), kinds
 
-def unsendable(waveforms):
+def unsendable(waveform):
     return lambda: None
 
-def slow_pid(waveforms):
+def slow_pid(waveform):
     time.sleep(0.05)
     return os.getpid()
 
-def trap(folder, kind, times, which, waveforms):
+def trap(folder, kind, times, which, waveform):
     "Does what ``kind`` says at the clips of length 500 + ``which``, the first ``times`` times, and counts it in ``folder``."
-    clip = len(waveforms[0]) - 500
+    clip = len(waveform) - 500
     if clip not in which:
         return os.getpid()
     before = len(list(Path(folder).glob(f"{clip}.*")))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from arkfast.data import Prompt
-from arkfast.data.prompt import pad_right
+from arkfast.data import pad_right
+from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import AllowedTokens, Batch
 
 ALLOWED = AllowedTokens(ranges=((0, 90),), stop_ids=(95,))

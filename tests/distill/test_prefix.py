@@ -11,7 +11,7 @@ from distill_batches import ALLOWED, make_batch
 
 from arkfast.distill import opd_step
 from arkfast.distill.sequence import at_predicting_positions
-from arkfast.distill.teachers import ArkasrTeacher
+from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
 from arkfast.kernels import linear_topk_lse
 from arkfast.records import Rollout, TeacherScores
@@ -93,9 +93,9 @@ def test_what_stands_past_an_end_is_not_seen(attention):
     teacher, batch, rollout = make_teacher(attn_implementation=attention), make_batch_of_four(), CASES["three rollouts"]
     begun = teacher.begin(batch)
     want = teacher.score(batch, rollout, begun)
-    past = torch.arange(begun.keys[0].shape[2]) >= begun.lens[:, None]
+    past = torch.arange(begun.cache.keys[0].shape[2]) >= begun.lens[:, None]
     assert past.any()
-    for kept in (*begun.keys, *begun.values):
+    for kept in (*begun.cache.keys, *begun.cache.values):
         kept.transpose(1, 2)[past] = 1e4
     beyond = torch.arange(rollout.tokens.shape[1]) >= rollout.lens[:, None]
     got = teacher.score(batch, replace(rollout, tokens=rollout.tokens.masked_fill(beyond, 17)), begun)
@@ -135,9 +135,9 @@ def test_keys_and_values_are_kept_once_and_let_go_before_the_students_pass(monke
 
     def watched(batch):
         begun = begin(batch)
-        assert all(len(keys) == batch.size for keys in (*begun.keys, *begun.values))
-        assert not any(tensor.requires_grad for tensor in (*begun.keys, *begun.values, begun.last))
-        kept.extend(weakref.ref(tensor) for tensor in (*begun.keys, *begun.values))
+        assert all(len(keys) == batch.size for keys in (*begun.cache.keys, *begun.cache.values))
+        assert not any(tensor.requires_grad for tensor in (*begun.cache.keys, *begun.cache.values, begun.last))
+        kept.extend(weakref.ref(tensor) for tensor in (*begun.cache.keys, *begun.cache.values))
         return begun
 
     def phase(name):

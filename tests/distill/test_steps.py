@@ -8,8 +8,7 @@ from distill_batches import ALLOWED, make_batch
 
 from arkfast.distill import CTCHead, idle_step, metric_names, opd_step, sft_step, td_step
 from arkfast.distill.losses import opd_loss
-from arkfast.distill.teachers import ArkasrTeacher
-from arkfast.distill.teachers.arkasr import check_same_vocabulary
+from arkfast.distill.teachers.arkasr import ArkasrTeacher, check_same_vocabulary
 from arkfast.engine import Engine
 from arkfast.records import Batch, InputError, Rollout
 from arkfast.testing import tiny_model

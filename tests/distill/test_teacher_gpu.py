@@ -8,7 +8,7 @@ import pytest
 import torch
 from distill_batches import ALLOWED, make_batch
 
-from arkfast.distill.teachers import ArkasrTeacher
+from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
 from arkfast.testing import tiny_model
 

@@ -6,9 +6,9 @@ import dataclasses
 
 import torch
 
-from arkfast.data import Prompt
-from arkfast.data.prompt import pad_right
+from arkfast.data import pad_right
 from arkfast.engine import Request
+from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import AllowedTokens, Batch
 
 FRAMES = [37, 96, 8, 61, 122]

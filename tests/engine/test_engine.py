@@ -4,8 +4,8 @@ import pytest
 import torch
 from engine_batches import ALLOWED, FRAMES, alone, distinct, generated, make_batch, rows
 
-from arkfast.data import audio_token_count
 from arkfast.engine import Engine, Sampling
+from arkfast.models.arkasr.prompt import audio_token_count
 from arkfast.records import AllowedTokens
 from arkfast.testing import tiny_model
 

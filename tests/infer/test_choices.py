@@ -111,12 +111,12 @@ def test_gain_is_that_of_samples() -> None:
     assert isinstance(samples, np.ndarray)
     quiet = samples * np.float32(0.01)
     (expected,), _ = log_mel([quiet * np.float32(4)])
-    found = Gain(log_mel, 4.0)([quiet])
+    found = Gain(log_mel, 4.0)(quiet)
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, expected)
     pcm = (quiet * 32768).astype(np.int16)
     (expected,), _ = log_mel([pcm.astype(np.float32) / np.float32(32768) * np.float32(4)])
-    np.testing.assert_array_equal(Gain(log_mel, 4.0)([pcm]), expected)
+    np.testing.assert_array_equal(Gain(log_mel, 4.0)(pcm), expected)
 
 
 def bad_clip_between(tmp_path: Path) -> list[Utterance]:

@@ -17,11 +17,12 @@ from transformers import AutoTokenizer
 
 from arkfast import Transcriber
 from arkfast.audio import LogMel
-from arkfast.data import Prompt, collate, extract
+from arkfast.data import collate, extract
 from arkfast.engine import Engine
 from arkfast.infer.command import TranscribeConfig, _items, main
 from arkfast.infer.result import OUTPUT_FIELDS, Result
 from arkfast.models import load_model
+from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import AllowedTokens, InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 

@@ -7,7 +7,7 @@ import torch
 from transformers import GlmAsrEncoderConfig
 from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder
 
-from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, embedding_count, rope_tables, rotate_pairs
+from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, audio_token_count, rope_tables, rotate_pairs
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.testing import perturb, tiny_config, tiny_model
 
@@ -125,7 +125,7 @@ def test_unmasked_encoding_attends_to_padding(model: ArkasrForConditionalGenerat
 
 @pytest.mark.parametrize(("frames", "count"), [(3000, 375), (1205, 150), (400, 50), (8, 1), (7, 1), (1, 1), (15, 2), (14, 1)])
 def test_token_count_law(model: ArkasrForConditionalGeneration, frames: int, count: int) -> None:
-    assert int(embedding_count(torch.tensor([frames]), 4)) == count
+    assert int(audio_token_count(torch.tensor([frames]), 4)) == count
     if frames < 1000:
         with torch.no_grad():
             embeddings, counts = model.get_audio_features(torch.randn(1, 128, frames))

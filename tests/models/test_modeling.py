@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from arkfast.data.prompt import audio_token_count
 from arkfast.models import ArkasrForConditionalGeneration
+from arkfast.models.arkasr.prompt import audio_token_count
 from arkfast.testing import perturb, tiny_model
 
 AUDIO, END, PAD = 90, 95, 96  # tiny_config's ids

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, Qwen2Tokenizer
 
-from arkfast.data.prompt import INSTRUCTION, Prompt
 from arkfast.models import ArkasrProcessor, load_model
 from arkfast.models.arkasr.new import ADDED_TOKENS, build_tokenizer, new_checkpoint
+from arkfast.models.arkasr.prompt import INSTRUCTION, Prompt
 from arkfast.records import AllowedTokens
 from arkfast.testing import synthetic_speech, tiny_checkpoint
 

@@ -14,9 +14,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Qwen2Tokenizer
 
 from arkfast import audio
-from arkfast.data.prompt import INSTRUCTION, Prompt
 from arkfast.models import ArkasrForConditionalGeneration, ArkasrProcessor
 from arkfast.models.arkasr.audio_input import read_audio
+from arkfast.models.arkasr.prompt import INSTRUCTION, Prompt
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 

@@ -174,7 +174,7 @@ def test_a_rank_reads_its_own_rows_alone(world, read_here, rank):
     trainer = Trainer(settings)
     parallel.rank, parallel.world = rank, 9 if rank == 8 else 3
     learner = trainer.learner
-    dev = DevSet(rows, settings, parallel, LogMel(128), learner.prompt, learner.tokenizer)
+    dev = DevSet(rows, settings, parallel, LogMel(128), learner.task, learner.interface)
     found = [name for batch in dev.batches() for name in batch.ids]
     assert found == [f"clip{i}" for i in range(CLIPS)][rank :: parallel.world]
     assert read_here == [f"dev{name.removeprefix('clip')}.wav" for name in found]

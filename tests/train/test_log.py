@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from arkfast.models.arkasr.cost import ArkasrCost
 from arkfast.records import Batch
 from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_model, write_wav
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.logging.run_log import RunLog, progress
-from arkfast.train.throughput import ModelCost, peak
+from arkfast.train.throughput import peak
 from arkfast.train.trainer import Trainer
 
 
@@ -76,8 +77,8 @@ def test_operations_are_those_that_torch_counts():
     """The count of a forward pass against torch's own counter, within what is left out: convolutions, and the causal half of scores."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from arkfast.data import Prompt
-    from arkfast.data.prompt import pad_right
+    from arkfast.data import pad_right
+    from arkfast.models.arkasr.prompt import Prompt
 
     model = tiny_model(seed=1, num_hidden_layers=3, intermediate_size=384, attn_implementation="eager")
     frames = [160, 160]
@@ -88,9 +89,9 @@ def test_operations_are_those_that_torch_counts():
         model(input_ids=ids, audios=batch.mel, audio_lens=batch.mel_lens, use_cache=False)
     total = counter.get_total_flops()
     convolutions = sum(count for op, count in counter.get_flop_counts()["Global"].items() if "conv" in str(op))
-    ours = ModelCost(model).forward(batch, 0.0, head=False) + 2 * float(lens.sum()) * 97 * 48
+    ours = ArkasrCost(model).forward(batch, 0.0, head=False) + 2 * float(lens.sum()) * 97 * 48
     assert ours == pytest.approx(total - convolutions, rel=0.06)
-    once = ModelCost(model).forward(batch, 10.0, head=True) - ModelCost(model).forward(batch, 10.0, head=False)
+    once = ArkasrCost(model).forward(batch, 10.0, head=True) - ArkasrCost(model).forward(batch, 10.0, head=False)
     assert once == 2 * 10 * 97 * 48
     assert peak(torch.device("cpu")) is None
 
@@ -99,9 +100,9 @@ def test_a_teacher_reads_a_prompt_once_for_all_its_rollouts():
     """Its operations against those that torch counts in a score of two answers a prompt; long ones, for the last is not run."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    from arkfast.data import Prompt
-    from arkfast.data.prompt import pad_right
-    from arkfast.distill.teachers import ArkasrTeacher
+    from arkfast.data import pad_right
+    from arkfast.distill.teachers.arkasr import ArkasrTeacher
+    from arkfast.models.arkasr.prompt import Prompt
     from arkfast.records import AllowedTokens, Rollout
 
     model = tiny_model(seed=1, num_hidden_layers=3, intermediate_size=384, attn_implementation="eager")
@@ -117,7 +118,7 @@ def test_a_teacher_reads_a_prompt_once_for_all_its_rollouts():
         model.get_audio_features(batch.mel, batch.mel_lens)
     with FlopCounterMode(display=False) as counter:
         teacher.score(batch, rollout)
-    cost, unheard = ModelCost(model), replace(batch, mel_lens=torch.zeros(2))  # the decoder's operations alone
+    cost, unheard = ArkasrCost(model), replace(batch, mel_lens=torch.zeros(2))  # the decoder's operations alone
     ours = cost.forward(unheard, 4.0 * answer, rollouts=2, head=True)
     assert ours == pytest.approx(counter.get_total_flops() - hearing.get_total_flops(), rel=0.06)
     again = cost.forward(unheard, 4.0 * answer, rollouts=2, head=False) + 2 * 4 * answer * 97 * 48
@@ -133,7 +134,7 @@ def test_bad_rows_of_all_ranks_are_judged_together():
 
     config = TrainConfig(stage="sft", student_model="s", train_data="t", output_dir="o", on_bad_audio="skip:0.1")
     two = SimpleNamespace(world=2, rank=0, device=torch.device("cpu"), gather=lambda own: [own, ["of_rank_1.wav"]])
-    recorder = Recorder(config, two, rows=10, student=tiny_model(), teacher=None, phases=Phases(two.device))
+    recorder = Recorder(config, two, rows=10, student=ArkasrCost(tiny_model()), teacher=None, phases=Phases(two.device))
     assert recorder.judge([], 4) == ["of_rank_1.wav"]
     assert recorder.judge(["a.wav"], 14) == ["a.wav", "of_rank_1.wav"], "the second epoch has begun, so two of twenty are within the limit"
     with pytest.raises(InputError, match=r"2 clips so far are bad, over the limit of skip:0.1; the last: of_rank_1.wav"):

@@ -43,7 +43,7 @@ def test_a_clip_over_the_limit_is_named_before_a_model_loads(world, tmp_path, fl
     manifest.write_text((world / "dev.jsonl").read_text() + json.dumps({"audio": "long.wav", "text": "x", "id": "long"}) + "\n")
     options = {flag: manifest, "max_audio_seconds": 1.2}
     with monkeypatch.context() as patch:
-        patch.setattr("arkfast.train.trainer.Learner", None)
+        patch.setattr("arkfast.train.trainer.load_models", None)
         with pytest.raises(InputError, match=rf"long_{flag}.jsonl:2: .*1.5 s of audio, over the limit of 1.2 s"):
             Trainer(config(world, tmp_path / "run", **options))
     if flag == "train_data":

@@ -37,6 +37,7 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
         )
     return ArkasrTeacher(model, allowed=request.allowed, top_k=request.top_k)
 
+
 class ArkasrTeacher:
     """An ``ArkasrForConditionalGeneration`` as a ``Teacher``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig
@@ -63,7 +64,7 @@ class ArkasrInterface:
 class ArkasrFamily:
     """See ``Family``."""
 
-    parts = {
+    parts: ClassVar[dict[str, tuple[str, ...]]] = {
         "audio_encoder": ("audio_encoder.whisper.", "audio_encoder.layer_norm."),
         "adapter": ("audio_encoder.adapting.",),
         "decoder": ("model.layers.", "model.norm."),

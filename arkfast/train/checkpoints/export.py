@@ -8,13 +8,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor, Shard
 
-from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
+from arkfast.models.family import Processor, SpeechModel
 
 
 @torch.no_grad()
@@ -52,14 +51,14 @@ def _whole(tensor: DTensor) -> torch.Tensor:
     return whole[: tensor.shape[0]]
 
 
-def write_model(folder: Path, model: Any, weights: Mapping[str, torch.Tensor], processor: Any) -> None:
+def write_model(folder: Path, model: SpeechModel, weights: Mapping[str, torch.Tensor], processor: Processor) -> None:
     """Write a Transformers checkpoint: ``weights`` in the precision they have, the configuration of ``model``, the processor's files.
 
     Raises:
         ValueError: a parameter of the model has no weight.
     """
     with torch.device("meta"):
-        shell = ArkasrForConditionalGeneration(copy.deepcopy(model.config))
+        shell: SpeechModel = type(model)(copy.deepcopy(model.config))
     names = {name for name, _ in shell.named_parameters()}
     if absent := sorted(names - weights.keys()):
         raise ValueError(f"export to {folder}: no weight for {', '.join(absent[:5])} and {max(0, len(absent) - 5)} more")

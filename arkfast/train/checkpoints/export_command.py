@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 
 from arkfast.command_line import parse
+from arkfast.models.family import SpeechModel
 from arkfast.records import InputError
 from arkfast.train.lora import add_adapters, merged
 
@@ -54,14 +55,15 @@ def export(config: ExportConfig) -> Path:
             there, or an output that exists or cannot be written.
     """
     from arkfast.files import replace_folder
-    from arkfast.models import ArkasrProcessor, load_model
+    from arkfast.models.family import find_family
     from arkfast.train.checkpoints.export import write_model
     from arkfast.train.checkpoints.run_folder import find_checkpoint, load_run
 
     if config.output.exists() and (not config.output.is_dir() or any(config.output.iterdir())):
         raise InputError(f"--output {config.output}: exists and is not empty; give a new folder")
     folder = find_checkpoint(config.checkpoint, note=lambda text: print(text, file=sys.stderr))
-    model = load_model(folder, dtype="auto")
+    family = find_family(folder)
+    model: SpeechModel = family.load(folder, dtype="auto", attn_implementation="sdpa")
     dtype = model.dtype if config.dtype == "auto" else getattr(torch, config.dtype)
     run = load_run(folder) or {}
     if run.get("lora_rank") and (config.weights, dtype) != ("master", model.dtype):
@@ -69,11 +71,11 @@ def export(config: ExportConfig) -> Path:
     else:
         whole = model.state_dict() | _read(folder, model, config.weights)
     weights = {name: whole[name].to(dtype) for name in model.state_dict()}
-    replace_folder(config.output, lambda new: write_model(new, model, weights, ArkasrProcessor.from_pretrained(folder)))
+    replace_folder(config.output, lambda new: write_model(new, model, weights, family.processor(folder)))
     return folder
 
 
-def _read(folder: Path, model: torch.nn.Module, kind: str) -> dict[str, torch.Tensor]:
+def _read(folder: Path, model: SpeechModel, kind: str) -> dict[str, torch.Tensor]:
     """The trained weights of those that the model has, by name, float32; what was frozen stands in the model alone."""
     from arkfast.train.checkpoints.tensors import read_state
 

@@ -13,6 +13,7 @@ import torch
 
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.distill import LossSum, metric_names
+from arkfast.models.family import Cost
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
 from arkfast.train.config import TrainConfig
@@ -22,7 +23,7 @@ from arkfast.train.logging.readback import Readback
 from arkfast.train.logging.step_metrics import StepMetrics
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
-from arkfast.train.throughput import ModelCost, peak
+from arkfast.train.throughput import peak, step_operations
 
 SUMS = ("audio_seconds", "tokens", "operations", "bad_rows")
 """Host numbers of a step that are added up over the ranks."""
@@ -64,16 +65,15 @@ class Recorder:
         config: what is trained and how often it is logged.
         parallel: the processes.
         rows: of an epoch.
-        student: whose passes are counted.
+        student: the arithmetic of its passes.
         teacher: the same, or None.
         phases: the step's clocks.
     """
 
-    def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Any, teacher: Any | None, phases: Phases) -> None:
+    def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Cost, teacher: Cost | None, phases: Phases) -> None:
         self._config, self._parallel, self._rows, self.phases = config, parallel, rows, phases
         self._metrics = StepMetrics(metric_names(config.stage, ctc=bool(config.ctc_weight)), SUMS, parallel)
-        self._student = ModelCost(student)
-        self._teacher = ModelCost(teacher) if teacher is not None and config.stage == "opd" else None
+        self._student, self._teacher = student, teacher if config.stage == "opd" else None
         self._peak = peak(parallel.device)
         self._limit = BadAudioLimit(config.on_bad_audio, rows=rows)
         self._bad: list[str] = []
@@ -139,9 +139,7 @@ class Recorder:
         for batch in batches:
             share = answers / len(batches)
             tokens += n * float(batch.prompt_lens.sum()) + share
-            operations += 3.0 * self._student.forward(batch, share, rollouts=n, head=False)
-            if self._teacher is not None:
-                operations += self._teacher.forward(batch, share, rollouts=n, head=True)
+            operations += step_operations(batch, share, rollouts=n, student=self._student, teacher=self._teacher)
         return {"tokens": tokens, "operations": operations}
 
     def record(self, state: TrainerState, step: Measured, lr: float, *, whole: bool = False) -> dict[str, Any]:

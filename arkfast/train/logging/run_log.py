@@ -78,7 +78,7 @@ class RunLog:
             lines = path.read_bytes().splitlines(keepends=True)
             complete = (line for line in lines if line.endswith(b"\n"))
             stands = {False: start_step, True: start_step - evaluate_again}  # up to which step, of steps and of evaluations
-            kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_wer" in row]]
+            kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_utterances" in row]]
             write_bytes(path, b"".join(kept))
         self._file: LineFile | None = None
         if path is not None:

@@ -1,0 +1,142 @@
+"""One engine with all that stands between an utterance's features and its text: what every door decodes with.
+
+A session takes one utterance at a time and gives answers back as they end, in no order. Transcription feeds it a window of a manifest, a
+service whatever its clients send.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from arkfast.engine import Engine, Request, Sampling, token_limit
+from arkfast.infer.stream import FRAMES_PER_SECOND, DeviceLost, Outcome
+from arkfast.models.family import SpeechModel
+from arkfast.records import InputError, Interface, Prompt, Utterance
+
+if TYPE_CHECKING:
+    from arkfast.engine import Finished
+
+
+class EngineSession:
+    """A model that turns utterances into text.
+
+    Args:
+        model: on its device.
+        interface: its ids and features.
+        task: what it does.
+        slots: most utterances decoded together.
+        max_new_tokens: where an answer is cut (``finish_reason`` says so).
+        max_audio_seconds: of the longest clip; it decides how long a slot is.
+        max_tokens_per_second: an answer is also cut at so many tokens for each second of its audio, plus 32; 0: it is not.
+        cut_loops: cut an answer that repeats one phrase over and over (``finish_reason`` says so).
+        sampling: how tokens are chosen where a request does not say; None takes the best one.
+
+    Raises:
+        InputError: more audio and tokens than the model has positions.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        interface: Interface,
+        *,
+        task: str = "asr",
+        slots: int,
+        max_new_tokens: int,
+        max_audio_seconds: float,
+        max_tokens_per_second: float = 0.0,
+        cut_loops: bool = True,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self._interface, self._prompt, self._device = interface, interface.prompt(task), model.lm_head.weight.device
+        self._slots, self._max_new_tokens, self._tokens_per_second = slots, max_new_tokens, max_tokens_per_second or None
+        self._sampling = sampling or Sampling()
+        positions = _longest_prompt(model, self._prompt, round(max_audio_seconds * FRAMES_PER_SECOND)) + max_new_tokens
+        if positions > model.config.max_position_embeddings:
+            raise InputError(
+                f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens} take {positions} positions, the model has "
+                f"{model.config.max_position_embeddings}; give less of one of them"
+            )
+        self._engine = Engine(
+            model,
+            allowed=interface.allowed(task),
+            slots=slots,
+            max_len=positions,
+            max_new_tokens=max_new_tokens,
+            cut_loops=cut_loops,
+        )
+
+    def submit(
+        self, utterance: Utterance, features: np.ndarray | None, *, sampling: Sampling | None = None, max_new_tokens: int | None = None
+    ) -> int:
+        """Queue an utterance.
+
+        Args:
+            utterance: names the request; its key fixes what is drawn for it.
+            features: float32 [n_mels, T] log-mel; None where the task hears nothing.
+            sampling: how its tokens are chosen; None: as the session's.
+            max_new_tokens: where its answer is cut; None: as the session's.
+
+        Returns:
+            An id, which ``step`` gives back with the answer.
+
+        Raises:
+            InputError: features of a wrong shape, a number out of range, or a prompt that is longer than a slot.
+        """
+        frames = 0 if features is None else features.shape[1]
+        most = self._max_new_tokens if max_new_tokens is None else max_new_tokens
+        limit = most if features is None else token_limit(frames / FRAMES_PER_SECOND, most, self._tokens_per_second)
+        request = Request(
+            mel=None if features is None else torch.from_numpy(features),
+            input_ids=torch.tensor(self._prompt.ids(frames, utterance)),
+            max_new_tokens=limit,
+            key=utterance.key,
+            sampling=self._sampling if sampling is None else sampling,
+        )
+        return self._engine.submit(request)
+
+    def step(self) -> list[Outcome]:
+        """Decode on until some request may have ended, and give back those that have; [] when nothing is under way.
+
+        Raises:
+            DeviceLost: the device failed in a way that ends the process's use of it.
+            InputError: the device has no memory for so many utterances at once.
+        """
+        try:
+            finished = self._engine.step()
+        except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
+            raise DeviceLost(f"the device {self._device} failed and cannot go on in this process; run again ({error})") from error
+        except torch.OutOfMemoryError as error:
+            message = f"the device {self._device} has no memory for {self._slots} clips at once; give a smaller batch_size ({error})"
+            raise InputError(message) from error
+        return [self._outcome(done) for done in finished]
+
+    def _outcome(self, done: Finished) -> Outcome:
+        if done.finish_reason == "error":
+            return Outcome(done.id, None, None, done.error)
+        return Outcome(done.id, self._interface.tokenizer.decode(done.tokens, skip_special_tokens=True), done.finish_reason, None)
+
+    @property
+    def pending(self) -> int:
+        """Requests that have not been given back."""
+        return self._engine.pending
+
+    def cancel(self, id: int) -> bool:
+        """Forget a request; whether there was one. Nothing of it is given back."""
+        return self._engine.cancel(id)
+
+    def close(self) -> None:
+        """Forget every request and give the memory of the slots back; the session can be used again."""
+        self._engine.close()
+
+
+def _longest_prompt(model: SpeechModel, prompt: Prompt, frames: int) -> int:
+    """Positions of the prompt of a clip of so many frames, of which nothing is known but that."""
+    nobody = Utterance(id="", audio=None, text="")
+    if model.audio_input is None:
+        return len(prompt.ids(0, nobody))
+    count = model.audio_input.token_count
+    return len(prompt.ids(1, nobody)) - count(1) + count(frames)
