@@ -233,8 +233,14 @@ AnyFamily: TypeAlias = Family[Any]
 
 def families() -> list[str]:
     """The model types that there are families of."""
-    found = (module.name for module in iter_modules(arkfast.models.__path__) if module.ispkg)
-    return sorted(name for name in found if find_spec(f"arkfast.models.{name}.family") is not None)
+    return sorted(module.name for module in iter_modules(arkfast.models.__path__) if module.ispkg and _has_family(module.name))
+
+
+def _has_family(kind: str) -> bool:
+    try:
+        return find_spec(f"arkfast.models.{kind}.family") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def find_family(folder: str | Path) -> AnyFamily:
@@ -245,8 +251,8 @@ def find_family(folder: str | Path) -> AnyFamily:
     """
     folder = Path(folder)
     kind = read_config(folder).get("model_type")
-    # The name comes out of a file from elsewhere: only a package of this one is ever imported by it.
-    if not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]+", kind) or kind not in families():
+    # The name comes out of a file from elsewhere: nothing but a module of this package is ever imported by it.
+    if not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]+", kind) or not _has_family(kind):
         raise InputError(
             f"{folder / 'config.json'}: model_type is {kind!r}, expected {' or '.join(map(repr, families()))}; give a checkpoint of such a "
             "model"
