@@ -7,6 +7,7 @@ microseconds each and a step of 64 rows is bound by them. Knows layers; knows no
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import Any, NamedTuple
 
 import torch
@@ -50,8 +51,8 @@ def _expect(part: Any, kind: type[nn.Module], where: str) -> None:
     """Raise unless ``part`` is a ``kind`` and computes what one does; sharding and adapters make subclasses that keep its forward."""
     if not isinstance(part, kind):
         raise ValueError(f"Engine: {where} has a {type(part).__name__} in place of a {kind.__name__}")
-    # FSDP2's subclasses hold a copy of the function, made of the same code.
-    if getattr(type(part).forward, "__code__", None) is not kind.forward.__code__:
+    # Compared by their code: FSDP2 gives its subclass a copy of the function.
+    if unwrap(type(part).forward).__code__ is not unwrap(kind.forward).__code__:
         raise ValueError(f"Engine: {where} has a {type(part).__name__}, whose forward is not that of {kind.__name__}")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -20,7 +21,6 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-import arkfast.models
 from arkfast.records import Batch, InputError, Interface, TokenizerLike
 
 Audio = tuple[Tensor, Tensor]
@@ -233,7 +233,8 @@ AnyFamily: TypeAlias = Family[Any]
 
 def families() -> list[str]:
     """The model types that there are families of."""
-    return sorted(module.name for module in iter_modules(arkfast.models.__path__) if module.ispkg and _has_family(module.name))
+    here = sys.modules[__package__].__path__
+    return sorted(module.name for module in iter_modules(here) if module.ispkg and _has_family(module.name))
 
 
 def _has_family(kind: str) -> bool:

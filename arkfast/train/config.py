@@ -179,8 +179,14 @@ class TrainConfig:
         if self.batch_seconds and self.per_device_train_batch_size == 1:
             raise ValueError("--batch_seconds: fills micro-batches of up to --per_device_train_batch_size rows, which is 1; raise that too")
         from arkfast.data.bad_audio import BadAudioLimit
+        from arkfast.data.tasks import find_task
 
         BadAudioLimit(self.on_bad_audio)
+        find_task(self.task)
+        if self.stage != "sft":
+            from arkfast.distill.teachers import check_backend
+
+            check_backend(self.teacher_backend)
         profiled_steps(self.profile_steps)
         if self.lora_rank and self.freeze:
             raise ValueError(

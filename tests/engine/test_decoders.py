@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention
 
 from arkfast.engine import Sampling
 from arkfast.engine.decoder import check_decoder, decode_step
-from arkfast.engine.prefill import Prefilled
+from arkfast.engine.prefill import prefill_each
 from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, Choosing
 from arkfast.engine.slots import Slots
@@ -108,7 +108,7 @@ def decoded(causal: Any, prompts: list[torch.Tensor], slots: int) -> tuple[list[
         taken = [waiting.pop(0) for _ in range(min(own.free, len(waiting)))]
         if taken:
             entries = [Entry(id=i, prompt=len(prompts[i]), limit=NEW, key=i, number=0, sampling=Sampling()) for i in taken]
-            own.admit(Prefilled(model, [prompts[i] for i in taken], [none] * len(taken)), range(len(taken)), entries)
+            own.admit(prefill_each(model, [prompts[i] for i in taken], [none] * len(taken)), range(len(taken)), entries)
         own.advance(3)
         ended = [place for place, (_, state) in enumerate(own.look(loops_since=0)) if state & DONE]
         for place in ended:
@@ -155,7 +155,7 @@ def stepped(causal: Any, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Te
         Text(causal), Choosing(blocked=BLOCKED, stop_ids=torch.tensor([STOP]), topk=0, logprobs=False),
         rows=1, length=len(prompt) + len(tokens), new=1, graphs=False,
     )  # fmt: skip
-    prefilled = Prefilled(Text(causal), [prompt], [torch.zeros(0, causal.config.hidden_size, dtype=causal.dtype)])
+    prefilled = prefill_each(Text(causal), [prompt], [torch.zeros(0, causal.config.hidden_size, dtype=causal.dtype)])
     slots.cache.admit(prefilled.cache, torch.tensor([0]), slice(0, 1))
     at = len(prompt) + torch.arange(len(tokens))
     return torch.cat(

@@ -32,7 +32,7 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 
 HERE = Path(__file__).resolve().parent
-NUMBERS = "zero one two three four five six seven eight nine".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -141,7 +141,7 @@ def test_shards_change_no_loss(world: Path, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["toytext", "toyaudio"])
 def test_parts_of_a_family_are_what_freeze_names(world: Path, tmp_path: Path, name: str) -> None:
-    part = list(toy(name).family.parts)[0]
+    part = next(iter(toy(name).family.parts))
     prefixes = tuple(toy(name).family.parts[part])
     Trainer(config(world, tmp_path / "run", name, freeze=(part,), eval_data=None)).run()
     before, after = weights(world / name), weights(tmp_path / "run" / "last")
@@ -203,8 +203,8 @@ def test_a_task_has_its_own_targets_and_its_own_rate(world: Path, tmp_path: Path
     assert (task.answer(ids, interface), end) == ("three two one", interface.end_id)
     with pytest.raises(InputError, match=r"task 'asr': a toy text model reverses words"):
         Trainer(config(world, tmp_path / "third", "toytext", task="asr", train_data=world / "clips.jsonl", eval_data=None))
+    (tmp_path / "bare.jsonl").write_text('{"text": "one"}\n')
     with pytest.raises(InputError, match="field 'audio' must be the path of a recording"):
-        (tmp_path / "bare.jsonl").write_text('{"text": "one"}\n')
         Trainer(config(world, tmp_path / "fourth", "toyaudio", train_data=tmp_path / "bare.jsonl", eval_data=None))
     with pytest.raises(ValueError, match="task 'sing': there is no such task"):
         config(world, tmp_path, "toytext", task="sing")
