@@ -54,8 +54,8 @@ class TrainConfig:
     shard_group_size: int = 0
     """Processes that share one copy of the weights, each such group holding a whole copy (hybrid sharding); 0 is all of them."""
     freeze: tuple[str, ...] = ()
-    """Parts that are not trained, by the names that the student's model family gives them: of an ARK-ASR model audio_encoder, adapter,
-    decoder, embeddings."""
+    """Parts that are not trained, separated by commas, by the names that the student's model family gives them; a name that it does not
+    have is answered with those that it has."""
     lora_rank: int = 0
     """Train adapters of this rank beside the decoder's projections instead of the weights; models are written with them merged in; 0 trains
     the weights."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -254,3 +255,29 @@ def test_no_code_of_a_checkpoint_or_of_another_package_is_imported_by_its_name(t
         (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(InputError, match=r"config.json: model_type is .*, expected 'arkasr' or 'toyaudio' or 'toytext'"):
             find_family(tmp_path)
+
+
+WORDS = re.compile(r"whisper_config|audio_encoder|merge_factor|ArkasrTeacher|ArkasrForConditionalGeneration")
+"""Words of one family."""
+AT_HOME = ("models/arkasr/", "models/__init__.py", "distill/teachers/arkasr.py", "testing.py", "quickstart/", "__init__.py")
+"""Where they may stand: the family itself, its teacher, what makes tiny models, and the public names."""
+
+
+def strangers(package: Path) -> list[str]:
+    """``file:line`` of every word of one family that stands outside its folder."""
+    found = []
+    for path in sorted(package.rglob("*.py")):
+        name = path.relative_to(package).as_posix()
+        if not name.startswith(AT_HOME[:1] + AT_HOME[4:5]) and name not in AT_HOME:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            found += [f"{name}:{number}" for number, line in enumerate(lines, 1) if WORDS.search(line)]
+    return found
+
+
+def test_words_of_one_family_stand_in_its_folder_alone(tmp_path: Path) -> None:
+    package = Path(arkfast.models.__file__).parents[1]
+    assert strangers(package) == []
+    for name in ("models/arkasr/x.py", "quickstart/x.py", "engine/x.py", "train/student.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("a = 1\nb = model.config.merge_factor\n")
+    assert strangers(tmp_path) == ["engine/x.py:2", "train/student.py:2"]
