@@ -27,7 +27,7 @@ from arkfast.records import InputError
 from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
 
-IDENTITY = ("stage", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
+IDENTITY = ("stage", "task", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
             "per_device_train_batch_size", "micro_batches_per_step", "train_max_samples", "shuffle_train", "batch_seconds", "freeze",
             "lora_rank", "lora_alpha")  # fmt: skip
 """What makes two runs the same run: a resume may change anything else, the number of processes too."""
