@@ -225,6 +225,11 @@ def test_nothing_waits_for_the_device():
         union_kl(scores[:, :3], logp, ids, tail=True, teacher_lse=top.lse, student_lse=lse, divergence="jsd").rows.sum().backward()
         union_topk_kl(hidden, top.values.new_zeros(70, 4), 3, blocked=blocked).backward()
         topk_lse(hidden, 3, blocked=blocked, gather_ids=ids, need_lse=True)
+        own = torch.zeros(70, 2, 2, dtype=torch.int32)
+        topk_lse(hidden, 3, ranges=own, gather_ids=ids, need_lse=True)
+        linear_topk_lse(hidden, weight, 3, vocab_map=torch.zeros(9).int(), ranges=own, gather_ids=ids)
+        linear_log_softmax(hidden, weight, ids, blocked=blocked, ranges=own).sum().backward()
+        union_topk_kl(hidden, top.values.new_zeros(70, 4), 3, ranges=own).backward()
         row_log_softmax(hidden, ids, blocked=blocked).sum().backward()
         logprob, entropy = linear_logprob(hidden, weight, ids[:, 0], entropy=True, blocked=blocked)
         (logprob.sum() + entropy.sum()).backward()
@@ -262,6 +267,11 @@ def test_no_op_makes_a_tensor_of_all_positions_by_the_vocabulary():
         opd_union_kl(hidden, weight, ids, top.ids, torch.cat([top.gathered, top.values], 1)).loss.backward()
     with LargestTensor() as log_softmax:
         linear_log_softmax(hidden, weight, ids, chunk_rows=64).sum().backward()
+    own = torch.tensor([[0, 3000], [4000, vocabulary]], dtype=torch.int32).expand(positions, 2, 2)
+    with LargestTensor() as ranged:
+        linear_topk_lse(hidden, weight, 4, gather_ids=ids, need_lse=True, ranges=own)
+        linear_log_softmax(hidden, weight, ids, chunk_rows=64, ranges=own).sum().backward()
     assert teacher.elements <= 64 * vocabulary
+    assert ranged.elements <= 64 * vocabulary
     assert student.elements <= max(weight.numel(), positions * 8 * 8)  # the dense gradient, or the gathered rows
     assert log_softmax.elements <= 64 * vocabulary

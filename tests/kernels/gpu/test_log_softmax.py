@@ -74,9 +74,13 @@ def test_the_same_bits_again_and_for_fewer_rows():
 def test_nothing_waits_for_the_device():
     hidden, weight, ids = example(600)
     blocked = torch.arange(VOCABULARY - 300, VOCABULARY, dtype=torch.int32, device="cuda")
+    own = torch.tensor([[[100, 90_000], [100_000, 100_001]]], dtype=torch.int32, device="cuda").repeat(600, 1, 1)
 
     def step() -> None:
         logp, lse = linear_log_softmax(hidden, weight, ids, blocked=blocked, return_lse=True, backend="triton")
+        gradients(
+            linear_log_softmax(hidden, weight, ids, blocked=blocked, ranges=own, return_lse=True, backend="triton")[1], hidden, weight
+        )
         more, entropy = linear_logprob(hidden, weight, ids[:, 0], entropy=True, blocked=blocked, backend="triton")
         gradients(logp[:, 0] + lse + more + entropy, hidden, weight)
 

@@ -28,6 +28,28 @@ def test_equals_a_stable_sort(rows, k, dtype):
     assert not got.flags.any()
 
 
+def codebooks(rows: int) -> torch.Tensor:
+    """Ranges of 4,096 ids in turn, as flattened codebooks have, with an end token where a turn begins."""
+    start = 100_000 + 4096 * (torch.arange(rows, device="cuda") % 8)
+    end = torch.where(torch.arange(rows, device="cuda") % 8 == 0, 151_645, 0)
+    return torch.stack([torch.stack([start, start + 4096], 1), torch.stack([end, end + (end > 0)], 1)], 1).int()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("rows", "k"), [(40, 1), (257, 32)])
+def test_ranges_equal_a_mask(rows, k, dtype):
+    logits, ranges = (torch.randn(rows, WIDTH, device="cuda") * 3).to(dtype), codebooks(rows)
+    blocked = torch.arange(100_000, 100_100, device="cuda", dtype=torch.int32)
+    got = topk_lse(logits, k, blocked=blocked, ranges=ranges, need_lse=True, backend="triton")
+    ids = torch.arange(WIDTH, device="cuda")
+    inside = ((ids >= ranges[:, :, :1]) & (ids < ranges[:, :, 1:])).any(1)
+    x = logits.float().masked_fill(~inside, -INF).index_fill(1, blocked.long(), -INF)
+    values, order = torch.sort(x, dim=1, descending=True, stable=True)
+    assert torch.equal(got.ids.long(), order[:, :k])
+    assert torch.equal(got.values, values[:, :k])
+    assert ((got.lse.double() - x.double().logsumexp(1)).abs() <= 2e-6 * (1 + values[:, 0].abs().double())).all()
+
+
 def test_same_bits_every_time_and_for_every_number_of_rows():
     logits = (torch.randn(1500, WIDTH, device="cuda") * 3).bfloat16()
     first = topk_lse(logits, 32, need_lse=True, backend="triton")
@@ -53,9 +75,10 @@ def test_offsets_beyond_32_bits():
 def test_nothing_waits_for_the_device(no_sync):
     logits = torch.randn(40, WIDTH, device="cuda", dtype=torch.bfloat16)
     blocked = torch.arange(151643, WIDTH, device="cuda", dtype=torch.int32)
-    topk_lse(logits, 32, blocked=blocked, need_lse=True)
-    with no_sync():
-        topk_lse(logits, 32, blocked=blocked, need_lse=True)
+    for ranges in (None, codebooks(40)):
+        topk_lse(logits, 32, blocked=blocked, ranges=ranges, need_lse=True)
+        with no_sync():
+            topk_lse(logits, 32, blocked=blocked, ranges=ranges, need_lse=True)
 
 
 def test_a_rollout_step_can_be_captured():
