@@ -13,6 +13,7 @@ from engine_batches import ALLOWED, alone, distinct, generated, make_batch, requ
 
 from arkfast.engine import Engine
 from arkfast.engine.slots import Slots
+from arkfast.records import AllowedTokens
 from arkfast.testing import tiny_model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")]
@@ -100,6 +101,20 @@ def test_sampled_rollouts_do_not_depend_on_slots_or_graphs(model, restricted):
     for slots in (None, 2, 4, 7):
         engine = Engine(model, allowed=ALLOWED, slots=slots, graphs=True)
         assert rows(engine.rollout(batch, **options)) == want
+        assert captured(engine)
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "seed": 5, "n": 3}], ids=["greedy", "sampled"])
+def test_turns_of_ranges_with_graphs_equal_those_without(model, options):
+    allowed = AllowedTokens(ranges=((0, 90),), stop_ids=(95,), period=((0, 30), (30, 60), (60, 90)))
+    batch = batch_of()
+    want = rows(Engine(model, allowed=allowed, graphs=False).rollout(batch, max_new_tokens=12, **options))
+    assert distinct(want) >= 10
+    for t, token in ((t, token) for row in want for t, token in enumerate(row)):
+        assert 30 * (t % 3) <= token < 30 * (t % 3 + 1) or (token == 95 and t % 3 == 0)
+    for slots in (None, 2):
+        engine = Engine(model, allowed=allowed, slots=slots, topk=4, logprobs=True, graphs=True)
+        assert rows(engine.rollout(batch, max_new_tokens=12, **options)) == want
         assert captured(engine)
 
 
