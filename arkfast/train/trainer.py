@@ -95,6 +95,7 @@ class Trainer:
         folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load, commits)
         self._saver = Saver(folder, parallel, sharded=learner.sharded, background=config.async_save)
         self._recorder.bad_rows = self._state.bad_rows
+        self._log = self._run_log()
         self._unread: tuple[TrainerState, Pending, float] | None = None
         self._stopping = False
 
@@ -143,7 +144,7 @@ class Trainer:
             Interrupted: the system sent SIGTERM; the step was finished and a checkpoint written.
         """
         with ExitStack() as stack:
-            self._log = stack.enter_context(self._run_log())
+            stack.enter_context(self._log)
             stack.enter_context(self._stop)
             stack.callback(self._saver.close)
             if self._teacher is not None:
@@ -157,7 +158,7 @@ class Trainer:
                 return self._state
             reset_usage()
             if self._dev and (self._state.evaluation_due or (self.config.eval_at_start and self._state.step == 0)):
-                self._evaluate(self._log)
+                self._evaluate()
             trace = self.config.output_dir / "profile" / f"rank{self.parallel.rank}.json"
             profiler = stack.enter_context(StepProfiler(profiled_steps(self.config.profile_steps), trace))
             while self._state.step < self.total_steps:
@@ -210,7 +211,7 @@ class Trainer:
             self.parallel.close()
             raise Interrupted(f"told to stop: step {step} of {self.total_steps} is saved; --resume_from_checkpoint auto goes on from it")
         if evaluate:
-            self._evaluate(self._log)
+            self._evaluate()
 
     def _save(self) -> None:
         self._log.sync()
@@ -320,7 +321,7 @@ class Trainer:
             self._recorder.passed_over(text)
         yield from batches
 
-    def _evaluate(self, log: RunLog) -> None:
+    def _evaluate(self) -> None:
         dev = self._dev
         assert dev is not None
         student = self.learner.student
@@ -335,7 +336,7 @@ class Trainer:
         better = state.best_wer is None or rate < state.best_wer
         best = {"best_wer": rate, "best_step": state.step} if better else {}
         self._state = replace(state, evaluation_due=False, **best)
-        log.evaluation({"step": state.step, **record, "best": better})
+        self._log.evaluation({"step": state.step, **record, "best": better})
         if better:
             self._saver.best(self._state, self._exporter(self.optimizer.masters))
         self._saver.amend(self._state)

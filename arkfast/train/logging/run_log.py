@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from tqdm import tqdm
 
@@ -17,6 +17,9 @@ from arkfast.files import LineFile, json_line, naming, write_bytes
 from arkfast.installation import install_hint
 from arkfast.records import InputError
 from arkfast.train.logging.phase_table import STEP, parts_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if phase.short)
 """Phases whose shares of the step the bar shows, as the log and the bar call them."""
@@ -34,16 +37,16 @@ def progress(record: dict[str, Any]) -> str:
     return " ".join([*parts, *(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share >= 0.01)])
 
 
-def _tensorboard(folder: Path, start_step: int) -> Any:
+def _event_writer() -> type[SummaryWriter]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise InputError(f"--tensorboard: {error}: {install_hint('train')}, or leave it out") from error
-    return SummaryWriter(str(folder), purge_step=start_step + 1)  # points of later steps, from before a resume, are no longer shown
+    return SummaryWriter
 
 
 class RunLog:
-    """Appends to ``metrics.jsonl``. A killed process loses no line, and a power cut none of before the last ``sync``.
+    """Appends to ``metrics.jsonl`` while it is entered. A killed process loses no line, and a power cut none of before the last ``sync``.
 
     Args:
         path: the file; None keeps nothing. Lines of steps after ``start_step`` (of a run that was killed past its last checkpoint, or of
@@ -70,30 +73,47 @@ class RunLog:
         silent: bool = False,
         tensorboard: Path | None = None,
     ) -> None:
+        self._path, self._start_step, self._total_steps, self._print_every = path, start_step, total_steps, print_every
+        self._evaluated = start_step - evaluate_again
         self._silent = silent
-        if silent:
-            return
-        self._events = None if tensorboard is None else _tensorboard(tensorboard, start_step)
-        if path is not None and path.exists():
-            lines = path.read_bytes().splitlines(keepends=True)
-            complete = (line for line in lines if line.endswith(b"\n"))
-            stands = {False: start_step, True: start_step - evaluate_again}  # up to which step, of steps and of evaluations
-            kept = [line for line in complete if start_step and (row := json.loads(line))["step"] <= stands["eval_utterances" in row]]
-            write_bytes(path, b"".join(kept))
+        self._event_folder = None if silent else tensorboard
+        if self._event_folder is not None:
+            _event_writer()  # whether there is one
+        self._events: SummaryWriter | None = None
         self._file: LineFile | None = None
-        if path is not None:
-            with naming(path):
-                self._file = LineFile(path, fresh=False)
-        self._print_every = print_every
-        self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0)
+        self._bar: tqdm[NoReturn] | None = None
+
+    def __enter__(self) -> RunLog:
+        """Drop the lines of steps that are taken again, and open what is written."""
+        if self._silent:
+            return self
+        if self._event_folder is not None:
+            # Points of later steps, from before a resume, are no longer shown.
+            self._events = _event_writer()(str(self._event_folder), purge_step=self._start_step + 1)
+        if self._path is not None:
+            if self._path.exists():
+                self._rewind(self._path)
+            with naming(self._path):
+                self._file = LineFile(self._path, fresh=False)
+        self._bar = tqdm(
+            total=self._total_steps, initial=self._start_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0
+        )
+        return self
+
+    def _rewind(self, path: Path) -> None:
+        complete = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+        stands = {False: self._start_step, True: self._evaluated}  # up to which step, of steps and of evaluations
+        kept = [line for line in complete if self._start_step and (row := json.loads(line))["step"] <= stands["eval_utterances" in row]]
+        write_bytes(path, b"".join(kept))
 
     def step(self, record: dict[str, Any]) -> None:
         """Log one optimizer step."""
         if self._silent:
             return
         self._write(record, shown=record["step"] % self._print_every == 0)
-        self._bar.set_postfix_str(progress(record), refresh=False)
-        self._bar.update(1)
+        if self._bar is not None:
+            self._bar.set_postfix_str(progress(record), refresh=False)
+            self._bar.update(1)
 
     def evaluation(self, record: dict[str, Any]) -> None:
         """Log one evaluation."""
@@ -108,7 +128,7 @@ class RunLog:
 
     def sync(self) -> None:
         """Have all lines on disk: before a checkpoint is, which a resume goes on from."""
-        if not self._silent and self._file is not None:
+        if self._file is not None:
             with naming(self._file.path):
                 self._file.sync()
 
@@ -125,17 +145,14 @@ class RunLog:
             tqdm.write(line, file=sys.stdout)
             sys.stdout.flush()
 
-    def __enter__(self) -> RunLog:
-        return self
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if not self._silent:
+        if self._bar is not None:
             self._bar.close()
-            if self._events is not None:
-                self._events.close()
-            if self._file is not None:
-                try:
-                    if error is None:
-                        self.sync()
-                finally:
-                    self._file.close()
+        if self._events is not None:
+            self._events.close()
+        if self._file is not None:
+            try:
+                if error is None:
+                    self.sync()
+            finally:
+                self._file.close()
