@@ -13,7 +13,7 @@ import torch
 from arkfast.distill.sequence import at_predicting_positions
 from arkfast.kernels import linear_log_softmax, opd_union_kl
 from arkfast.models.family import Audio, SpeechModel
-from arkfast.records import Batch, Rollout, TeacherScores
+from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,7 @@ def cross_entropy_loss(
     target: Rollout,
     blocked: torch.Tensor,
     *,
+    allowed: AllowedTokens | None = None,
     ctc_head: CTCHead | None = None,
     ctc_weight: float = 0.0,
 ) -> LossSum:
@@ -77,13 +78,15 @@ def cross_entropy_loss(
         audio: what ``encoded`` gave for them, with its graph.
         target: the tokens to be learnt, as a rollout (a transcript, or what a teacher produced); one row an utterance.
         blocked: int32 ids that the model never produces; they have no probability here either.
+        allowed: gives what each position of an answer may have, where that differs; None: ``blocked`` says everything.
         ctc_head: the head of the CTC term, or None.
         ctc_weight: its weight.
     """
     row, place = target.packed_index()
     ids = target.tokens[row, place][:, None]
+    ranges = None if allowed is None else allowed.row_ranges(place)
     log_probs = at_predicting_positions(
-        model, batch, audio, target, lambda hidden, weight: linear_log_softmax(hidden, weight, ids, blocked=blocked)
+        model, batch, audio, target, lambda hidden, weight: linear_log_softmax(hidden, weight, ids, blocked=blocked, ranges=ranges)
     )
     total = cross_entropy = -log_probs.sum()
     count = target.lens.sum().float()

@@ -76,7 +76,7 @@ def td_step(
     with phase("encode"):
         audio = encoded(student, batch)
     with phase("student_score"):
-        loss = cross_entropy_loss(student, batch, audio, labels, engine.blocked)
+        loss = cross_entropy_loss(student, batch, audio, labels, engine.blocked, allowed=engine.allowed)
     return _with_rollout_metrics(loss, labels)
 
 
@@ -93,7 +93,16 @@ def sft_step(
     with phase("encode"):
         audio = encoded(student, batch)
     with phase("student_score"):
-        return cross_entropy_loss(student, batch, audio, _references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=ctc_weight)
+        return cross_entropy_loss(
+            student,
+            batch,
+            audio,
+            _references(batch),
+            engine.blocked,
+            allowed=engine.allowed,
+            ctc_head=ctc_head,
+            ctc_weight=ctc_weight,
+        )
 
 
 def idle_step(student: SpeechModel, engine: Decodes, batch: Batch, *, stage: str, ctc_head: CTCHead | None = None) -> torch.Tensor:

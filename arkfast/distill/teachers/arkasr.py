@@ -87,11 +87,14 @@ class ArkasrTeacher:
         if self._stream is not None:
             torch.cuda.current_stream().wait_stream(self._stream)
             prefix.record_stream(torch.cuda.current_stream())  # its memory belongs to the other stream
+        ranges = self._engine.allowed.row_ranges(rollout.packed_index()[1])
         best = at_predicting_positions_after(
             self.model,
             prefix,
             rollout,
-            lambda hidden, weight: linear_topk_lse(hidden, weight, self.top_k, blocked=self._engine.blocked, gather_ids=topk_ids),
+            lambda hidden, weight: linear_topk_lse(
+                hidden, weight, self.top_k, blocked=self._engine.blocked, ranges=ranges, gather_ids=topk_ids
+            ),
         )
         return TeacherScores(
             ids=best.ids,
