@@ -110,7 +110,7 @@ def _check_attention(attention: Any, kind: _Parts, rotary: Any, where: str) -> N
 
 def _head_norms(attention: Any) -> dict[str, Any]:
     """What ``rope_cache`` takes of an attention that normalises its heads; nothing of another."""
-    if not isinstance(attention, _QWEN3.attention):
+    if not isinstance(attention, qwen3.Qwen3Attention):
         return {}
     return {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight, "eps": attention.q_norm.variance_epsilon}
 
