@@ -378,8 +378,8 @@ def corpus(tmp_path_factory):
     return root
 
 
-def ranks(hub, home, mark, *words):
-    """A command in two processes as torchrun starts them; returns what the first said. They meet in a store that this process holds."""
+def ranks(hub, home, mark, *words, code=0):
+    """A command in two processes as torchrun starts them; returns what each said. They meet in a store that this process holds."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True", "WORLD_SIZE": "2"}
     command, processes = [sys.executable, "-m", "arkfast.cli", *map(str, words)], []
@@ -391,9 +391,9 @@ def ranks(hub, home, mark, *words):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+    assert [process.returncode for process in processes] == [code, code], "\n".join(said)
     assert not mark.exists()
-    return said[0]
+    return said
 
 
 def transcripts(path):
@@ -457,7 +457,7 @@ def test_a_run_of_two_ranks_fetches_once_and_its_resume_keeps_the_commits(hub, m
              "--output_dir", tmp_path / "run", "--train_data", corpus / "test.jsonl", "--micro_batches_per_step", 2,
              "--learning_rate", 1e-3, "--asr_opd_max_new_tokens", 8, "--dataloader_num_workers", 0, "--device", "cpu"]  # fmt: skip
     mark, fresh = tmp_path / "mark", tmp_path / "home"
-    said = ranks(hub, fresh, mark, "train", *flags, "--max_steps", 1)
+    said, _ = ranks(hub, fresh, mark, "train", *flags, "--max_steps", 1)
     assert {n for name in ("org/student", "org/teacher") for n in Counter(hub.fetched(name)).values()} == {1}
     assert f"--student_model org/student@{student}" in said
     commits = {"student_model": student, "teacher_model": teacher}
@@ -477,9 +477,17 @@ def test_a_run_of_two_ranks_fetches_once_and_its_resume_keeps_the_commits(hub, m
                "--weights", "master", HF_HUB_OFFLINE="1")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "model" / "model.safetensors").is_file()
-    done = run(hub, fresh, mark, "train", *flags, "--student_revision", "v9", "--max_steps", 3, "--resume_from_checkpoint", "auto")
-    assert done.returncode == 2
-    assert "org/student has no revision 'v9'" in done.stderr
+
+
+def test_what_one_rank_cannot_fetch_ends_all_with_one_message(hub, models, corpus, tmp_path):
+    hub.push("org/failing", models / "one")
+    hub.faults["org/failing/model.safetensors"] = [500] * 3
+    flags = ["--stage", "sft", "--student_model", "org/failing", "--train_data", corpus / "test.jsonl", "--output_dir", tmp_path / "run"]
+    said = ranks(hub, tmp_path / "home", tmp_path / "mark", "train", *flags, "--device", "cpu", code=2)
+    assert "--student_model org/failing@" in said[0]
+    assert "127.0.0.1 answered with HTTP status 500" in said[0]
+    assert "error" not in said[1]
+    assert not (tmp_path / "run").exists()
 
 
 CARD = """

@@ -53,9 +53,9 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         self.audio_encoder = ArkasrAudioEncoder(config)
         self.post_init()
 
-    def adjust_generation_fn(self, *args: Any, trust_remote_code: bool | None = None, **kwargs: Any) -> None:
+    def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         """Read a checkpoint's generation settings, and never take a ``generate`` that a repository brings, whoever trusts its code."""
-        super().adjust_generation_fn(*args, trust_remote_code=False, **kwargs)
+        super().adjust_generation_fn(*args, **{**kwargs, "trust_remote_code": False})
 
     @property
     def audio_input(self) -> AudioInput:
