@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,47 @@ def test_three_ranks_in_bfloat16_measure_wer_and_resume(world, tmp_path):
     assert [row["step"] for row in evaluations] == [4, 8]
     assert [{**row, "eval_seconds": None} for row in log(tmp_path / "part") if "eval_wer" in row] == evaluations
     assert evaluations[0]["eval_utterances"] == CLIPS
+
+
+RANK_WITH_A_CHECKPOINT_OF_ITS_OWN = """
+import sys
+from pathlib import Path
+from arkfast.cli import main
+root, rank = Path(sys.argv[1]), sys.argv[2]
+flags = {"stage": "sft", "student_model": root / f"rank{rank}", "train_data": root / "train.jsonl", "output_dir": root / "run",
+         "max_steps": 1, "device": "cpu", "dataloader_num_workers": 0, "distributed_timeout": 60}
+sys.exit(main(["train", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]))
+"""
+
+
+@pytest.mark.parametrize("broken", [0, 1])
+def test_a_rank_whose_checkpoint_does_not_load_ends_all_before_a_collective(world, tmp_path, broken):
+    """Both ranks load on their own; the one that has loaded must not wait in a collective of the sharded model for the one that failed."""
+    for rank in range(2):
+        shutil.copytree(world / "student", tmp_path / f"rank{rank}")
+    weights = tmp_path / f"rank{broken}" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    for path in (*world.glob("*.wav"), world / "train.jsonl"):
+        shutil.copy(path, tmp_path)
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK_WITH_A_CHECKPOINT_OF_ITS_OWN, str(tmp_path), str(rank)], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [rank.communicate(timeout=180)[0] for rank in ranks]
+    where = "" if broken == 0 else " (seen by rank 1 of 2)"
+    assert "Traceback" not in "".join(said)
+    assert f"{weights}: not a complete safetensors file" in said[0]
+    assert said[0].strip().endswith(f"copy the checkpoint again{where}")
+    assert "safetensors" not in said[1], "one rank speaks for all"
+    assert ranks[1].returncode == 2
 
 
 def test_settings_of_several_processes_that_make_no_sense_are_named(world, tmp_path, monkeypatch):
