@@ -46,8 +46,11 @@ class TokenizerLike(Protocol):
 class VocabularyConfig(Protocol):
     """What a model's configuration says of its ids."""
 
-    vocab_size: int
-    eos_token_id: int | list[int]
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +136,8 @@ class AllowedTokens:
             config: a model configuration; ``eos_token_id`` (int or list) gives the stop ids, ``vocab_size`` the upper bound.
         """
         eos = config.eos_token_id
+        if eos is None:
+            raise InputError("AllowedTokens.asr: the configuration names no eos_token_id; give one whose generation ends with a token")
         stop_ids = tuple(sorted({int(i) for i in ([eos] if isinstance(eos, int) else eos)}))
         added = {int(i) for i in tokenizer.added_tokens_decoder} | set(stop_ids)
         ranges, start = [], 0
@@ -326,6 +331,8 @@ class Rollout(_OnDevice):
     """[N] float32 log-probability of each produced token under the student's allowed distribution at temperature 1."""
     total: int | None = None
     """N where the host knows it; what needs N then does not wait for the device."""
+    languages: tuple[str, ...] = ()
+    """As ``TeacherScores.languages``, where a teacher produced it."""
 
     def packed_index(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(row [N], position [N]) int64 of the produced tokens in packed order, rows ascending."""
@@ -355,3 +362,6 @@ class TeacherScores(_OnDevice):
     sampled_scores: torch.Tensor | None = None
     """[N] float32 its logits at the tokens that were produced, which lie outside the student's top-k at times; None when they were not
     asked for."""
+    languages: tuple[str, ...] = ()
+    """What the teacher was told of each utterance's language, or what became of it, by the names of ``distill.languages``; empty for a
+    teacher that is told none."""

@@ -7,10 +7,11 @@ the product itself.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from tokenizers import AddedToken
 
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
@@ -44,6 +45,85 @@ def tiny_checkpoint(path: str | Path, *, seed: int = 0, vocab_size: int = 400, t
     """
     tokenizer = build_tokenizer(TEXTS * 8, vocab_size=vocab_size)
     return new_checkpoint(path, tokenizer, seed=seed, tie_word_embeddings=tied, **{**TINY, **sizes})
+
+
+QWEN3_ASR_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|repo_name|>", "<|file_sep|>", "<think>", "</think>",
+                    "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>", "<timestamp>")  # fmt: skip
+"""What the tiny Qwen3-ASR tokenizer has after its base vocabulary; the first three are ARK-ASR's too, the others are other tokens there."""
+
+
+def tiny_qwen3_asr(
+    path: str | Path, *, seed: int = 0, vocab_size: int = 400, layout: Literal["transformers", "first"] = "transformers", **text: Any
+) -> Path:
+    """Write a tiny random Qwen3-ASR checkpoint whose vocabulary is that of ``tiny_checkpoint`` below the added tokens, as the official ones
+    are.
+
+    Args:
+        path: the folder.
+        seed: of the weights.
+        vocab_size: as for :func:`tiny_checkpoint`, whose base vocabulary it then shares.
+        layout: of the files: Transformers' or that of the first publication, with everything within ``thinker``.
+        **text: other fields of the decoder's configuration.
+
+    Returns:
+        ``path``.
+    """
+    import json
+
+    from safetensors.torch import save_file
+    from transformers import Qwen2Tokenizer, Qwen3ASRConfig, Qwen3ASRFeatureExtractor, Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
+
+    base = json.loads(build_tokenizer(TEXTS * 8, vocab_size=vocab_size).backend_tokenizer.to_str())["model"]
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in base["merges"]]
+    tokenizer = Qwen2Tokenizer(vocab=base["vocab"], merges=merges, unk_token="<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN3_ASR_TOKENS], special_tokens=True)
+    tokenizer.eos_token = "<|im_end|>"
+    path = Path(path)
+    tokenizer.save_pretrained(path)
+    named = {"audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>"}
+    tokenizer = Qwen2Tokenizer.from_pretrained(path, extra_special_tokens=named)  # a constructor would give these the first ids
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in QWEN3_ASR_TOKENS}
+    rows = len(tokenizer) + 5  # as official heads, with rows that no token has
+    config = Qwen3ASRConfig(
+        audio_config={
+            "model_type": "qwen3_asr_encoder", "d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 4, "encoder_ffn_dim": 64,
+            "num_mel_bins": 128, "downsample_hidden_size": 8, "output_dim": 48, "initializer_range": INITIALIZER_RANGE,
+        },
+        text_config={
+            "model_type": "qwen3", "vocab_size": rows, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 4096,
+            "tie_word_embeddings": True, "initializer_range": INITIALIZER_RANGE,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}, **text,
+        },
+        audio_token_id=ids["<|audio_pad|>"], timestamp_token_id=ids["<timestamp>"], pad_token_id=ids["<|im_end|>"],
+        eos_token_id=[ids["<|endoftext|>"], ids["<|im_end|>"]], initializer_range=INITIALIZER_RANGE,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen3ASRForConditionalGeneration(config)
+    Qwen3ASRProcessor(Qwen3ASRFeatureExtractor(), tokenizer).save_pretrained(path)
+    if layout == "transformers":
+        model.save_pretrained(path)
+        return path
+    (path / "processor_config.json").unlink(missing_ok=True)
+    names = (("model.multi_modal_projector.linear_1.", "audio_tower.proj1."),
+             ("model.multi_modal_projector.linear_2.", "audio_tower.proj2."),
+             ("model.audio_tower.", "audio_tower."), ("model.language_model.", "model."), ("lm_head.", "lm_head."))  # fmt: skip
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        old, new = next(pair for pair in names if name.startswith(pair[0]))
+        weights[f"thinker.{new}{name.removeprefix(old)}"] = tensor.clone()
+    save_file(weights, path / "model.safetensors")
+    fields = {kind: getattr(config, kind).to_dict() for kind in ("audio_config", "text_config")}
+    sections = {"interleaved": True, "mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default", "type": "default"}
+    theta = fields["text_config"].pop("rope_parameters")["rope_theta"]
+    fields["text_config"] |= {"model_type": "qwen3_asr_text", "rope_theta": theta, "rope_scaling": sections}
+    fields["audio_config"] |= {"model_type": "qwen3_asr_audio_encoder", "conv_chunksize": 500}
+    thinker = {**fields, "model_type": "qwen3_asr", "audio_token_id": config.audio_token_id, "dtype": "float32"}
+    whole = {"architectures": ["Qwen3ASRForConditionalGeneration"], "model_type": "qwen3_asr", "support_languages": ["Chinese", "English"],
+             "thinker_config": thinker}  # fmt: skip
+    (path / "config.json").write_text(json.dumps(whole))
+    return path
 
 
 TINY: dict[str, Any] = {
@@ -89,7 +169,7 @@ def perturb(model: ArkasrForConditionalGeneration, seed: int = 0) -> ArkasrForCo
     generator = torch.Generator().manual_seed(seed)
     for parameter in model.parameters():
         if parameter.ndim == 1:
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model
 
 

@@ -27,6 +27,8 @@ class LossSum:
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up; a count of
     0 leaves the sum."""
+    languages: tuple[str, ...] = ()
+    """What the teacher was told of each utterance's language; see ``TeacherScores.languages``."""
 
 
 class CTCHead(torch.nn.Linear):
@@ -131,5 +133,6 @@ def opd_loss(model: SpeechModel, batch: Batch, audio: Audio | None, rollout: Rol
             "opd_loss": (union.loss.detach(), count),
             "opd_valid_topk_mean": (support, count),
             "opd_overlap_mean": (listed - support, count),
+            "opd_aligned_share": (scores.valid.sum().float(), torch.full_like(count, float(len(scores.valid)))),
         },
     )

@@ -30,7 +30,7 @@ END_TOKEN = ("opd_nonterminal_rows", "opd_nonterminal_eos_candidate_rows", "opd_
 def metric_names(stage: str, *, ctc: bool = False) -> tuple[str, ...]:
     """What a step of ``stage`` measures: the names in its ``LossSum.metrics``. ``ctc`` says that the CTC term is on."""
     if stage == "opd":
-        return ("opd_loss", "opd_valid_topk_mean", "opd_overlap_mean", *END_TOKEN, *GENERATED)
+        return ("opd_loss", "opd_valid_topk_mean", "opd_overlap_mean", "opd_aligned_share", *END_TOKEN, *GENERATED)
     return ("asr_loss", *GENERATED) if stage == "td" else ("asr_loss", *(["ctc_loss"] if ctc else []))
 
 
@@ -64,7 +64,7 @@ def opd_step(
     with phase("student_score"):
         loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
     ends = _end_token_metrics(rollout, scores, engine.stop_ids)
-    return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends), rollout)
+    return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends, languages=scores.languages), rollout)
 
 
 def td_step(
@@ -77,7 +77,7 @@ def td_step(
         audio = encoded(student, batch)
     with phase("student_score"):
         loss = cross_entropy_loss(student, batch, audio, labels, engine.blocked, allowed=engine.allowed)
-    return _with_rollout_metrics(loss, labels)
+    return _with_rollout_metrics(replace(loss, languages=labels.languages), labels)
 
 
 def sft_step(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +27,21 @@ def tied_names(model: nn.Module) -> frozenset[str]:
     return frozenset((*pairs, *pairs.values())) if getattr(model.config, "tie_word_embeddings", False) else frozenset()
 
 
-def check_tensors(path: Path, shell: nn.Module, *, ignored: Iterable[str] = ()) -> None:
+def check_tensors(path: Path, shell: nn.Module, *, ignored: Iterable[str] = (), renamed: Callable[[str], str] | None = None) -> None:
     """Compare names and shapes of the stored tensors with a model's, from the files' headers alone.
 
     Args:
         path: the checkpoint folder.
         shell: a Transformers model, which may be without weights.
         ignored: patterns of names that a checkpoint may hold besides.
+        renamed: a stored name → the model's, where the checkpoint is of another layout.
 
     Raises:
         InputError: they differ (the first of each kind are listed with their shapes), or a file is missing or damaged.
     """
     stored = stored_shapes(path)
+    if renamed is not None:
+        stored = {renamed(name): shape for name, shape in stored.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in shell.state_dict().items()}
     tied, patterns = tied_names(shell), [re.compile(pattern) for pattern in ignored]
     missing = {name: shape for name, shape in expected.items() if name not in stored}

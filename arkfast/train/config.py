@@ -24,9 +24,18 @@ class TrainConfig:
     """The teacher's checkpoint, folder or repository; needed by opd and td."""
     teacher_revision: str | None = None
     """Branch, tag or commit of the teacher's repository; its default branch by default."""
+    teacher_prompt: str | None = None
+    """What the hf_causal_lm teacher is asked: the instruction beside the audio in its chat template, a whole prompt with its audio token, or an
+    encoder-decoder's first tokens; its own prompt by default."""
     teacher_backend: str = "arkasr"
     """How the teacher is run: arkasr is an ARK-ASR model with the student's vocabulary; a module of your own is named in full, such as
     my_package.my_teacher."""
+    teacher_full_attention: bool = False
+    """Let the encoder of a Qwen3-ASR teacher attend to the whole clip, as open-audio-opd did, instead of to windows of 8 s as the model was
+    trained."""
+    unsupported_language: Literal["skip", "none"] = "skip"
+    """What becomes of rows whose language, by the data, a teacher that is told languages does not know: skip leaves them out of the loss and
+    counts them; none tells it no language, and it detects one of its own."""
     task: str = "asr"
     """What is learnt; rows whose task is another are errors."""
     train_data: Path
@@ -81,6 +90,19 @@ class TrainConfig:
     calibration_batches: int = 1
     """Micro-batches that the preflight looks at before the first step, without learning from them: no number or no position that counts
     stops the run; 0 skips it."""
+    gates: Literal["strict", "warn", "off"] = "strict"
+    """What is done about a start that cannot work and about rollouts that run away in stage opd: strict stops the run, with exit code 1 and
+    the cause; warn says it and goes on; off does not look."""
+    gate_unfinished: float = 0.05
+    """Largest share of rollouts that do not end within asr_opd_max_new_tokens, at the start and over gate_window steps, besides the share
+    of references that are longer than that; 0 sets no limit."""
+    gate_window: int = 20
+    """Logged steps whose unfinished rollouts are judged together."""
+    gate_overlap: float = 0.25
+    """Smallest share of the two top-k lists that student and teacher have in common at the start of stage opd; 0 sets no limit."""
+    gate_dev_wer: float = 40.0
+    """Largest WER in percent at the start of stage opd, where eval_data is given; measured on a sample of it unless eval_at_start measures
+    all; 0 sets no limit."""
     max_steps: int = 0
     """Optimizer steps; 0 derives them from total_epochs."""
     total_epochs: int = 1
@@ -165,7 +187,7 @@ class TrainConfig:
             raise ValueError(f"--ctc_weight: the CTC term belongs to stage sft, not to {self.stage}; leave it at 0")
         for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "per_device_eval_batch_size", "opd_top_k",
                      "asr_opd_max_new_tokens", "rollouts_per_prompt", "log_freq", "total_epochs", "max_ckpt_to_keep",
-                     "max_skipped_steps", "dataloader_prefetch_factor"):  # fmt: skip
+                     "max_skipped_steps", "dataloader_prefetch_factor", "gate_window"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
         for name in ("learning_rate", "opd_temperature", "max_audio_seconds", "distributed_timeout", "lora_alpha"):
@@ -173,7 +195,7 @@ class TrainConfig:
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
                      "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads", "micro_batches_per_step",
-                     "shard_group_size", "calibration_batches", "lora_rank", "seed"):  # fmt: skip
+                     "shard_group_size", "calibration_batches", "lora_rank", "seed", "gate_dev_wer"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
@@ -197,8 +219,9 @@ class TrainConfig:
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must lie in [0, 1), got {getattr(self, name)}")
-        if not 0 <= self.min_lr_ratio <= 1:
-            raise ValueError(f"--min_lr_ratio: must lie in [0, 1], got {self.min_lr_ratio}")
+        for name in ("min_lr_ratio", "gate_unfinished", "gate_overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name}: must lie in [0, 1], got {getattr(self, name)}")
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"--device: expected auto, cpu, cuda or cuda:N, got '{self.device}'")
         if not 0 < self.wsd_decay_share <= 1:

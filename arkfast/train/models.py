@@ -70,7 +70,9 @@ class LoadedStudent:
         else:
             model: SpeechModel = self.family.load(folder, dtype="auto", attn_implementation=attention)
             self.export_dtype = model.dtype
-            self.model = model.float().to(device)
+            model.float()
+            model.to(device)
+            self.model = model
         self.task: Task = find_task(config.task)
         self.interface: Interface = self.family.interface(self.processor.tokenizer, self.model, where=f"--student_model {folder}")
         self.prompt, self.allowed = self.interface.prompt(config.task), self.interface.allowed(config.task)
@@ -162,6 +164,9 @@ def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Lo
         device=parallel.device,
         dtype=compute_dtype(config, parallel.device),
         attn_implementation=config.teacher_attn_implementation,
+        prompt=config.teacher_prompt,
+        full_attention=config.teacher_full_attention,
+        unsupported_language=config.unsupported_language,
     )
     return Loaded(student, load_teacher(config.teacher_backend, request))
 
@@ -182,6 +187,8 @@ class Learner:
         self.task, self.prompt, self.allowed, self.top_k = student.task, student.prompt, student.allowed, student.top_k
         self.n_mels, self.ctc_head, self.sharded = student.n_mels, student.ctc_head, student.sharded
         self._export_dtype, self._frozen, self._names = student.export_dtype, student.frozen, student.names
+        self.folder = config.student_model
+        """The student's checkpoint, here."""
         self._lora_scale = config.lora_alpha / config.lora_rank if config.lora_rank else 0.0
         self.student = student.placed(parallel)
         # The engine before the optimizer, which gives whole parameters their compute precision: it looks at shapes only.

@@ -1,6 +1,7 @@
 """Teachers: whoever can score the student's own tokens.
 
-A backend is a module with a function ``load(request: TeacherRequest) -> Teacher``. One of ours is a module of this package and is named
+A backend is a module with a function ``load(request: TeacherRequest) -> Teacher``, and with the names of the flags that not every teacher
+obeys in ``OPTIONS`` where it does. One of ours is a module of this package and is named
 as its file is; another is named with the packages it lies in, such as ``my_package.my_teacher``. Its module, and with it the packages that
 it needs, are imported only when it is asked for.
 """
@@ -18,7 +19,7 @@ from arkfast.records import InputError
 
 __all__ = ["Prepare", "Teacher", "TeacherRequest", "backends", "check_backend", "load_teacher"]
 
-_PARTS = ("base", "vocabulary")
+_PARTS = ("base", "direct", "hf_inputs", "hf_model", "qwen3_asr", "vocabulary")
 
 
 def backends() -> list[str]:
@@ -54,4 +55,12 @@ def load_teacher(name: str, request: TeacherRequest) -> Teacher:
     load: Callable[[TeacherRequest], Teacher] | None = getattr(module, "load", None)
     if load is None:
         raise InputError(f"--teacher_backend {name}: the module has no function load(request); see arkfast/distill/teachers/base.py")
+    given = {
+        "teacher_prompt": request.prompt is not None,
+        "teacher_full_attention": request.full_attention,
+        "unsupported_language": request.unsupported_language != TeacherRequest.unsupported_language,
+    }
+    for flag, differs in given.items():
+        if differs and flag not in getattr(module, "OPTIONS", ()):
+            raise InputError(f"--{flag}: the teacher {name} has no such choice; leave it out, or give another --teacher_backend")
     return load(request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 
@@ -86,3 +86,10 @@ class TeacherRequest:
     dtype: torch.dtype
     """What it computes in."""
     attn_implementation: str
+    prompt: str | None = None
+    """What the user wants the teacher to be asked; None: the backend's own words. For backends whose ``OPTIONS`` names the flag."""
+    full_attention: bool = False
+    """Whether an encoder that attends in windows is to attend to whole clips; for backends whose ``OPTIONS`` names the flag."""
+    unsupported_language: Literal["skip", "none"] = "skip"
+    """What becomes of rows whose language the teacher does not know: left out of the loss and counted, or told no language; for backends
+    whose ``OPTIONS`` names the flag."""

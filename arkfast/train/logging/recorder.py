@@ -6,6 +6,7 @@ is measured when it has been handed to the device, and read after the next one h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.distill import LossSum, metric_names
+from arkfast.distill.languages import COUNTED, counted
 from arkfast.models.family import Cost
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
@@ -25,8 +27,10 @@ from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
 from arkfast.train.throughput import peak, step_operations
 
-SUMS = ("audio_seconds", "tokens", "operations", "bad_rows")
+SUMS = ("audio_seconds", "tokens", "operations", "bad_rows", "generated_rows")
 """Host numbers of a step that are added up over the ranks."""
+_TOLD = "teacher_language "
+"""Before the names of languages, which are such numbers too."""
 
 
 class Pending(NamedTuple):
@@ -39,6 +43,8 @@ class Pending(NamedTuple):
     """This rank's."""
     bad: list[str]
     """Why rows of this rank's could not be used."""
+    languages: Counter[str]
+    """What the teacher was told of this rank's rows."""
 
 
 class Measured(NamedTuple):
@@ -56,6 +62,8 @@ class Measured(NamedTuple):
     """By the names of ``phase_table``, this rank's."""
     batches: list[Batch]
     """This rank's."""
+    languages: Counter[str]
+    """What the teacher was told of this rank's rows."""
 
 
 class Recorder:
@@ -72,7 +80,9 @@ class Recorder:
 
     def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Cost, teacher: Cost | None, phases: Phases) -> None:
         self._config, self._parallel, self._rows, self.phases = config, parallel, rows, phases
-        self._metrics = StepMetrics(metric_names(config.stage, ctc=bool(config.ctc_weight)), SUMS, parallel)
+        self._metrics = StepMetrics(
+            metric_names(config.stage, ctc=bool(config.ctc_weight)), (*SUMS, *(_TOLD + name for name in COUNTED)), parallel
+        )
         self._student, self._teacher = student, teacher if config.stage == "opd" else None
         self._peak = peak(parallel.device)
         self._limit = BadAudioLimit(config.on_bad_audio, rows=rows)
@@ -109,21 +119,29 @@ class Recorder:
             stop: [1], how many ranks were told to stop.
         """
         numbers = torch.cat([result.double(), stop.double(), count.double().reshape(1), self._metrics.pack(sums)])
-        return Pending(Readback(numbers), self.phases.cut(), self._batches, self.take_bad())
+        languages = counted(name for loss in sums for name in loss.languages)
+        return Pending(Readback(numbers), self.phases.cut(), self._batches, self.take_bad(), languages)
 
     def read(self, step: Pending) -> Measured:
         """Wait until the device is past a step. Each is read once, in order."""
         loss, norm, count, stop, positions, *metrics = step.numbers.tolist()
         self._unreported += step.bad
-        return Measured(StepResult(loss, norm, count), stop > 0, positions, metrics, step.phases.take(), step.batches)
+        return Measured(StepResult(loss, norm, count), stop > 0, positions, metrics, step.phases.take(), step.batches, step.languages)
 
     def totals(self, step: Measured) -> dict[str, float]:
         """What a step measured over all ranks, which all call it."""
-        own = {"audio_seconds": sum(batch.seconds for batch in step.batches), "bad_rows": float(len(self._unreported))}
+        own = {
+            "audio_seconds": sum(batch.seconds for batch in step.batches),
+            "bad_rows": float(len(self._unreported)),
+            "generated_rows": float(self._config.rollouts_per_prompt * sum(batch.size for batch in step.batches)),
+        }
+        told = {_TOLD + name: float(step.languages[name]) for name in COUNTED}
         work = self._work(step.batches, step.positions)
-        measured = self._metrics.total(step.metrics, step.positions, own | work, step.seconds)
+        measured = self._metrics.total(step.metrics, step.positions, own | told | work, step.seconds)
         seconds = step.seconds[STEP.name]
-        operations = measured.pop("operations")
+        operations, rollouts = measured.pop("operations"), int(measured.pop("generated_rows"))
+        if self._config.stage == "opd":
+            measured["generated_rows"] = rollouts
         measured["audio_seconds"] = round(measured["audio_seconds"], 2)
         measured["tokens"] = int(measured["tokens"])
         measured["audio_seconds_per_second"] = round(measured["audio_seconds"] / seconds, 2)
@@ -160,6 +178,8 @@ class Recorder:
         if whole or self._parallel.world == 1 or state.step % config.log_freq == 0:
             measured = self.totals(step)
             bad = int(measured.pop("bad_rows"))
+            if languages := {name: int(number) for name in COUNTED if (number := measured.pop(_TOLD + name))}:
+                line["teacher_language_counts"] = languages
             line |= measured
         line |= {"positions": int(result.count), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
         if config.stage != "sft":
