@@ -7,14 +7,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from arkfast.quickstart.config import QuickstartConfig
 from arkfast.quickstart.corpus import Corpus
 
-LAYERS = {"encoder_layers": 2, "encoder_attention_heads": 4, "num_hidden_layers": 2, "num_attention_heads": 4}
-TEACHER_SIZE = {"d_model": 96, "encoder_ffn_dim": 192, "hidden_size": 96, **LAYERS}
-STUDENT_SIZE = {"d_model": 64, "encoder_ffn_dim": 128, "hidden_size": 64, **LAYERS}
+
+class Layers(TypedDict):
+    """How many layers and heads a model has; arguments of ``new_checkpoint``."""
+
+    encoder_layers: int
+    encoder_attention_heads: int
+    num_hidden_layers: int
+    num_attention_heads: int
+
+
+class Size(Layers):
+    """All that says how large a model is; arguments of ``new_checkpoint``."""
+
+    d_model: int
+    encoder_ffn_dim: int
+    hidden_size: int
+
+
+LAYERS: Layers = {"encoder_layers": 2, "encoder_attention_heads": 4, "num_hidden_layers": 2, "num_attention_heads": 4}
+TEACHER_SIZE: Size = {"d_model": 96, "encoder_ffn_dim": 192, "hidden_size": 96, **LAYERS}
+STUDENT_SIZE: Size = {"d_model": 64, "encoder_ffn_dim": 128, "hidden_size": 64, **LAYERS}
 INITIALIZER_RANGE = 0.05
 """Near 1/√width · ½ at these widths; at Transformers' 0.02 a narrow model takes about twice the steps to align audio and text."""
 VOCAB_SIZE = 330
@@ -89,7 +107,7 @@ def plan(root: Path, config: QuickstartConfig, corpus: Corpus) -> list[Arm]:
     teacher = stage("teacher", "sft", root / "new" / "teacher", corpus.train, config.teacher_steps, SCRATCH_RATE, **scratch)
     base = stage("base", "sft", root / "new" / "student", corpus.labels, config.student_steps, SCRATCH_RATE, **scratch)
     taught = {"teacher_model": teacher.model, "warmup_steps": 20}
-    distil = {**taught, "opd_top_k": config.opd_top_k}
+    distil = {**taught, "opd_top_k": config.opd_top_k, "gates": "warn"}  # a short rehearsal may begin with a student that knows little
     half = config.arm_steps // 2
     first = stage("td_opd/td", "td", base.model, corpus.pool, half, ARM_RATE, **taught)
     second = stage("td_opd/opd", "opd", first.model, corpus.pool, config.arm_steps - half, ARM_RATE, **distil)

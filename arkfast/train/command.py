@@ -29,7 +29,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         Trainer(config).run()
     except TrainingStopped as error:
-        print(f"arkfast train: error: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # all ranks stop for the same reason
+            print(f"arkfast train: error: {error}", file=sys.stderr)
         return 1
     except Interrupted as reason:
         print(f"arkfast train: {reason}", file=sys.stderr)

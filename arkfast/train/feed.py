@@ -50,6 +50,8 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
         task = find_task(config.task)
         limit = config.train_max_samples if config.train_max_samples > 0 else None
         train = read_manifest(config.train_data, task=config.task, limit=limit)
+        for row in train if config.stage == "sft" else ():
+            task.check_target(row)
         dev = read_manifest(config.eval_data, task=config.task) if config.eval_data else []
         for row in dev:
             task.check_reference(row)

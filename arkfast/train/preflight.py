@@ -1,12 +1,30 @@
-"""A look before the first step: does the loss come out as a number, and is there anything to learn from?
+"""A look before the first step: does the loss come out as a number, is there anything to learn from, and can the start work?
 
-Knows what makes a run hopeless from the start; changes nothing.
+Knows what makes a run hopeless from the start; changes nothing. Limits are the gates'; what a sample looks like is ``audit``'s.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from arkfast.audio import LogMel
+from arkfast.distill import idle_step, sft_step
+from arkfast.records import Batch, Utterance
+from arkfast.train.audit import Audit, reference_lens, with_references
+from arkfast.train.checks import Check, interface_checks
+from arkfast.train.config import TrainConfig
+from arkfast.train.evaluation import DevSet
+from arkfast.train.feed import Rows
+from arkfast.train.gates import EMPTY, exceeds, percent
+from arkfast.train.parallel import Parallel
+
+if TYPE_CHECKING:
+    from arkfast.train.models import Learner
 
 LOGGED = {
     "initial/asr_loss_mean": "asr_loss",
@@ -15,11 +33,36 @@ LOGGED = {
     "initial/generated_tokens_mean": "generated_tokens_mean",
 }
 """The original's names of what it reports, by the step's."""
+DEV_SAMPLE = 100
+"""Utterances of the evaluation manifest on which a start's error rate is measured."""
 
 
-def summary(measured: Mapping[str, float], *, positions: float) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What a run begins with, over all ranks."""
+
+    measured: Mapping[str, float]
+    """What a step measures, of the batches looked at."""
+    audit: Audit
+    checks: Sequence[Check]
+    cut_references: float
+    """The share of references that are longer than an answer may be."""
+    reference_len: float | None
+    """Mean ids of the references of the batches looked at; None where they have none."""
+    reference_loss: float | None
+    """Mean negative log-likelihood of a reference's id, in nats; None where there are none, or where nobody asks."""
+    chance: float
+    """What that is for a model that holds every allowed id for equally likely."""
+    dev_wer: float | None
+    """In percent, on a sample; None where it was not measured."""
+    top_k: int
+
+
+def summary(measured: Mapping[str, float], start: Start | None = None, *, positions: float) -> dict[str, float]:
     """What the preflight found, under the original's names where it has them."""
     found = {name: measured[ours] for name, ours in LOGGED.items() if ours in measured}
+    if start is not None and start.reference_loss is not None:
+        found["initial/asr_loss_mean"] = start.reference_loss
     return {"positions": int(positions), "audio_seconds": measured["audio_seconds"], **found}
 
 
@@ -42,3 +85,148 @@ def verdict(loss: float, positions: float, bad: Sequence[str] = (), *, rule: str
     if not math.isfinite(loss):
         return f"the loss is {loss} before any step: look at the checkpoints' weights and at --model_dtype"
     return None
+
+
+def refusals(config: TrainConfig, start: Start) -> list[str]:
+    """Why a start cannot work, each reason with its cause and what to do; empty where it can."""
+    found = [check.text for check in start.checks if check.failed]
+    found += _samples(start.audit)
+    return found + _opd(config, start) if config.stage == "opd" else found
+
+
+def _samples(audit: Audit) -> list[str]:
+    found, rows = [], audit.rows
+    if audit.silent and (len(audit.silent) == rows or exceeds(len(audit.silent), rows, EMPTY)):
+        found.append(
+            f"silent manifest: {len(audit.silent)} of the {rows} clips looked at are digital silence (the first: {audit.silent[0]}); "
+            "look at the recordings that --train_data names"
+        )
+    if audit.misplaced:
+        found.append(
+            f"wrong prompt: {len(audit.misplaced)} of {rows} have another number of placeholders than audio embeddings (the first: "
+            f"{audit.misplaced[0]}); look at the student's processor files"
+        )
+    if audit.out_of_range:
+        found.append(f"wrong prompt: {len(audit.out_of_range)} of {rows} hold ids that the model does not have; swapped tokenizer?")
+    if len(audit.unwritable) > audit.texts / 2:
+        found.append(
+            f"swapped tokenizer: {len(audit.unwritable)} of {audit.texts} texts do not come back from the student's tokenizer (the first: "
+            f"{audit.unwritable[0]}); give the one that the model was trained with"
+        )
+    return found
+
+
+def _opd(config: TrainConfig, start: Start) -> list[str]:
+    """What on-policy distillation asks besides: a student that its teacher knows."""
+    found, measured = [], start.measured
+    rollouts = int(measured["generated_rows"])
+    unfinished = round((1.0 - measured["generated_stopped"]) * rollouts)
+    empty = round((1.0 - measured["generated_nonempty"]) * rollouts)
+    cheaper = "run --stage sft or --stage td first"
+    if start.reference_loss is not None and start.reference_loss >= start.chance:
+        found.append(
+            f"the student holds the references for less likely than chance ({start.reference_loss:.2f} nats an id, chance is "
+            f"{start.chance:.2f}): swapped tokenizer, wrong prompt or an untrained model; give the tokenizer and the prompt that it was "
+            f"trained with, or {cheaper}"
+        )
+    if exceeds(empty, rollouts, EMPTY):
+        found.append(f"the student writes nothing but the end token in {empty} of {rollouts} rollouts; {cheaper}")
+    if config.gate_unfinished and exceeds(unfinished, rollouts, config.gate_unfinished + start.cut_references):
+        more = f"; {percent(start.cut_references)} of references are longer than that" if start.cut_references else ""
+        found.append(
+            f"{unfinished} of {rollouts} rollouts do not end within --asr_opd_max_new_tokens {config.asr_opd_max_new_tokens} "
+            f"(--gate_unfinished {config.gate_unfinished:g}{more}); {cheaper}"
+        )
+    overlap = measured["opd_overlap_mean"] / start.top_k
+    if overlap < config.gate_overlap:
+        found.append(
+            f"student and teacher have {percent(overlap)} of their top-{start.top_k} ids in common (--gate_overlap "
+            f"{config.gate_overlap:g}), so that the loss teaches little and rollouts may run away: {cheaper}, or look whether the "
+            "teacher's prompt and tokenizer are its own"
+        )
+    if start.dev_wer is not None and start.dev_wer > config.gate_dev_wer:
+        found.append(f"the student's WER on --eval_data is {start.dev_wer:.1f} (--gate_dev_wer {config.gate_dev_wer:g}); {cheaper}")
+    return found
+
+
+class Preflight:
+    """Looks at a run's first batches beyond their loss; every rank makes one and calls it equally often.
+
+    Args:
+        config: the run's.
+        parallel: the processes.
+        learner: the student.
+        rows: to train and to measure on.
+        log_mel: features; None: the task hears nothing.
+    """
+
+    def __init__(self, config: TrainConfig, parallel: Parallel, learner: Learner, rows: Rows, log_mel: LogMel | None) -> None:
+        self._config, self._parallel, self._learner, self._rows, self._log_mel = config, parallel, learner, rows, log_mel
+        self.cut_references = 0.0
+        """The share of references that ``--asr_opd_max_new_tokens`` cuts, of a sample."""
+        if config.stage == "opd" and config.gates != "off":
+            lens = reference_lens(rows.train, learner.task, learner.interface)
+            self.cut_references = sum(n > config.asr_opd_max_new_tokens for n in lens) / len(lens) if lens else 0.0
+
+    @torch.no_grad()
+    def look(self, batches: Sequence[Batch | None], measured: Mapping[str, float]) -> Start:
+        """Look at batches that a step has run on, None where this rank had nothing to do.
+
+        Args:
+            batches: this rank's, in main memory; all ranks have equally many.
+            measured: what the recorder said of them.
+        """
+        config, learner = self._config, self._learner
+        audio, size = learner.model.audio_input if learner.task.hears else None, int(learner.model.config.vocab_size)
+        own = Audit()
+        for batch in batches:
+            if batch is not None:
+                own.add(batch, audio, learner.interface.tokenizer, size)
+        asked = config.stage == "opd"
+        loss, count, rows = self._reference_loss(batches) if asked else (0.0, 0.0, 0.0)
+        return Start(
+            measured=measured,
+            audit=Audit.of_all(self._parallel.gather(own)),
+            checks=interface_checks(learner.interface, config.task, audio, size, learner.folder, "--student_model"),
+            cut_references=self.cut_references,
+            reference_len=count / rows if rows else None,
+            reference_loss=loss / count if count else None,
+            chance=math.log(learner.allowed.count),
+            dev_wer=self._dev_wer() if asked else None,
+            top_k=learner.top_k,
+        )
+
+    def _reference_loss(self, batches: Sequence[Batch | None]) -> tuple[float, float, float]:
+        """(summed loss, ids, rows) of the references under the student, over all ranks."""
+        learner, device = self._learner, self._parallel.device
+        wanted = {name for batch in batches if batch is not None for name in batch.ids}
+        rows: dict[str, Utterance] = {row.id: row for row in self._rows.train if row.id in wanted}
+        sums = torch.zeros(3, dtype=torch.float64, device=device)
+        for batch in batches:
+            whole = None
+            if batch is not None:
+                whole = with_references(batch, [rows[name] for name in batch.ids], learner.task, learner.interface)
+            if whole is not None:
+                moved = replace(whole, teacher_inputs={}).to(device)
+                loss = learner.student.inside(lambda moved=moved: sft_step(learner.model, learner.engine, moved))
+                sums += torch.stack([loss.total.double(), loss.count.double(), loss.count.new_tensor(batch.size).double()])
+            elif learner.sharded:
+                idle = learner.idle_batch().to(device)
+                learner.student.inside(lambda idle=idle: idle_step(learner.model, learner.engine, idle, stage="sft"))
+        total, count, measured_rows = self._parallel.total(sums).tolist()
+        return total, count, measured_rows
+
+    def _dev_wer(self) -> float | None:
+        """The student's error rate on a sample of the evaluation manifest, in percent; None where no limit asks for it."""
+        config, learner, dev = self._config, self._learner, self._rows.dev
+        if not dev or not config.gate_dev_wer or learner.task.rate != "wer":
+            return None
+        n = min(DEV_SAMPLE, len(dev))
+        rows = [dev[i * len(dev) // n] for i in range(n)]
+        sample = DevSet(rows, config, self._parallel, self._log_mel, learner.task, learner.interface)
+
+        def measure() -> float:
+            with learner.student.whole():
+                return float(sample.measure(learner.model, learner.allowed)[f"eval_{learner.task.rate}"])
+
+        return learner.student.inside(measure)

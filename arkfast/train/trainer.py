@@ -15,7 +15,7 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,6 +33,7 @@ from arkfast.train.checkpoints.tensors import read_state
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
 from arkfast.train.feed import Feed, batch_of, read_rows
+from arkfast.train.gates import Watch
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.profiler import StepProfiler
 from arkfast.train.logging.recorder import Pending, Recorder
@@ -40,11 +41,14 @@ from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_models
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
-from arkfast.train.preflight import summary, verdict
+from arkfast.train.preflight import Preflight, refusals, summary, verdict
 from arkfast.train.repositories import with_folders
 from arkfast.train.stop import StopRequest
 
 Windows = Iterator[tuple[Window, Iterator[Batch | None]]]
+
+
+AWAY = "begin again from a better student (--stage td first), lower --learning_rate or raise --asr_opd_max_new_tokens"
 
 
 class TrainingStopped(RuntimeError):
@@ -95,6 +99,10 @@ class Trainer:
         folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load, commits)
         self._saver = Saver(folder, parallel, sharded=learner.sharded, background=config.async_save)
         self._recorder.bad_rows = self._state.bad_rows
+        self._look = Preflight(config, parallel, learner, self._rows, log_mel)
+        self._watch = Watch(config, cut_references=self._look.cut_references, window=self._state.unfinished)
+        self._away: str | None = None
+        """Why the run must not go on, once its rollouts have run away."""
         self._log = self._run_log()
         self._unread: tuple[TrainerState, Pending, float] | None = None
         self._stopping = False
@@ -139,7 +147,7 @@ class Trainer:
         """Train to the end; returns where the run stands. Progress goes to standard error, one JSON object a step to standard output.
 
         Raises:
-            TrainingStopped: too many steps in a row met numbers that are not finite.
+            TrainingStopped: too many steps in a row met numbers that are not finite, the start cannot work, or rollouts run away.
             InputError: something cannot be written, on a full disk say; what was written before stays.
             Interrupted: the system sent SIGTERM; the step was finished and a checkpoint written.
         """
@@ -200,8 +208,10 @@ class Trainer:
         last = step == self.total_steps
         evaluate = self._dev is not None and (last or (config.eval_freq > 0 and step % config.eval_freq == 0))
         save = last or (config.save_freq > 0 and step % config.save_freq == 0)
-        if evaluate or save or self._stopping:
+        if evaluate or save or self._stopping or self._away:
             self._read(whole=True)  # which may be where the wish to stop is heard
+        if self._away:
+            self._run_away(self._away)
         stop = self._stopping and not last
         self._state = replace(self._state, evaluation_due=evaluate)
         if save or stop:
@@ -245,13 +255,35 @@ class Trainer:
         self._stopping = measured.stop
         skipped = 0 if measured.result.finite else self._state.skipped + 1
         record = self._recorder.record(state, measured, lr, whole=whole)
-        self._state = replace(self._state, skipped=skipped, bad_rows=self._recorder.bad_rows)
+        away = self._watch.saw(record)
+        self._state = replace(self._state, skipped=skipped, bad_rows=self._recorder.bad_rows, unfinished=self._watch.window)
         self._log.step(record)
+        if away and self.config.gates == "warn":
+            self._log.note(f"warning: {away}; {AWAY}")
+        elif away:
+            self._away = away
         if skipped >= self.config.max_skipped_steps:
             raise TrainingStopped(
                 f"step {state.step}: loss or gradient norm was not finite for {skipped} steps in a row (--max_skipped_steps); "
                 "lower --learning_rate or look at the data of the last steps in metrics.jsonl"
             )
+
+    def _run_away(self, reason: str) -> NoReturn:
+        """End the run, and keep the last checkpoint of before: one of now would be what a resume goes on from.
+
+        Raises:
+            TrainingStopped: always.
+        """
+        self._saver.wait()
+        kept = self.parallel.broadcast(self._saver.newest(lambda state: self._watch.sound(state.unfinished)))
+        if kept is None:
+            self._save()
+            self._saver.wait()
+            kept = f"no checkpoint is of before, so step {self._state.step} is saved as it is"
+        else:
+            kept = f"the last good checkpoint is {kept}"
+        self.parallel.close()
+        raise TrainingStopped(f"{reason}; {kept}; {AWAY}, or go on all the same with --gates warn")
 
     def _accumulate(self, window: Window, batches: Iterator[Batch | None], *, learn: bool = True) -> list[LossSum]:
         """Forward and backward of this rank's micro-batches; their sums, without graphs. Without ``learn`` there is no backward."""
@@ -293,26 +325,34 @@ class Trainer:
     @torch.no_grad()
     def _preflight(self, windows: Windows) -> Windows:
         """Look at the first windows without learning from them, and stop a run that cannot succeed; the windows, the first one again."""
-        seen: list[tuple[Window, list[Batch | None], list[str]]] = []
+        config, seen = self.config, list[tuple[Window, list[Batch | None], list[str]]]()
+        looked: list[Batch | None] = []
         sums: list[LossSum] = []
         self._recorder.begin()
-        rounds = -(-self.config.calibration_batches // self.parallel.world)
+        rounds = -(-config.calibration_batches // self.parallel.world)
         with self._phases("step"):
             while rounds > 0 and (taken := next(windows, None)) is not None:
                 window, batches = taken[0], list(taken[1])
                 seen.append((window, batches, self._recorder.take_bad()))
+                looked += batches[: min(rounds, window.rounds)]
                 sums += self._accumulate(window._replace(rounds=min(rounds, window.rounds)), iter(batches), learn=False)
                 rounds -= window.rounds
         count, loss_sum = self._added(sums)
         total = self.parallel.total(torch.stack([loss_sum, torch.zeros_like(count), count]).double())
         measured = self._recorder.read(self._recorder.measure(sums, count, total, self._stop.asked))
         loss, _, positions = measured.result
-        found = summary(self._recorder.totals(measured), positions=positions)
-        if self.parallel.is_first and self.config.calibrate_only:
-            print(f"[calibration summary] {json.dumps(found)}", flush=True)
+        totals = self._recorder.totals(measured)
         bad = self._recorder.judge([text for _, _, texts in seen for text in texts], seen[-1][0].cursor) if seen else []
-        if reason := verdict(loss / max(positions, 1.0), positions, bad, rule=self.config.on_bad_audio):
-            raise TrainingStopped(f"preflight: {reason}")
+        reason = verdict(loss / max(positions, 1.0), positions, bad, rule=config.on_bad_audio)
+        start = self._look.look(looked, totals) if reason is None and (config.calibrate_only or config.gates != "off") else None
+        if self.parallel.is_first and config.calibrate_only:
+            print(f"[calibration summary] {json.dumps(summary(totals, start, positions=positions))}", flush=True)
+        reasons = [reason] if reason else refusals(config, start) if start and config.gates != "off" else []
+        for text in reasons if reason is None and config.gates == "warn" else ():
+            self._log.note(f"warning: preflight: {text}")
+        if reason or (reasons and config.gates == "strict"):
+            advice = "" if reason else " (--gates warn goes on all the same)"
+            raise TrainingStopped(f"preflight: {'; '.join(reasons)}{advice}")
         return itertools.chain(((window, self._again(batches, texts)) for window, batches, texts in seen), windows)
 
     def _again(self, batches: Sequence[Batch | None], bad: Sequence[str]) -> Iterator[Batch | None]:

@@ -19,6 +19,9 @@ class Reverse:
         if not utterance.text:
             raise InputError(f"{utterance.name}: no text to reverse")
 
+    def check_target(self, utterance: Utterance) -> None:
+        self.check_reference(utterance)
+
     def targets(self, utterance: Utterance, interface: Interface) -> list[int]:
         self.check_reference(utterance)
         return [*interface.tokenizer.encode(self._reversed(utterance), add_special_tokens=False), interface.end_id]

@@ -85,7 +85,7 @@ def config(world: Path, folder: Path, name: str, **fields: Any) -> TrainConfig:
     plain: dict[str, Any] = {
         "stage": "sft", "student_model": world / name, "train_data": world / data[0], "eval_data": world / data[0], "task": data[1],
         "output_dir": folder, "per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-3, "dataloader_num_workers": 0,
-        "asr_opd_max_new_tokens": 12, "device": "cpu", "save_freq": 2, "calibration_batches": 1,
+        "asr_opd_max_new_tokens": 12, "gates": "off", "device": "cpu", "save_freq": 2, "calibration_batches": 1,
     }  # fmt: skip
     return TrainConfig(**{**plain, **fields})
 

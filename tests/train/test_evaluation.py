@@ -42,7 +42,7 @@ def world(tmp_path: Path) -> Path:
 def config(world: Path, **overrides: Any) -> TrainConfig:
     values: dict[str, Any] = {
         "stage": "sft", "student_model": world / "student", "train_data": world / "train.jsonl", "eval_data": world / "dev.jsonl",
-        "output_dir": world / "run", "max_steps": 3, "per_device_eval_batch_size": 3, "asr_opd_max_new_tokens": 8,
+        "output_dir": world / "run", "max_steps": 3, "per_device_eval_batch_size": 3, "asr_opd_max_new_tokens": 8, "gates": "off",
         "model_dtype": "float32", "num_threads": 1, "device": "cpu",
     }  # fmt: skip
     return TrainConfig(**{**values, **overrides})

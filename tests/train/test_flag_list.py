@@ -161,7 +161,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     for stage in ("opd", "td"):
         config = TrainConfig(
             stage=stage, output_dir=root / stage, student_model=root / "student", teacher_model=root / "teacher",
-            train_data=root / "train.jsonl", per_device_train_batch_size=2, max_steps=1, opd_top_k=8, asr_opd_max_new_tokens=6,
+            train_data=root / "train.jsonl", per_device_train_batch_size=2, max_steps=1, opd_top_k=8, asr_opd_max_new_tokens=6, gates="off",
             dataloader_num_workers=0, num_threads=1,
         )  # fmt: skip
         Trainer(config).run()

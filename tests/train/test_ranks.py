@@ -48,7 +48,7 @@ def fields(world, out, **overrides):
     values = {
         "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
         "output_dir": out, "per_device_train_batch_size": 1, "max_steps": 20, "learning_rate": 1e-4, "opd_top_k": 8,
-        "asr_opd_max_new_tokens": 8, "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
+        "asr_opd_max_new_tokens": 8, "gates": "off", "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
         "log_freq": 5,
     }  # fmt: skip
     return {**values, **overrides}

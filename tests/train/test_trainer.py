@@ -40,7 +40,7 @@ def config(world, out, **overrides):
     values = {
         "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
         "output_dir": out, "per_device_train_batch_size": 2, "max_steps": 4, "learning_rate": 1e-3, "opd_top_k": 8,
-        "asr_opd_max_new_tokens": 8, "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1,
+        "asr_opd_max_new_tokens": 8, "gates": "off", "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1,
     }  # fmt: skip
     return TrainConfig(**{**values, **overrides})
 
@@ -139,7 +139,7 @@ def test_a_killed_process_resumes(world, tmp_path):
     out = tmp_path / "run"
     words = ["--stage", "opd", "--student_model", world / "student", "--teacher_model", world / "teacher",
              "--train_data", world / "train.jsonl", "--output_dir", out, "--per_device_train_batch_size", 2, "--max_steps", 400,
-             "--learning_rate", 1e-3, "--opd_top_k", 8, "--asr_opd_max_new_tokens", 8, "--dataloader_num_workers", 1,
+             "--learning_rate", 1e-3, "--opd_top_k", 8, "--asr_opd_max_new_tokens", 8, "--gates", "off", "--dataloader_num_workers", 1,
              "--save_freq", 3, "--num_threads", 1]  # fmt: skip
     command = [sys.executable, "-m", "arkfast.cli", "train", *map(str, words)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -314,8 +314,8 @@ def test_the_preflight_alone_changes_nothing_and_a_run_with_it_is_the_same_run(w
     assert not (tmp_path / "look").exists(), "it writes nothing"
     (line,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("[calibration summary] "))
     found = json.loads(line.removeprefix("[calibration summary] "))
-    assert set(found) == {"positions", "audio_seconds", "initial/opd_loss_mean", "initial/generated_nonempty_ratio",
-                          "initial/generated_tokens_mean"}  # fmt: skip
+    assert set(found) == {"positions", "audio_seconds", "initial/asr_loss_mean", "initial/opd_loss_mean",
+                          "initial/generated_nonempty_ratio", "initial/generated_tokens_mean"}  # fmt: skip
     assert found["positions"] == 5 * 2 * 8
     for name, batches in (("with", 3), ("without", 0)):
         Trainer(config(world, tmp_path / name, calibration_batches=batches)).run()

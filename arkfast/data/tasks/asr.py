@@ -26,11 +26,15 @@ class Asr:
         if utterance.text is None:
             raise InputError(f"{utterance.name}: no text; WER needs a reference in every row of --eval_data")
 
-    def targets(self, utterance: Utterance, interface: Interface) -> list[int]:
-        """See ``Task.targets``: the transcript's ids."""
+    def check_target(self, utterance: Utterance) -> None:
+        """See ``Task.check_target``: a transcript."""
         if utterance.text is None or not utterance.text.strip():
             raise InputError(f"{utterance.name}: no text; supervised training needs a transcript in every row")
-        return [*interface.tokenizer.encode(utterance.text, add_special_tokens=False), interface.end_id]
+
+    def targets(self, utterance: Utterance, interface: Interface) -> list[int]:
+        """See ``Task.targets``: the transcript's ids."""
+        self.check_target(utterance)
+        return [*interface.tokenizer.encode(utterance.text or "", add_special_tokens=False), interface.end_id]
 
     def answer(self, ids: Sequence[int], interface: Interface) -> str:
         """See ``Task.answer``: the transcript."""

@@ -36,6 +36,10 @@ class Task(Protocol):
         """Raise ``InputError``, which names the row, where an answer to it could not be judged."""
         ...
 
+    def check_target(self, utterance: Utterance) -> None:
+        """Raise ``InputError``, which names the row, where there is nothing in it to learn from; no model is needed to tell."""
+        ...
+
     def targets(self, utterance: Utterance, interface: Interface) -> list[int]:
         """The ids of the reference, the end token last.
 

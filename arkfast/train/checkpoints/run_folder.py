@@ -17,7 +17,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class TrainerState:
     """Rows of all ranks that were passed over so far."""
     evaluation_due: bool = False
     """Whether the evaluation that belongs to this step is still to come."""
+    unfinished: tuple[tuple[int, int], ...] = ()
+    """(unfinished, all) rollouts of each of the last logged steps, which ``gates.Watch`` judges together."""
 
 
 def best_of(state: TrainerState) -> dict[str, float | int | None] | None:
@@ -263,7 +265,8 @@ def checkpoints(root: Path) -> dict[int, Path]:
 def load_state(folder: Path) -> TrainerState:
     """Where the run of a checkpoint folder stands."""
     saved, known = json.loads((folder / STATE).read_text(encoding="utf-8")), {field.name for field in fields(TrainerState)}
-    return TrainerState(**{name: value for name, value in saved.items() if name in known})
+    state = TrainerState(**{name: value for name, value in saved.items() if name in known})
+    return replace(state, unfinished=tuple((cut, rollouts) for cut, rollouts in state.unfinished))
 
 
 def load_run(folder: Path) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from arkfast.files import NewFolder
-from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, write_best
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, checkpoints, load_state, write_best
 from arkfast.train.checkpoints.tensors import write_alone, write_shards
 from arkfast.train.parallel import Parallel
 
@@ -84,6 +84,11 @@ class Saver:
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+
+    def newest(self, wanted: Callable[[TrainerState], bool]) -> Path | None:
+        """The newest checkpoint whose state is wanted, on rank 0; None where there is none, and on the others."""
+        found = {} if self._folder is None else checkpoints(self._folder.root)
+        return next((found[step] for step in sorted(found, reverse=True) if wanted(load_state(found[step]))), None)
 
     def close(self) -> None:
         """Finish what is under way."""
