@@ -30,7 +30,8 @@ def walk_pages(stream: BinaryIO) -> OggState:
         stream: the whole file, seekable.
     """
     stream.seek(0)
-    at, last, ended = 0, {}, False  # last: stream → its last page's number
+    at, ended = 0, False
+    last: dict[bytes, int] = {}  # stream → its last page's number
     for _ in range(_MOST_PAGES):
         head = stream.read(27)
         if not head:

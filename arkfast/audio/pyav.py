@@ -11,7 +11,8 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from fractions import Fraction
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -83,7 +84,7 @@ class PyavRecording:
             self.slack = 0.1 if form is MP4 else 0.25
             self._stack = stack.pop_all()
 
-    def _open(self, stack: contextlib.ExitStack) -> tuple[Any, Any]:
+    def _open(self, stack: contextlib.ExitStack) -> tuple[av.container.InputContainer, av.AudioStream]:
         """The container and its first audio track; ``stack`` closes them."""
         label, stream = self._source.label, stack.enter_context(self._source.open())
         try:
@@ -119,7 +120,8 @@ class PyavRecording:
                     return None
         track = self._track
         if track.duration is not None:
-            return float((track.start_time or 0) * track.time_base + track.duration * track.time_base) - self._zero
+            tick = _tick(track)
+            return float((track.start_time or 0) * tick + track.duration * tick) - self._zero
         if self._container.duration is not None:  # Matroska's counts from its clock's zero (RFC 9559 §5.1.2.10)
             return self._container.duration / self._av.time_base - self._zero
         return None
@@ -148,9 +150,9 @@ class PyavRecording:
                 ticks = sum(packet.duration or 0 for packet in container.demux(track))
             except self._av.FFmpegError as error:
                 raise InputError(f"{self._source.label}: truncated or damaged ({error.strerror}): get the whole file") from error
-            return float(ticks * track.time_base)
+            return float(ticks * _tick(track))
 
-    def _decode(self) -> Iterator[Any]:
+    def _decode(self) -> Generator[av.AudioFrame, None, None]:
         """Frames in order."""
         label, seconds = self._source.label, 0.0
         order = FlacOrder() if self._form is PIPED_FLAC else None
@@ -211,17 +213,19 @@ class PyavRecording:
                 yield at, _array(frame)[skip:]
             at += count - skip
 
-    def _offset(self, frame: Any) -> int:
+    def _offset(self, frame: av.AudioFrame) -> int:
         """Samples from the timeline's zero to a first frame; a shift within one tick of the container's clock is rounding."""
-        offset = float(frame.pts * frame.time_base) - self._zero
-        return 0 if abs(offset) <= float(frame.time_base) and frame.time_base * self.rate > 1 else round(offset * self.rate)
+        assert frame.pts is not None
+        tick = _tick(frame)
+        offset = float(frame.pts * tick) - self._zero
+        return 0 if abs(offset) <= float(tick) and tick * self.rate > 1 else round(offset * self.rate)
 
-    def _checked(self) -> Iterator[Any]:
+    def _checked(self) -> Iterator[av.AudioFrame]:
         """All frames, refused when one stands elsewhere in the container's clock than where the one before it ends, or has another rate.
 
         Each is held against the one before it, so that a recorder's clock may drift.
         """
-        label, rate, tick = self._source.label, self.rate, float(self._first.time_base)
+        label, rate, tick = self._source.label, self.rate, float(_tick(self._first))
         seconds, due = 0.0, None
         for frame in itertools.chain((self._first,), self._ahead):
             if frame.sample_rate != rate:
@@ -240,7 +244,13 @@ class PyavRecording:
             yield frame
 
 
-def _array(frame: Any) -> NDArray[Any]:
+def _tick(timed: av.AudioFrame | av.AudioStream) -> Fraction:
+    """Seconds of one count of a frame's or a track's clock."""
+    assert timed.time_base is not None, "audio that FFmpeg decodes has a clock"
+    return timed.time_base
+
+
+def _array(frame: av.AudioFrame) -> NDArray[Any]:
     """A frame's samples [n, channels] as decoded."""
     raw = frame.to_ndarray()
     channels = frame.layout.nb_channels
@@ -252,5 +262,5 @@ def _full_scale(samples: NDArray[Any]) -> NDArray[np.float32]:
     if samples.dtype.kind == "f":
         return samples.astype(np.float32, copy=False)
     if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128) / 128
+        return (samples.astype(np.float32) - np.float32(128)) / np.float32(128)
     return samples.astype(np.float32) * np.float32(2.0 ** (1 - 8 * samples.dtype.itemsize))

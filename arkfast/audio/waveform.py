@@ -6,7 +6,7 @@ Knows types, shapes and the messages about them; knows no spectra and no backend
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,8 +74,9 @@ def memory_of(features: NDArray[np.float32] | torch.Tensor, dtype: str) -> NDArr
     Raises:
         ValueError: it is not a C-contiguous array or CPU tensor of this dtype.
     """
-    torch = sys.modules.get("torch")  # a tensor can only come from a process that has loaded torch
-    if torch is not None and isinstance(features, torch.Tensor):
+    if _is_tensor(features):
+        import torch
+
         if features.device.type != "cpu" or features.dtype != getattr(torch, dtype) or not features.is_contiguous():
             raise ValueError(f"LogMel: out must be a contiguous {dtype} tensor on the CPU, got {features.dtype} on {features.device}")
         features = features.detach()
@@ -85,3 +86,8 @@ def memory_of(features: NDArray[np.float32] | torch.Tensor, dtype: str) -> NDArr
     if not isinstance(features, np.ndarray) or features.dtype != np.float32 or not features.flags.carray:
         raise ValueError("LogMel: out must be a writable C-contiguous float32 array or CPU tensor")
     return features
+
+
+def _is_tensor(features: object) -> TypeGuard[torch.Tensor]:
+    torch = sys.modules.get("torch")  # a tensor can only come from a process that has loaded torch
+    return torch is not None and isinstance(features, torch.Tensor)

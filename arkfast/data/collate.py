@@ -37,7 +37,7 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
         features, frames = log_mel([samples], max_samples=None)  # the limit was the segment's
     except ValueError as error:
         raise InputError(f"{_name(utterance)}: {error}") from error
-    return features[0, :, : int(frames[0])]
+    return np.asarray(features)[0, :, : int(frames[0])]
 
 
 def _name(utterance: Utterance) -> str:

@@ -56,7 +56,8 @@ class DataOrder:
 
     def rows(self, cursor: int, count: int) -> list[int]:
         """The row numbers at positions ``cursor`` … ``cursor + count − 1``."""
-        n, picked = len(self._seconds), []
+        n = len(self._seconds)
+        picked: list[int] = []
         while count:
             epoch, offset = divmod(cursor, n)
             chunk = self._plan(epoch)[0][offset : offset + count]
@@ -100,7 +101,7 @@ class DataOrder:
         order = random.permutation(n)
         chunk = self.typical_rows * BUCKET_BATCHES
         batches: list[np.ndarray] = []
-        tail = []
+        tail: list[np.ndarray] = []
         for start in range(0, n, chunk):
             rows = order[start : start + chunk]
             for batch in self._cut(rows[np.argsort(self._seconds[rows], kind="stable")]):

@@ -10,7 +10,7 @@ import os
 import pickle
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
@@ -140,7 +140,7 @@ class FeaturePipeline:
         self._workers, self._timeout, self._isolate = workers, timeout, isolate
         self._window = min(workers * prefetch, MAX_WINDOW)
 
-    def features(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+    def features(self, items: Iterable[Utterance | FeatureItem]) -> Generator[FeatureItem, None, None]:
         """Each utterance with its features, in order; a bad one, where the policy passes over it, with its error.
 
         Workers start with the first utterance that needs one and end with the iterator: exhausted, closed or garbage.
@@ -159,7 +159,7 @@ class FeaturePipeline:
                 self.policy.judge(item)
                 yield item
 
-    def _here(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+    def _here(self, items: Iterable[Utterance | FeatureItem]) -> Generator[FeatureItem, None, None]:
         for item in items:
             if isinstance(item, FeatureItem):
                 yield item
@@ -179,7 +179,7 @@ class FeaturePipeline:
                 raise
             return FeatureItem(utterance, InputError(f"{utterance.name}: {type(error).__name__}: {' '.join(str(error).split())}"))
 
-    def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Iterator[FeatureItem]:
+    def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Generator[FeatureItem, None, None]:
         window: deque[Job | FeatureItem | Exception] = deque()
         source: Iterator[Utterance | FeatureItem] | None = iter(items)
         assert self._features is not None, "what hears nothing has no workers"

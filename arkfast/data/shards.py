@@ -214,15 +214,19 @@ class _Header(tarfile.TarInfo):
         if self.type in self._EXTENSIONS and self.size > MAX_EXTENSION:
             what = f"the header extension at byte {self.offset} has {self.size} bytes, over the limit of {MAX_EXTENSION}"
             raise tarfile.ReadError(what)
-        return super()._proc_member(archive)  # type: ignore[misc,no-any-return]
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+class _Archive(tarfile.TarFile):
+    """An archive whose list of members can be emptied while it is read."""
+
+    members: list[tarfile.TarInfo]
 
 
 def _members(file: BinaryIO, path: Path, total: int) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """(member, bytes of the file up to its end) of each plain file, checked to reach the end mark."""
     try:
-        archive = tarfile.open(  # noqa: SIM115 (the caller closes the file)
-            fileobj=file, mode="r:", errors="surrogateescape", tarinfo=_Header
-        )
+        archive = _Archive.open(fileobj=file, mode="r:", errors="surrogateescape", tarinfo=_Header)  # the caller closes the file
         while (info := archive.next()) is not None:
             archive.members = []  # tarfile remembers every member, which a large shard's reader cannot afford
             if info.isreg() and not info.issparse():

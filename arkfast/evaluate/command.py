@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +73,7 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
     digest = sha256_of(source) if source.is_file() else None  # a pipe has been read and is empty now
     scores, scored = score_rows(rows, normalizer=normalizer, unit=config.unit, fields=fields)
 
-    def compared(rows: list[dict[str, Any]], path: object) -> Comparison:
+    def compared(rows: Sequence[Mapping[str, Any]], path: object) -> Comparison:
         return compare(scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit)
 
     comparison = None if others is None else compared(others, config.compare)

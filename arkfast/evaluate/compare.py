@@ -135,7 +135,7 @@ def _joined(
     out = []
     for row in rows:
         found = dict(theirs[_id(row)])
-        found |= {name: row[name] for name in ("language", "preset", fields.group_by) if name in row}
+        found |= {name: row[name] for name in ("language", "preset", fields.group_by) if name is not None and name in row}
         if found.get(fields.text, found.get("ref_text")) is None:
             found[fields.text] = row["ref_text"]
         out.append(found)

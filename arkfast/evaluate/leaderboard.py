@@ -141,6 +141,7 @@ def timed_rows(transcribe: Transcribe, utterances: Sequence[Utterance], *, windo
         seconds = (time.perf_counter() - began) / max(len(good), 1)
         for utterance, item in zip(utterances[start : start + window], loaded, strict=True):
             if isinstance(item, Utterance):
+                assert item.audio is not None, "_load has put the samples there"
                 yield _result_row(utterance, next(rows), len(item.audio) / _rate(), seconds)
             else:
                 yield _result_row(utterance, {"status": "error", "error": item}, UNREAD, UNREAD)

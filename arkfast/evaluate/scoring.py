@@ -156,12 +156,13 @@ class _Table:
         """Row ``i`` as the output has it."""
         item, reference, unit, scored = self.items[i], self.references[i], self.units[i], bool(self.is_scored[i])
         counted: dict[str, Any] = {}
-        for name, counts, label, natural in (
+        rates: tuple[tuple[str, ErrorCounts, str, Unit], ...] = (
             ("wer_errors", self.words, "ref_words", "word" if self.natural[i] == "word" else "mixed"),
             ("cer_errors", self.chars, "ref_chars", "char"),
             ("mer_errors", self.mixed, "ref_mixed", "mixed"),
             ("errors", self.counts, "ref_units", unit),
-        ):
+        )
+        for name, counts, label, natural in rates:
             s, d, n, h = (int(values[i]) for values in (counts.substitutions, counts.deletions, counts.insertions, counts.hits))
             counted[name] = s + d + n if scored else None
             counted[label] = h + s + d if scored else None if reference is None else len(tokenize(reference, natural))

@@ -5,7 +5,7 @@ Knows samples and their extractor; knows no files and no model. It is sent to wo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -41,7 +41,7 @@ class Gain:
         return np.asarray(features)[0, :, : int(frames[0])]
 
 
-def with_gain(items: Iterator[FeatureItem]) -> Iterator[FeatureItem]:
+def with_gain(items: Generator[FeatureItem, None, None]) -> Generator[FeatureItem, None, None]:
     """Items whose features are those that ``Gain`` made; errors and what was known before pass through."""
     with closing(items) as stream:
         for item in stream:

@@ -122,12 +122,12 @@ class TranscribeOptions:
 
     def notes(self) -> list[str]:
         """A sentence for each flag that is given and not obeyed as it stands; none for a value that is the default."""
-        reasons = {
+        reasons: dict[str, tuple[object, str]] = {
             "padding_side": (self.padding_side, "every prompt keeps its own length, so no side is padded"),
             "asr_block_token_id_from": (self.asr_block_token_id_from, "what a transcript may hold follows from the tokenizer"),
         }
         if not self.do_sample:
-            drawn = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
+            drawn: dict[str, object] = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "seed": self.seed}
             reasons |= {name: (value, "tokens are drawn with --do_sample only") for name, value in drawn.items()}
         defaults = {f.name: f.default for f in fields(TranscribeOptions)}
         notes = [f"--{name} {value}: has no effect: {why}" for name, (value, why) in reasons.items() if value != defaults[name]]

@@ -7,7 +7,7 @@ else is under way, as long as the decoder keeps a clip's transcript independent 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -58,13 +58,13 @@ class _Place:
     seconds: float = 0.0
 
 
-Features = Callable[[Iterable["Utterance | FeatureItem"]], Iterator[FeatureItem]]
+Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem, None, None]]
 """Each utterance with its features, in order; what is known already passes through."""
 
 
 def transcribe_stream(
     items: Iterable[Utterance | Result], *, features: Features, decoder: Decoder, window: int, frames_per_second: float
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """One result for each item, in the items' order.
 
     Up to ``window`` items are under way at once, so that the decoder can choose clips of similar length and short ones need not wait for
@@ -91,8 +91,9 @@ def transcribe_stream(
                 more = item is not None
                 if item is not None:
                     places.append(_begun(item, decoder, waiting, frames_per_second))
-            while places and places[0].result is not None:
-                yield places.popleft().result  # type: ignore[misc]
+            while places and (result := places[0].result) is not None:
+                places.popleft()
+                yield result
             if not places and not more:
                 return
             if not places or places[0].result is not None or (more and len(places) < window):

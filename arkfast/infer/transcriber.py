@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,7 +171,7 @@ class Transcriber:
         )
         return self._served(results, self._iterators)
 
-    def _served(self, results: Iterator[Result], which: int) -> Iterator[Result]:
+    def _served(self, results: Generator[Result, None, None], which: int) -> Iterator[Result]:
         """``results`` for as long as no iterator was made after the ``which``-th: they share one engine."""
         with closing(results):
             while True:

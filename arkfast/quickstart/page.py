@@ -109,10 +109,10 @@ def verdict(report: Report, first: str, second: str, split: Literal["dev", "test
     A paired interval of the difference decides where the report has one. Otherwise two intervals that overlap leave it open, although a
     paired comparison might have settled it.
     """
-    rates = [getattr(row, split) if (row := report.row(arm)) else None for arm in (first, second)]
-    if None in rates:
+    rows = report.row(first), report.row(second)
+    ours, theirs = (None if row is None else row.dev if split == "dev" else row.test for row in rows)
+    if ours is None or theirs is None:
         return ""
-    ours, theirs = rates
     figures = f"{_name(first)} against {_name(second)} on the {_SETS[split]}: {_percent(ours.value)} and {_percent(theirs.value)}"
     paired = next((d for d in report.differences if (d.first, d.second, d.split) == (first, second, split)), None)
     if paired is not None:

@@ -232,7 +232,7 @@ class Quickstart:
         for second in ("base", "sft", "pseudo", "td_opd"):
             for split in ("dev", "test"):
                 value, low, high = bootstrap_difference(self._scores["opd"][split].words, self._scores[second][split].words)
-                differences.append(Difference(first="opd", second=second, split=split, value=value, low=low, high=high))  # type: ignore[arg-type]
+                differences.append(Difference(first="opd", second=second, split=split, value=value, low=low, high=high))
         root = self.config.output_dir
         return Report(
             rows=tuple(self._rows()),

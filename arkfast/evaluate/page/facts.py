@@ -68,7 +68,8 @@ def gather(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Fac
         rows: scored rows.
     """
     rates = {(group.get("preset"), group.get("language")): group.get("rate") or 0.0 for group in summary.get("groups", [])}
-    facts, heap = Facts(), []
+    facts = Facts()
+    heap: list[tuple[float, int, Clip]] = []
     for number, row in enumerate(rows):
         if row.get("outcome") == "failed" and len(facts.failed) < FAILURES:
             facts.failed.append(row)

@@ -29,8 +29,10 @@ def from_page(rows: Iterable[Mapping[str, Any]], start: Path, folder: Path) -> I
     way = os.path.relpath(start, folder)
     for row in rows:
         audio = row.get("audio")
-        is_relative = isinstance(audio, str) and audio and not audio.startswith("/") and "::" not in audio and "://" not in audio
-        yield {**row, "audio": os.path.normpath(os.path.join(way, audio))} if is_relative else row
+        if isinstance(audio, str) and audio and not audio.startswith("/") and "::" not in audio and "://" not in audio:
+            yield {**row, "audio": os.path.normpath(os.path.join(way, audio))}
+        else:
+            yield row
 
 
 def address(audio: Any, folder: Path) -> str:

@@ -11,18 +11,18 @@ import os
 import sys
 
 
-def main():
+def main() -> None:
     """Answer each line of standard input until it ends."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def reply(message):
+    def reply(message: dict) -> None:
         replies.write(json.dumps(message) + "\n")
         replies.flush()
 
     module = importlib.import_module("text_process")
     normalize = module.text_normalize
-    reply({"version": str(getattr(module, "__version__", "unknown")), "sha256": digest(os.path.abspath(module.__file__))})
+    reply({"version": str(getattr(module, "__version__", "unknown")), "sha256": digest(os.path.abspath(str(module.__file__)))})
     for line in sys.stdin.buffer:
         request = json.loads(line.decode("utf-8"))
         try:
@@ -31,7 +31,7 @@ def main():
             reply({"i": request["i"], "error": f"{type(error).__name__}: {error}"})
 
 
-def digest(path):
+def digest(path: str) -> str:
     """Hash of the module's own file, or of all its package's."""
     names = [path]
     if os.path.basename(path) == "__init__.py":
