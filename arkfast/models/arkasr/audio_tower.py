@@ -43,7 +43,7 @@ class EncoderAttention(nn.Module):
         super().__init__()
         width = config.encoder_width
         self.config = config
-        self.heads = config.whisper_config.encoder_attention_heads
+        self.heads = config.whisper.encoder_attention_heads
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width, bias=False)
         self.v_proj = nn.Linear(width, width)
@@ -70,7 +70,7 @@ class EncoderLayer(GradientCheckpointingLayer):
 
     def __init__(self, config: ArkasrConfig) -> None:
         super().__init__()
-        whisper, width = config.whisper_config, config.encoder_width
+        whisper, width = config.whisper, config.encoder_width
         self.self_attn_layer_norm = nn.LayerNorm(width)
         self.self_attn = EncoderAttention(config)
         self.final_layer_norm = nn.LayerNorm(width)
@@ -93,7 +93,7 @@ class WhisperTower(nn.Module):
 
     def __init__(self, config: ArkasrConfig) -> None:
         super().__init__()
-        whisper, width = config.whisper_config, config.encoder_width
+        whisper, width = config.whisper, config.encoder_width
         self.conv1 = nn.Conv1d(whisper.num_mel_bins, width, kernel_size=3, padding=1)
         self.conv2 = nn.Conv1d(width, width, kernel_size=3, stride=2, padding=1)
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(whisper.encoder_layers))

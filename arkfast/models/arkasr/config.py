@@ -55,9 +55,15 @@ class ArkasrConfig(Qwen2Config):
         super().__post_init__(**kwargs)
 
     @property
+    def whisper(self) -> WhisperConfig:
+        """The encoder's configuration, whatever ``whisper_config`` was given as."""
+        assert isinstance(self.whisper_config, WhisperConfig), f"whisper_config is a {type(self.whisper_config).__name__}"
+        return self.whisper_config
+
+    @property
     def encoder_width(self) -> int:
         """Width of one encoder frame."""
-        return int(self.whisper_config.d_model)
+        return self.whisper.d_model
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values; ``rope_theta`` also stands flat, where readers of the older layout look for it."""

@@ -13,7 +13,7 @@ class ArkasrCost(DecoderCost):
 
     def __init__(self, model: ArkasrForConditionalGeneration) -> None:
         super().__init__(model)
-        encoder = model.config.whisper_config
+        encoder = model.config.whisper
         self._encoder_layers = matrix_elements(model.audio_encoder.whisper.layers)
         self._adapter = matrix_elements([model.audio_encoder.adapting])
         self._encoder_attention = encoder.encoder_layers * encoder.d_model

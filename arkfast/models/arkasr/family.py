@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig
@@ -43,7 +43,7 @@ class ArkasrInterface:
             )
         self._allowed = AllowedTokens.asr(tokenizer, config)
         self.end_id = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-        self.n_mels: int | None = config.whisper_config.num_mel_bins
+        self.n_mels: int | None = config.whisper.num_mel_bins
 
     def prompt(self, task: str) -> Prompt:
         """See ``Interface.prompt``."""
@@ -96,10 +96,11 @@ class ArkasrFamily:
         if not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give the one that holds the tokenizer")
         try:
-            tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # its annotations admit lists where it gives one
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give a complete checkpoint") from error
+        tokenizer: TokenizerLike = loaded
         return tokenizer
 
     def processor(self, folder: Path) -> ArkasrProcessor:

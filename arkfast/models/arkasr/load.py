@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
@@ -38,7 +39,9 @@ def load_model(
     model = ArkasrForConditionalGeneration.from_pretrained(
         path, config=config, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, local_files_only=True
     )
-    return model.to(device).eval() if device is not None else model.eval()
+    if device is not None:
+        PreTrainedModel.to(model, device)  # called on the class: its wrapper hides from a type checker that it is a method
+    return model.eval()
 
 
 def load_config(path: str | Path) -> ArkasrConfig:

@@ -7,7 +7,7 @@ tokenizer and no loss of ours. Shape letters: B rows, P prompt ids, T mel frames
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,15 +27,15 @@ class ArkasrPreTrainedModel(PreTrainedModel):
     config_class = ArkasrConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    input_modalities = ("audio", "text")
+    input_modalities = ["audio", "text"]
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["Qwen2DecoderLayer", "EncoderLayer"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _no_split_modules = ["Qwen2DecoderLayer", "EncoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
     # In official files and unused: rotary positions replace the absolute ones, and the encoder's own last norm was taken out.
-    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+    _keys_to_ignore_on_load_unexpected = [
         r"^audio_encoder\.whisper\.embed_positions\.",
         r"^audio_encoder\.whisper\.layer_norm\.",
     ]
@@ -44,7 +44,7 @@ class ArkasrPreTrainedModel(PreTrainedModel):
 class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
     """Speech in, text ids out. The state dict is that of the official checkpoints."""
 
-    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
     def __init__(self, config: ArkasrConfig) -> None:
         super().__init__(config)
@@ -55,14 +55,15 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
 
     def adjust_generation_fn(self, *args: Any, **kwargs: Any) -> None:
         """Read a checkpoint's generation settings, and never take a ``generate`` that a repository brings, whoever trusts its code."""
-        super().adjust_generation_fn(*args, **{**kwargs, "trust_remote_code": False})
+        # Transformers types this method's self as a protocol that its own models do not satisfy.
+        super().adjust_generation_fn(*args, **{**kwargs, "trust_remote_code": False})  # type: ignore[misc]
 
     @property
     def audio_input(self) -> AudioInput:
         """What the model hears."""
         config = self.config
         count = partial(audio_token_count, merge_factor=config.merge_factor)
-        return AudioInput(n_mels=config.whisper_config.num_mel_bins, placeholder_id=config.audio_token_id, token_count=count)
+        return AudioInput(n_mels=config.whisper.num_mel_bins, placeholder_id=config.audio_token_id, token_count=count)
 
     def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
         """Decoder embeddings of a batch of clips.
@@ -101,7 +102,11 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         from arkfast.kernels import audio_embed_merge
 
         table = self.model.embed_tokens.weight
-        embeddings, counts = self.get_audio_features(audios, audio_lens) if audio_embeds is None else audio_embeds
+        if audio_embeds is None:
+            if audios is None:
+                raise ValueError("ArkasrForConditionalGeneration.encode_prompt: neither audios nor audio_embeds; give one of them")
+            audio_embeds = self.get_audio_features(audios, audio_lens)
+        embeddings, counts = audio_embeds
         return audio_embed_merge(input_ids, table, embeddings, counts, self.config.audio_token_id)
 
     def forward(
@@ -144,6 +149,8 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
             ``CausalLMOutputWithPast``, or what ``head`` returns.
         """
         if inputs_embeds is None and (audios is not None or audio_embeds is not None):
+            if input_ids is None:
+                raise ValueError("ArkasrForConditionalGeneration: audio without input_ids; give the prompt that holds its placeholders")
             inputs_embeds, input_ids = self.encode_prompt(input_ids, audios, audio_lens, audio_embeds), None
         if position_ids is None and past_key_values is None and attention_mask is not None and attention_mask.ndim == 2:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
@@ -173,12 +180,10 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
         )
 
-    def prepare_inputs_for_generation(
-        self, input_ids: Tensor, *args: Any, is_first_iteration: bool = False, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What one step of ``generate()`` feeds: audio at the first only, when a cache carries it on."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, is_first_iteration=is_first_iteration, **kwargs)
-        if not is_first_iteration and kwargs.get("use_cache", True):
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc] # as above
+        if not kwargs.get("is_first_iteration") and kwargs.get("use_cache", True):
             for name in ("audios", "audio_lens", "audio_embeds"):
                 inputs.pop(name, None)
         return inputs

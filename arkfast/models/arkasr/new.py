@@ -121,7 +121,7 @@ def new_checkpoint(
         raise ValueError(
             f"new_checkpoint: hidden_size must be a multiple of 2 · num_attention_heads, got {hidden_size} and {num_attention_heads}"
         )
-    special = {token: tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS}
+    special = {token: tokenizer.get_vocab()[token] for token in ADDED_TOKENS}
     config = ArkasrConfig(
         vocab_size=rows,
         hidden_size=hidden_size,
@@ -155,7 +155,12 @@ def new_checkpoint(
 
 def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Qwen2Tokenizer:
     tokenizer = Qwen2Tokenizer(
-        vocab=vocab, merges=merges, unk_token=END_OF_TEXT, bos_token=None, eos_token=END_OF_TEXT, pad_token=END_OF_TEXT
+        vocab=vocab,
+        merges=merges,  # type: ignore[arg-type] # annotated as strings, while the class hands them on to BPE, which takes pairs
+        unk_token=END_OF_TEXT,
+        bos_token=None,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
     )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ADDED_TOKENS], special_tokens=True)
     tokenizer.eos_token = prompt.END_OF_TURN  # not in the constructor, which would give it the first id after the base vocabulary

@@ -36,17 +36,22 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
         if isinstance(model.config, ArkasrConfig):
             self.type = "seq2seq"
             # With batch_size above 1 the stock collation refuses sides that differ, though our processor does its own padding.
+            assert self.feature_extractor is not None, "Transformers loads it for speech recognition"
+            assert self.tokenizer is not None, "Transformers loads it for speech recognition"
             self.feature_extractor = copy.copy(self.feature_extractor)
             self.feature_extractor.padding_side = self.tokenizer.padding_side
             self._ark = ArkasrProcessor(self.feature_extractor, self.tokenizer, merge_factor=model.config.merge_factor)
-            self._blocked = AllowedTokens.asr(self.tokenizer, model.config).blocked(model.config.vocab_size).tolist()
+            self._blocked = AllowedTokens.asr(self._ark.tokenizer, model.config).blocked(model.config.vocab_size).tolist()
 
     def _sanitize_parameters(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.model.config, ArkasrConfig):
             kwargs.setdefault("ignore_warning", True)  # it says that chunks are experimental, of the stock class's overlapping ones
         return super()._sanitize_parameters(*args, **kwargs)
 
-    def preprocess(self, inputs: Any, chunk_length_s: float = 0, stride_length_s: Any = None, **kwargs: Any) -> Iterator[dict[str, Any]]:
+    # The names of the first arguments are the stock class's, which are not those of its own base.
+    def preprocess(  # type: ignore[override]
+        self, inputs: Any, chunk_length_s: float = 0, stride_length_s: Any = None, **kwargs: Any
+    ) -> Iterator[dict[str, Any]]:
         """The clips of one input, each within ``chunk_length_s``; ``stride_length_s`` has no meaning here: the cuts do not overlap."""
         if self._ark is None:
             yield from super().preprocess(inputs, chunk_length_s=chunk_length_s, stride_length_s=stride_length_s, **kwargs)
@@ -56,7 +61,7 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
         for i, chunk in enumerate(chunks):
             yield {"is_last": i == len(chunks) - 1, "clip": chunk}
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, Any], return_timestamps: Any = False, return_language: Any = None, **generate_kwargs: Any
     ) -> Any:
         if self._ark is None:
@@ -64,14 +69,15 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
         clips = model_inputs["clip"]
         inputs = self._ark(audio=clips).to(self.device)
         settings = {"do_sample": False, "num_beams": 1, "max_new_tokens": 256, "suppress_tokens": self._blocked, **generate_kwargs}
-        tokens = self.model.generate(**inputs, **settings)
+        model: Any = self.model  # typed without its generate()
+        tokens = model.generate(**inputs, **settings)
         return {"is_last": model_inputs["is_last"], "tokens": tokens[:, inputs["input_ids"].shape[1] :]}
 
     def postprocess(self, model_outputs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """The transcript of one input, its chunks joined by a blank."""
         if self._ark is None:
             return super().postprocess(model_outputs, *args, **kwargs)
-        texts = [clean_transcript(self.tokenizer.decode(output["tokens"][0], skip_special_tokens=True)) for output in model_outputs]
+        texts = [clean_transcript(self._ark.tokenizer.decode(output["tokens"][0], skip_special_tokens=True)) for output in model_outputs]
         return {"text": " ".join(text for text in texts if text)}
 
 

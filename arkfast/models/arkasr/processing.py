@@ -65,7 +65,7 @@ class ArkasrProcessor(ProcessorMixin):
         self.merge_factor = merge_factor
         self.audio_dtype = audio_dtype
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override] # the ARK-ASR prompt has neither tools nor documents
         self,
         conversation: Sequence[Any],
         chat_template: str | None = None,
@@ -254,9 +254,10 @@ class ArkasrProcessor(ProcessorMixin):
                 if len(clip) > audio_max_length:
                     dropped = (len(clip) - audio_max_length) / SAMPLING_RATE
                     warnings.warn(f"clip {i}: its last {dropped:.2f} s lie past audio_max_length and are not transcribed", stacklevel=3)
-        return _log_mel(self.feature_extractor.feature_size)(
+        features, frames = _log_mel(self.feature_extractor.feature_size)(
             list(clips), max_samples=audio_max_length or MAX_SAMPLES, overlong="raise" if audio_max_length is None else "truncate"
         )
+        return np.asarray(features), frames
 
     def _clip(self, turns: Sequence[Mapping[str, Any]], where: str, sampling_rate: int) -> np.ndarray:
         """The one clip of a conversation, 16 kHz mono float32."""
