@@ -34,8 +34,8 @@ class TrainConfig:
     """Let the encoder of a Qwen3-ASR teacher attend to the whole clip, as open-audio-opd did, instead of to windows of 8 s as the model was
     trained."""
     unsupported_language: Literal["skip", "none"] = "skip"
-    """What becomes of rows whose language, by the data, a teacher that is told languages does not know: skip leaves them out of the loss and
-    counts them; none tells it no language, and it detects one of its own."""
+    """What becomes of rows whose language, by the data, a teacher that is told languages does not know: skip leaves them out of the loss
+    and counts them; none tells it no language, and it detects one of its own."""
     task: str = "asr"
     """What is learnt; rows whose task is another are errors."""
     train_data: Path

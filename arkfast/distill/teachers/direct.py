@@ -46,7 +46,7 @@ class DirectTeacher:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def read(self, batch: Batch) -> tuple[Batch, Audio | None]:
-        """A batch with the teacher's own prompts and features, and its audio embeddings; None where it hears nothing. A teacher says which."""
+        """A batch with the teacher's own prompts and features, and its audio embeddings; None where it hears nothing."""
         raise NotImplementedError
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import AutoTokenizer, Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3Config
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
@@ -55,7 +56,7 @@ def load_config(folder: Path) -> Qwen3ASRConfig:
         raise InputError(f"{file}: model_type is {fields.get('model_type')!r}, expected {KIND!r}; give a Qwen3-ASR checkpoint")
     try:
         config = _converted(fields["thinker_config"]) if "thinker_config" in fields else Qwen3ASRConfig(**fields)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{file}: cannot be read as a Qwen3-ASR configuration ({error}); copy the checkpoint again") from error
     if config.audio_config.n_window_infer % (2 * config.audio_config.n_window):
         raise InputError(f"{file}: n_window_infer must be a multiple of 2 · n_window; copy the checkpoint again")
@@ -130,10 +131,10 @@ def load_tokenizer(folder: Path) -> TokenizerLike:
     """The checkpoint's tokenizer.
 
     Raises:
-        InputError: it cannot be loaded.
+        InputError: it cannot be loaded, or the configuration cannot be read.
     """
     try:
-        tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(folder, config=load_config(folder), local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give a complete checkpoint") from error
