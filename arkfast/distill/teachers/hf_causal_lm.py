@@ -1,0 +1,251 @@
+"""Any Transformers speech model as a teacher, in this process: audio language models with a chat template, encoder-decoders like Whisper.
+
+The model's class is the first that Transformers' Auto classes know for its configuration: a multimodal language model, else a speech
+encoder-decoder, else a causal language model. Weights are safetensors, and no code of a checkpoint is run. Where its vocabulary is the
+student's it scores the student's own ids; otherwise both tokenisations are aligned by bytes (``arkfast.distill.alignment``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq
+
+from arkfast.distill.alignment import Aligned, VocabularyMap, align_bytes, align_direct, token_bytes
+from arkfast.distill.teachers.base import TeacherRequest
+from arkfast.distill.teachers.hf_inputs import ChatInputs, EncoderDecoderInputs, Inputs, RowInputs
+from arkfast.distill.teachers.hf_model import TeacherModel
+from arkfast.distill.teachers.vocabulary import differing_ids
+from arkfast.kernels import topk_lse
+from arkfast.models.weights import LISTED, weight_files
+from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
+
+OPTIONS = ("teacher_prompt",)
+AUTO_CLASSES = (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoModelForCausalLM)
+
+
+def load(request: TeacherRequest) -> HfTeacher:
+    """The teacher of a checkpoint, whole.
+
+    Raises:
+        InputError: the checkpoint cannot be used, it hears nothing, or its vocabulary can be neither shared nor aligned.
+    """
+    where = f"--teacher_model {request.model}"
+    if request.student.audio_input is None:
+        raise InputError(f"{where}: the hf_causal_lm teacher hears, and the student does not; give a student that hears")
+    model = TeacherModel(_loaded(request, where), where=where)
+    inputs: Inputs
+    if model.writes_apart:
+        inputs = EncoderDecoderInputs(request.model, model.model, prompt=request.prompt, dtype=request.dtype, device=request.device)
+    else:
+        inputs = ChatInputs(request.model, prompt=request.prompt, dtype=request.dtype, device=request.device)
+    return HfTeacher(
+        model,
+        inputs,
+        tokenizer=request.interface.tokenizer,
+        end_id=request.interface.end_id,
+        allowed=request.allowed,
+        width=int(request.student.config.vocab_size),
+        top_k=request.top_k,
+        where=where,
+    )
+
+
+def _loaded(request: TeacherRequest, where: str) -> Any:
+    weight_files(request.model)  # which refuses pickles
+    try:
+        config = AutoConfig.from_pretrained(request.model, local_files_only=True, trust_remote_code=False)
+        auto = next((auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping), None)
+        if auto is None:
+            raise InputError(f"{where}: Transformers has no speech or language model of type {config.model_type!r}; give another teacher")
+        model, found = auto.from_pretrained(
+            request.model, config=config, dtype=request.dtype, attn_implementation=request.attn_implementation, use_safetensors=True,
+            local_files_only=True, trust_remote_code=False, output_loading_info=True,
+        )  # fmt: skip
+    except InputError:
+        raise
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{where}: the model cannot be loaded ({reason}); give a complete checkpoint of a Transformers model") from error
+    wrong = sorted({*map(str, found["missing_keys"]), *(str(key) for key in found.get("mismatched_keys", ()))})
+    if wrong:  # Transformers would go on with random numbers
+        raise InputError(f"{where}: {len(wrong)} weights are missing or have other shapes, {', '.join(wrong[:LISTED])}; copy it again")
+    return model.to(request.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """What does not wait for the student's tokens."""
+
+    rows: list[RowInputs]
+    states: list[torch.Tensor | None]
+
+
+class HfTeacher:
+    """A Transformers speech model as a ``Teacher``.
+
+    A Whisper model's features are made by the feature workers; another model's processor runs in this process when the batch is there, one
+    clip at a time.
+
+    Args:
+        model: the teacher.
+        inputs: how clips reach it.
+        tokenizer: the student's.
+        end_id: the student's end token.
+        allowed: what the student may produce.
+        width: scores that the student's head gives.
+        top_k: Kt, how many of its best ids it reports.
+        where: what an error calls the teacher.
+
+    Raises:
+        InputError: its vocabulary can be neither shared nor aligned.
+    """
+
+    cost = None
+
+    def __init__(
+        self, model: TeacherModel, inputs: Inputs, *, tokenizer: TokenizerLike, end_id: int, allowed: AllowedTokens, width: int, top_k: int,
+        where: str = "the teacher",
+    ) -> None:  # fmt: skip
+        self.model, self.inputs, self.top_k, self.prepare = model, inputs, top_k, inputs.prepare
+        self._tokenizer, self._end_id, self._allowed = tokenizer, end_id, allowed
+        theirs = inputs.tokenizer
+        eos = _eos(model.model, where)
+        self.direct = set(allowed.stop_ids) <= set(eos) and not differing_ids(tokenizer, theirs, allowed, width=model.width)
+        """The student's ids are the teacher's."""
+        special = {int(i) for i in theirs.added_tokens_decoder} | set(eos)
+        self._ends = set(eos)
+        spoken = torch.zeros(model.width, dtype=torch.bool)
+        spoken[: min(len(theirs), model.width)] = True
+        spoken[sorted(i for i in special if i < model.width)] = False
+        spoken[sorted(i for i in eos if i < model.width)] = True
+        self.vocabulary: VocabularyMap | None = None
+        """How the vocabularies meet where they differ."""
+        if self.direct:
+            spoken = allowed.mask(model.width)
+            ids = torch.arange(width)
+            table = torch.where(allowed.mask(width), ids, -1).expand(2, -1)
+        else:
+            end = _shared_end(theirs, eos, str(tokenizer.convert_ids_to_tokens([end_id])[0]))
+            self.vocabulary = VocabularyMap.of(
+                token_bytes(tokenizer, where="--student_model"),
+                token_bytes(theirs, where=where),
+                allowed=allowed,
+                special=special,
+                ends=(end_id, end),
+                widths=(width, model.width),
+            )
+            table = self.vocabulary.teacher_ids
+        self._spoken = spoken.to(model.device)
+        self._table = table.to(model.device)
+
+    @torch.no_grad()
+    def begin(self, batch: Batch) -> Begun:
+        """See ``Teacher.begin``: the clips' inputs, and an encoder-decoder's encoder."""
+        rows = self.inputs.rows(batch, self._detected)
+        return Begun(rows=rows, states=self.model.encoded(rows))
+
+    @torch.no_grad()
+    def score(self, batch: Batch, rollout: Rollout, begun: object = None) -> TeacherScores:
+        """See ``Teacher.score``. The produced ids come to the host once, since rows and prompts are Python's."""
+        assert rollout.topk_ids is not None
+        begun = self.begin(batch) if begun is None else begun
+        assert isinstance(begun, Begun)
+        owner, tokens, stopped = rollout.owner.tolist(), _rows(rollout), rollout.stopped.tolist()
+        aligned = self._aligned(tokens, stopped)
+        rows, states = [begun.rows[i] for i in owner], [begun.states[i] for i in owner]
+        starts = np.cumsum([0, *map(len, tokens)])
+        wanted, fed = [], []
+        for r, (row, answer) in enumerate(zip(rows, aligned.fed, strict=True)):
+            place = aligned.place[starts[r] : starts[r + 1]]
+            room = len(answer) if self.model.limit is None else max(self.model.limit - len(row.prompt), 0)
+            fed.append(answer[:room])
+            wanted.append(starts[r] + np.flatnonzero((place >= 0) & (place <= room)))
+        ranges = self._allowed.row_ranges(rollout.packed_index()[1])
+        device, count, kept = rollout.topk_ids.device, len(aligned.place), rollout.topk_ids.shape[1]
+        ids = torch.full((count, self.top_k), -1, dtype=torch.int32, device=device)
+        scores = torch.full((count, self.top_k), float("-inf"), device=device)
+        own = torch.full((count, kept), float("-inf"), device=device)
+        for part, logits in self.model.scores(rows, states, fed, [aligned.place[which].tolist() for which in wanted]):
+            packed = np.concatenate([wanted[i] for i in part])
+            for kind in np.unique(aligned.kind[packed]).tolist():
+                inside = torch.from_numpy(np.flatnonzero(aligned.kind[packed] == kind)).to(device)
+                here = torch.from_numpy(packed).to(device)[inside]
+                own_turn = None if ranges is None else ranges[here]
+                best = topk_lse(self._in_student_ids(logits[inside], kind), self.top_k, ranges=own_turn, gather_ids=rollout.topk_ids[here])
+                assert best.gathered is not None
+                ids[here], scores[here] = best.ids, best.values
+                own[here] = best.gathered.masked_fill(rollout.topk_ids[here] < 0, float("-inf"))
+        return TeacherScores(ids=ids, scores=scores, student_scores=own, valid=torch.isfinite(scores[:, 0]))
+
+    def _in_student_ids(self, logits: torch.Tensor, kind: int) -> torch.Tensor:
+        """[n, V] scores of the teacher's ids → [n, Vs] of the student's, −inf where the teacher has no such id."""
+        table = self._table[kind]
+        return logits.index_select(1, table.clamp(min=0)).masked_fill_(table < 0, float("-inf"))
+
+    def _aligned(self, tokens: Sequence[Sequence[int]], stopped: Sequence[bool]) -> Aligned:
+        if self.vocabulary is None:
+            return align_direct(tokens)
+        return align_bytes(tokens, stopped, self.vocabulary, self.inputs.tokenizer, leading_blank=self.inputs.leading_blank)
+
+    def _detected(self, rows: Sequence[RowInputs], candidates: Sequence[int]) -> list[int]:
+        """The most probable of ``candidates`` after each row's prompt."""
+        found = [0] * len(rows)
+        choices = torch.tensor(candidates, device=self.model.device)
+        for part, logits in self.model.scores(rows, self.model.encoded(rows), [[]] * len(rows), [[0]] * len(rows)):
+            for i, best in zip(part, choices[logits.index_select(1, choices).argmax(1)].tolist(), strict=True):
+                found[i] = best
+        return found
+
+    @torch.no_grad()
+    def transcribe(self, batch: Batch, *, max_new_tokens: int) -> Rollout:
+        """See ``Teacher.transcribe``. Where vocabularies differ, the answers are the student's ids of the teacher's text."""
+        rows = self.inputs.rows(batch, self._detected)
+        answers, ended = self.model.answers(rows, spoken=self._spoken, ends=sorted(self._ends), max_new_tokens=max_new_tokens)
+        if self.vocabulary is not None:
+            answers = [self._tokenizer.encode(self._text(answer), add_special_tokens=False) for answer in answers]
+        whole = [[*answer, self._end_id] if end else answer for answer, end in zip(answers, ended, strict=True)]
+        device = batch.input_ids.device
+        tokens = torch.zeros(len(whole), max(max_new_tokens, 1), dtype=torch.int64)
+        for own, row in zip(tokens, whole, strict=True):
+            own[: min(len(row), max_new_tokens)] = torch.tensor(row[:max_new_tokens], dtype=torch.int64)
+        lens = torch.tensor([min(len(row), max_new_tokens) for row in whole])
+        stopped = torch.tensor([end and len(row) <= max_new_tokens for row, end in zip(whole, ended, strict=True)])
+        return Rollout(
+            tokens=tokens[:, : max(int(lens.max()), 1)].to(device),
+            lens=lens.to(device),
+            stopped=stopped.to(device),
+            owner=torch.arange(len(whole), device=device),
+            total=int(lens.sum()),
+        )
+
+    def _text(self, answer: Sequence[int]) -> str:
+        assert self.vocabulary is not None
+        text = b"".join(self.vocabulary.teacher_bytes[i] or b"" for i in answer).decode(errors="ignore")
+        return text.removeprefix(" ") if self.inputs.leading_blank else text
+
+    def close(self) -> None:
+        """See ``Teacher.close``: nothing is held outside this process."""
+
+
+def _rows(rollout: Rollout) -> list[list[int]]:
+    return [row[:n] for row, n in zip(rollout.tokens.tolist(), rollout.lens.tolist(), strict=True)]
+
+
+def _eos(model: Any, where: str) -> list[int]:
+    """The ids that end the model's answers, the usual one first."""
+    for config in (model.generation_config, model.config, model.config.get_text_config(decoder=True)):
+        eos = getattr(config, "eos_token_id", None)
+        if eos is not None:
+            return [int(eos)] if isinstance(eos, int) else [int(i) for i in eos]
+    raise InputError(f"{where}: neither its generation_config.json nor its config.json names an end token (eos_token_id); add it there")
+
+
+def _shared_end(teacher: Any, eos: Sequence[int], name: str) -> int:
+    """The teacher's end token that stands for the student's: the one of the same name, else its tokenizer's, else the first."""
+    names = {str(token): i for i, token in zip(eos, teacher.convert_ids_to_tokens(list(eos)), strict=True)}
+    return names.get(name, teacher.eos_token_id if teacher.eos_token_id in eos else eos[0])
