@@ -31,11 +31,12 @@ from transformers import DynamicCache
 from arkfast.distill import opd_step
 from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
+from arkfast.models.arkasr.cost import ArkasrCost
 from arkfast.records import Batch, Rollout
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phases import Phases
 from arkfast.train.optim import MasterAdamW
-from arkfast.train.throughput import ModelCost, peak
+from arkfast.train.throughput import peak, step_operations
 
 STUDENTS = {"cuda": 896, "cpu": 48}
 TEACHERS = {"cuda": 2_048, "cpu": 48}
@@ -298,7 +299,7 @@ def work(shape: Shape) -> Work:
     batch = speech.clips(shape.H, [MODELS[shape.H].clip] * shape.B, torch.device("cpu"), 0)
     both = models(shape, device)
     answers = float(shape.B * ANSWER[device.type])
-    flop = 3 * ModelCost(both.student).forward(batch, answers, head=False) + ModelCost(both.teacher).forward(batch, answers, head=True)
+    flop = step_operations(batch, answers, rollouts=1, student=ArkasrCost(both.student), teacher=ArkasrCost(both.teacher))
     read = sum(p.numel() * p.element_size() for model in (both.student, both.teacher) for p in model.parameters())
     return Work(read=read, flop=round(flop))
 
