@@ -14,6 +14,8 @@ from arkfast.records import InputError
 
 COMMANDS = {
     "train": ("arkfast.train.command", "train a model: OPD, teacher data or supervised"),
+    "calibrate": ("arkfast.train.calibrate", "look at a run before it trains: what it begins with, what it will cost, go or no-go"),
+    "verify": ("arkfast.train.verify", "check a checkpoint without data: weights, tokenizer, prompt, and whether a teacher fits"),
     "report": ("arkfast.train.report.command", "one HTML page about a training run: curves, time, transcripts"),
     "export": ("arkfast.train.checkpoints.export_command", "the model of a training checkpoint, in any precision"),
     "transcribe": ("arkfast.infer.command", "JSONL in, JSONL with transcripts out"),

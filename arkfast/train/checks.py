@@ -80,7 +80,6 @@ def _template(interface: Interface, task: str, audio: AudioInput | None, folder:
     file = folder / TEMPLATE
     if audio is None or not file.is_file():
         return f"the checkpoint has no {TEMPLATE} to compare with" if audio is not None else "no audio prompt to compare"
-    from jinja2 import TemplateError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     ours, tokenizer = prompt_of(interface, task, audio), interface.tokenizer
@@ -90,7 +89,7 @@ def _template(interface: Interface, task: str, audio: AudioInput | None, folder:
     try:
         template = file.read_text(encoding="utf-8")
         rendered, _ = render_jinja_template(conversations=[turns], chat_template=template, add_generation_prompt=True)
-    except (OSError, ValueError, TemplateError) as error:
+    except Exception as error:  # a template is a program from elsewhere, which may raise anything
         raise InputError(f"{file}: cannot be rendered ({error}); copy the checkpoint again") from error
     theirs = tokenizer.encode(rendered[0], add_special_tokens=False)
     if theirs != ours:

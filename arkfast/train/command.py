@@ -15,11 +15,16 @@ DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher dat
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
+    return run(argv, prog="arkfast train", description=DESCRIPTION)
+
+
+def run(argv: Sequence[str], *, prog: str, description: str) -> int:
+    """The same under another name."""
     flags, notes = without_original_flags(argv)
-    config = parse(TrainConfig, flags, prog="arkfast train", description=DESCRIPTION)
+    config = parse(TrainConfig, flags, prog=prog, description=description)
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
-            print(f"arkfast train: {note}", file=sys.stderr)
+            print(f"{prog}: {note}", file=sys.stderr)
     from transformers.utils import logging
 
     from arkfast.train.stop import EXIT_CODE
@@ -30,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
         Trainer(config).run()
     except TrainingStopped as error:
         if os.environ.get("RANK", "0") == "0":  # all ranks stop for the same reason
-            print(f"arkfast train: error: {error}", file=sys.stderr)
+            print(f"{prog}: error: {error}", file=sys.stderr)
         return 1
     except Interrupted as reason:
-        print(f"arkfast train: {reason}", file=sys.stderr)
+        print(f"{prog}: {reason}", file=sys.stderr)
         return EXIT_CODE
     return 0

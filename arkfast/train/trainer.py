@@ -25,6 +25,7 @@ from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.kernels import fallbacks, reset_usage, usage
 from arkfast.records import Batch, InputError, Utterance
+from arkfast.train.calibration import calibrate, report
 from arkfast.train.checkpoints.export import write_model
 from arkfast.train.checkpoints.opening import open_run
 from arkfast.train.checkpoints.run_folder import TrainerState
@@ -41,7 +42,7 @@ from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_models
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
-from arkfast.train.preflight import Preflight, refusals, summary, verdict
+from arkfast.train.preflight import Preflight, Start, refusals, summary, verdict
 from arkfast.train.repositories import with_folders
 from arkfast.train.stop import StopRequest
 
@@ -303,13 +304,18 @@ class Trainer:
             self._recorder.saw(batch)
             with self._phases("move_batch"):
                 moved = batch.to(self.parallel.device)
-            total, loss = student.inside(lambda moved=moved: _with_total(self._loss(moved)), last=last)
+            total, loss = student.inside(partial(self._loss_and_total, moved), last=last)
             if learn:
                 with self._phases("backward"):
                     total.backward()
                     self.optimizer.collect()
             sums.append(LossSum(total=total.detach(), count=loss.count, metrics=loss.metrics))
         return sums
+
+    def _loss_and_total(self, batch: Batch) -> tuple[torch.Tensor, LossSum]:
+        """The loss with its total in the open: FSDP2 looks for the tensors of a forward's result."""
+        loss = self._loss(batch)
+        return loss.total, loss
 
     def _added(self, sums: Sequence[LossSum]) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's counting positions and summed loss."""
@@ -345,15 +351,31 @@ class Trainer:
         bad = self._recorder.judge([text for _, _, texts in seen for text in texts], seen[-1][0].cursor) if seen else []
         reason = verdict(loss / max(positions, 1.0), positions, bad, rule=config.on_bad_audio)
         start = self._look.look(looked, totals) if reason is None and (config.calibrate_only or config.gates != "off") else None
+        reasons = [reason] if reason else refusals(config, start) if start and config.gates != "off" else []
         if self.parallel.is_first and config.calibrate_only:
             print(f"[calibration summary] {json.dumps(summary(totals, start, positions=positions))}", flush=True)
-        reasons = [reason] if reason else refusals(config, start) if start and config.gates != "off" else []
+            reasons += self._calibrated(start, looked, totals, reasons) if start else []
         for text in reasons if reason is None and config.gates == "warn" else ():
             self._log.note(f"warning: preflight: {text}")
         if reason or (reasons and config.gates == "strict"):
             advice = "" if reason else " (--gates warn goes on all the same)"
             raise TrainingStopped(f"preflight: {'; '.join(reasons)}{advice}")
         return itertools.chain(((window, self._again(batches, texts)) for window, batches, texts in seen), windows)
+
+    def _calibrated(
+        self, start: Start, batches: Sequence[Batch | None], measured: Mapping[str, float], reasons: Sequence[str]
+    ) -> list[str]:
+        """Print what ``arkfast calibrate`` finds besides; more reasons not to start. Only rank 0 calls it: no collective runs in it."""
+        config = self.config
+        found = calibrate(config, self.learner, self._teacher, batches)
+        rounds = -(-self._feed.micro_batches // self.parallel.world)
+        lines = report(config, start, found, measured=measured, steps=self.total_steps, rounds=rounds)
+        more = found.refusals() if found and config.gates != "off" else []
+        good = "nothing speaks against this start" if config.gates != "off" else "nothing was judged: --gates off"
+        verdicts = [("no-go", text) for text in (*reasons, *more)] or [("go", good)]
+        width = max(len(name) for name, _ in (*lines, *verdicts))
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in (*lines, *verdicts)), flush=True)
+        return more
 
     def _again(self, batches: Sequence[Batch | None], bad: Sequence[str]) -> Iterator[Batch | None]:
         """A window's batches once more. Its bad rows are counted with its step: a checkpoint before that must not count them."""
@@ -389,11 +411,6 @@ class Trainer:
     def _export(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A Transformers checkpoint of the master weights, in the precision of the checkpoint that training began from."""
         write_model(folder, self.model, weights, self.learner.processor)
-
-
-def _with_total(loss: LossSum) -> tuple[torch.Tensor, LossSum]:
-    """The loss with its total in the open: FSDP2 looks for the tensors of a forward's result."""
-    return loss.total, loss
 
 
 def _kernel_summary() -> str:
