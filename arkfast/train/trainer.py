@@ -309,7 +309,7 @@ class Trainer:
                 with self._phases("backward"):
                     total.backward()
                     self.optimizer.collect()
-            sums.append(LossSum(total=total.detach(), count=loss.count, metrics=loss.metrics))
+            sums.append(replace(loss, total=total.detach()))
         return sums
 
     def _loss_and_total(self, batch: Batch) -> tuple[torch.Tensor, LossSum]:

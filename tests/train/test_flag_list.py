@@ -20,7 +20,7 @@ import pytest
 
 from arkfast.command_line import parse
 from arkfast.records import InputError
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
 from arkfast.train import command
 from arkfast.train.config import TrainConfig
 from arkfast.train.originals import WITHOUT_EFFECT, without_original_flags
@@ -169,6 +169,11 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
         with redirect_stdout(io.StringIO()) as said:
             Trainer(replace(config, calibrate_only=True, output_dir=root / f"look_{stage}")).run()
         found["calibration"] |= json.loads(said.getvalue().split("[calibration summary]")[1])
+        if stage == "opd":
+            tiny_qwen3_asr(root / "told", seed=3)
+            told = replace(config, teacher_backend="qwen3_asr_transformers", teacher_model=root / "told", output_dir=root / "told_run")
+            Trainer(told).run()
+            (found["opd, told languages"],) = map(json.loads, (root / "told_run" / "metrics.jsonl").read_text().splitlines())
     return found
 
 
