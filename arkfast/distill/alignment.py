@@ -137,7 +137,7 @@ class Aligned:
 
 def align_direct(tokens: Sequence[Sequence[int]]) -> Aligned:
     """The alignment of equal vocabularies: R lists of produced ids, each position meets itself."""
-    place = np.concatenate([np.arange(len(row)) for row in tokens] or [np.zeros(0)]).astype(np.int64)
+    place = np.concatenate([np.arange(len(row), dtype=np.int64) for row in tokens] or [np.zeros(0, dtype=np.int64)])
     return Aligned(fed=[list(row[:-1]) for row in tokens], place=place, kind=np.zeros_like(place))
 
 

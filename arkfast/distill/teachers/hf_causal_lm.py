@@ -59,7 +59,7 @@ def _loaded(request: TeacherRequest, where: str) -> Any:
     weight_files(request.model)  # which refuses pickles
     try:
         config = AutoConfig.from_pretrained(request.model, local_files_only=True, trust_remote_code=False)
-        auto = next((auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping), None)
+        auto: Any = next((auto for auto in AUTO_CLASSES if type(config) in auto._model_mapping), None)
         if auto is None:
             raise InputError(f"{where}: Transformers has no speech or language model of type {config.model_type!r}; give another teacher")
         model, found = auto.from_pretrained(
