@@ -114,7 +114,7 @@ class RunFolder:
         window = config.gradient_accumulation_steps if micro_batches is None else micro_batches
         claim = self.root / "run.json"
         ours = {key: value for key, value in (to_dict(config) | {"micro_batches_per_step": window}).items() if key in IDENTITY}
-        self._identity: dict[str, Any] = ours | ({} if rows is None else {"rows": rows})
+        self._identity: dict[str, object] = ours | ({} if rows is None else {"rows": rows})
         if claim.exists():
             before = json.loads(claim.read_text(encoding="utf-8"))
             theirs, flags = before["identity"], before.get("config", {})
@@ -129,6 +129,8 @@ class RunFolder:
                 raise InputError(
                     f"--output_dir {self.root}: holds this run already; give --resume_from_checkpoint auto to go on, or another folder"
                 )
+        elif self.root.exists() and not self.root.is_dir():
+            raise InputError(f"--output_dir {self.root}: is a file; give a new or empty folder")
         elif self.root.exists() and set(self.root.iterdir()) - leftovers(claim):
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
         self._commits = {"commits": dict(commits)} if commits else {}
