@@ -7,7 +7,7 @@ divergence and the gradient; they read the rows again rather than keep them.
 import triton
 import triton.language as tl
 
-from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores, online, ranges_of
+from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores, online
 
 FORWARD: tl.constexpr = tl.constexpr(0)
 REVERSE: tl.constexpr = tl.constexpr(1)
@@ -137,7 +137,9 @@ def linear_kl_rows(
     row = tl.program_id(0).to(tl.int64)
     s_ptr = student_ptr + row * student_stride
     t_ptr = teacher_ptr + row * teacher_stride
-    own_ptr = ranges_of(ranges_ptr, row, RANGES)
+    own_ptr = ranges_ptr
+    if RANGES:
+        own_ptr = ranges_ptr + row * (2 * RANGES)
     block = tl.arange(0, BLOCK)
     inside = V // BLOCK * BLOCK
 

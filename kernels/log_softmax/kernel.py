@@ -14,15 +14,6 @@ INF: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def ranges_of(ranges_ptr, row, RANGES: tl.constexpr):
-    """Where a row's ranges begin; None as it is where there are none."""
-    if RANGES:
-        return ranges_ptr + row * (2 * RANGES)
-    else:
-        return ranges_ptr
-
-
-@triton.jit
 def load_scores(
     row_ptr, dead_ptr, ranges_ptr, columns, V, inv_tau,
     HAS_DEAD: tl.constexpr, RANGES: tl.constexpr, INSIDE: tl.constexpr,
@@ -89,7 +80,9 @@ def row_log_softmax_fwd(
 ):
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
-    own_ptr = ranges_of(ranges_ptr, row, RANGES)
+    own_ptr = ranges_ptr
+    if RANGES:
+        own_ptr = ranges_ptr + row * (2 * RANGES)
     block = tl.arange(0, BLOCK)
     m = NEG_INF
     s = tl.zeros([BLOCK], tl.float32)
@@ -157,7 +150,9 @@ def row_log_softmax_bwd(
     are idle get zeros whatever their logits are."""
     row = tl.program_id(0).to(tl.int64)
     row_ptr = logits_ptr + row * stride
-    own_ptr = ranges_of(ranges_ptr, row, RANGES)
+    own_ptr = ranges_ptr
+    if RANGES:
+        own_ptr = ranges_ptr + row * (2 * RANGES)
     to_ptr = out_ptr + row * out_stride
     block = tl.arange(0, BLOCK)
     lse = tl.load(lse_ptr + row)

@@ -10,14 +10,14 @@ from arkfast.kernels.log_softmax.op import row_grad, row_stats
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("ranges", [0, 2])
 @pytest.mark.parametrize(
-    ("width", "padding", "dtype", "out_dtype"),
+    ("width", "padding", "dtype", "out_dtype", "ranges"),
     [
-        (151_936, 0, torch.float32, torch.float32),  # a chunk's logits, gradient in place
-        (151_936, 0, torch.float32, torch.bfloat16),  # the same under bfloat16 products
-        (163_958, 10, torch.float32, torch.bfloat16),  # the same where a chunk's rows are padded
-        (163_958, 0, torch.bfloat16, torch.bfloat16),  # a caller's logits with a width that no power of two divides
+        (151_936, 0, torch.float32, torch.float32, 0),  # a chunk's logits, gradient in place
+        (151_936, 0, torch.float32, torch.bfloat16, 0),  # the same under bfloat16 products
+        (163_958, 10, torch.float32, torch.bfloat16, 0),  # the same where a chunk's rows are padded
+        (163_958, 10, torch.float32, torch.bfloat16, 2),  # the same where rows have ranges of their own
+        (163_958, 0, torch.bfloat16, torch.bfloat16, 0),  # a caller's logits with a width that no power of two divides
     ],
 )
 def test_forward_and_backward(compile_launches, arch, width, padding, dtype, out_dtype, ranges):

@@ -16,7 +16,6 @@ CASES = [
     (torch.bfloat16, 32, 151936, True, 2),
     (torch.float16, 1, 151936, True, 0),
     (torch.float32, 64, 151936, True, 0),
-    (torch.float32, 64, 151936, True, 3),
 ]
 
 
