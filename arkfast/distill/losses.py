@@ -47,6 +47,13 @@ class CTCHead(torch.nn.Linear):
             self.weight.uniform_(-bound, bound, generator=generator)
             self.bias.zero_()
 
+    @torch.no_grad()
+    def transcribe(self, audio: Audio) -> list[list[int]]:
+        """The best id of each embedding, repeats as one and blanks left out: ids of each clip of embeddings [B, A, H] and lengths [B]."""
+        best = super().forward(audio[0].to(self.weight.dtype)).argmax(-1)
+        rows = [row[:n] for row, n in zip(best.tolist(), audio[1].tolist(), strict=True)]
+        return [[token for i, token in enumerate(row) if token != self.blank and row[i - 1 : i] != [token]] for row in rows]
+
     def nll(self, audio: Audio, targets: torch.Tensor, target_lens: torch.Tensor) -> torch.Tensor:
         """Σ −log p(transcript | audio) over the batch, float32. Rows whose transcript cannot fit their audio contribute 0.
 

@@ -75,6 +75,7 @@ def own_scores(learner: Learner, batch: Batch, rollout: Rollout) -> TeacherScore
         rollout,
         lambda hidden, weight: linear_topk_lse(hidden, weight, learner.top_k, blocked=engine.blocked, ranges=ranges, gather_ids=topk_ids),
     )
+    assert best.gathered is not None
     scores = best.gathered.masked_fill(topk_ids < 0, float("-inf"))
     return TeacherScores(ids=best.ids, scores=best.values, student_scores=scores, valid=torch.isfinite(best.values[:, 0]))
 
@@ -204,6 +205,8 @@ def report(
             lines.append(("references under the student", f"{start.reference_loss:.2f} nats an id (chance: {start.chance:.2f})"))
         if start.dev_wer is not None:
             lines.append(("WER on a sample of --eval_data", f"{start.dev_wer:.1f} %"))
+        if start.ctc_wer is not None:
+            lines.append(("WER of the student's CTC head", f"{start.ctc_wer:.1f} %"))
     return lines + (_measured(found, steps, rounds) if found else _unmeasured(config))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -93,17 +93,35 @@ class DevSet:
                 cut += int((~rollout.stopped).sum())
                 rows = rollout.tokens.tolist()
                 texts += [self._task.answer(row[:n], self._interface) for row, n in zip(rows, rollout.lens.tolist(), strict=True)]
-        own = [*self._task.errors(self._own, texts), cut]
-        errors, words, cut = self._parallel.total(torch.tensor(own, dtype=torch.int64, device=device)).tolist()
+        rate, cut = self._rate(texts, cut)
         shown = [
             {"id": row.id, "language": row.language, "text": row.text, "pred_text": text}
             for row, text in zip(self._own, texts, strict=True)
             if row.id in self._shown
         ]
         return {
-            f"eval_{self._task.rate}": 100.0 * (errors / words) if words else math.nan,
+            f"eval_{self._task.rate}": rate,
             "eval_utterances": len(self._rows),
             "eval_cut": cut,
             "eval_seconds": round(time.perf_counter() - started, 2),
             "samples": [sample for of_rank in self._parallel.gather(shown) for sample in of_rank],
         }
+
+    @torch.no_grad()
+    def rate_of(self, answers: Callable[[Batch], list[list[int]]]) -> float:
+        """The error rate in percent of other answers, which ``answers`` gives as ids for a batch on the device. Every rank calls it.
+
+        Raises:
+            InputError, WorkersBroken: as ``batches``.
+        """
+        texts: list[str] = []
+        with closing(self.batches()) as batches:
+            for batch in batches:
+                texts += [self._task.answer(ids, self._interface) for ids in answers(batch.to(self._parallel.device))]
+        return self._rate(texts, 0)[0]
+
+    def _rate(self, texts: Sequence[str], cut: int) -> tuple[float, int]:
+        """(error rate in percent, answers that were cut) over all ranks, of this one's texts."""
+        own = [*self._task.errors(self._own, texts), cut]
+        errors, words, cut = self._parallel.total(torch.tensor(own, dtype=torch.int64, device=self._parallel.device)).tolist()
+        return 100.0 * (errors / words) if words else math.nan, cut

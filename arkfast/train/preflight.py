@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from arkfast.audio import LogMel
-from arkfast.distill import idle_step, sft_step
+from arkfast.distill import CTCHead, idle_step, sft_step
+from arkfast.distill.sequence import encoded
+from arkfast.models.family import SpeechModel
 from arkfast.records import Batch, Utterance
 from arkfast.train.audit import Audit, reference_lens, with_references
+from arkfast.train.checkpoints.tensors import STATE, read_state
 from arkfast.train.checks import Check, interface_checks
 from arkfast.train.config import TrainConfig
 from arkfast.train.evaluation import DevSet
@@ -33,6 +38,8 @@ LOGGED = {
     "initial/generated_tokens_mean": "generated_tokens_mean",
 }
 """The original's names of what it reports, by the step's."""
+CTC_MARGIN = 5.0
+"""By how many points of WER a decoder may be worse than its own CTC head: of a sample, they are not told apart more finely."""
 DEV_SAMPLE = 100
 """Utterances of the evaluation manifest on which a start's error rate is measured."""
 
@@ -55,6 +62,8 @@ class Start:
     """What that is for a model that holds every allowed id for equally likely."""
     dev_wer: float | None
     """In percent, on a sample; None where it was not measured."""
+    ctc_wer: float | None
+    """What the CTC head that the student was trained with makes of the same sample; None where there is none."""
     top_k: int
 
 
@@ -146,6 +155,11 @@ def _opd(config: TrainConfig, start: Start) -> list[str]:
         )
     if start.dev_wer is not None and start.dev_wer > config.gate_dev_wer:
         found.append(f"the student's WER on --eval_data is {start.dev_wer:.1f} (--gate_dev_wer {config.gate_dev_wer:g}); {cheaper}")
+    if start.dev_wer is not None and start.ctc_wer is not None and start.dev_wer > start.ctc_wer + CTC_MARGIN:
+        found.append(
+            f"the student's decoder has WER {start.dev_wer:.1f} on --eval_data, its own CTC head {start.ctc_wer:.1f}: it does not "
+            "write yet what it hears; run --stage sft longer first"
+        )
     return found
 
 
@@ -184,6 +198,7 @@ class Preflight:
                 own.add(batch, audio, learner.interface.tokenizer, size)
         asked = config.stage == "opd"
         loss, count, rows = self._reference_loss(batches) if asked else (0.0, 0.0, 0.0)
+        dev_wer, ctc_wer = self._dev_wers() if asked else (None, None)
         return Start(
             measured=measured,
             audit=Audit.of_all(self._parallel.gather(own)),
@@ -192,7 +207,8 @@ class Preflight:
             reference_len=count / rows if rows else None,
             reference_loss=loss / count if count else None,
             chance=math.log(learner.allowed.count),
-            dev_wer=self._dev_wer() if asked else None,
+            dev_wer=dev_wer,
+            ctc_wer=ctc_wer,
             top_k=learner.top_k,
         )
 
@@ -206,27 +222,49 @@ class Preflight:
             whole = None
             if batch is not None:
                 whole = with_references(batch, [rows[name] for name in batch.ids], learner.task, learner.interface)
-            if whole is not None:
+            if batch is not None and whole is not None:
                 moved = replace(whole, teacher_inputs={}).to(device)
-                loss = learner.student.inside(lambda moved=moved: sft_step(learner.model, learner.engine, moved))
+                loss = learner.student.inside(partial(sft_step, learner.model, learner.engine, moved))
                 sums += torch.stack([loss.total.double(), loss.count.double(), loss.count.new_tensor(batch.size).double()])
             elif learner.sharded:
                 idle = learner.idle_batch().to(device)
-                learner.student.inside(lambda idle=idle: idle_step(learner.model, learner.engine, idle, stage="sft"))
+                learner.student.inside(partial(idle_step, learner.model, learner.engine, idle, stage="sft"))
         total, count, measured_rows = self._parallel.total(sums).tolist()
         return total, count, measured_rows
 
-    def _dev_wer(self) -> float | None:
-        """The student's error rate on a sample of the evaluation manifest, in percent; None where no limit asks for it."""
+    def _dev_wers(self) -> tuple[float | None, float | None]:
+        """The error rates of the student and of its CTC head on a sample of the evaluation manifest, in percent; None where no limit asks
+        for it, or there is no head."""
         config, learner, dev = self._config, self._learner, self._rows.dev
         if not dev or not config.gate_dev_wer or learner.task.rate != "wer":
-            return None
+            return None, None
         n = min(DEV_SAMPLE, len(dev))
         rows = [dev[i * len(dev) // n] for i in range(n)]
         sample = DevSet(rows, config, self._parallel, self._log_mel, learner.task, learner.interface)
+        head = trained_head(learner.folder, learner.model, learner.interface.tokenizer.pad_token_id, self._parallel.device)
 
-        def measure() -> float:
+        def heard(head: CTCHead, batch: Batch) -> list[list[int]]:
+            audio = encoded(learner.model, batch)
+            assert audio is not None, "a head was trained, so something is heard"
+            return head.transcribe(audio)
+
+        def measure() -> tuple[float, float | None]:
             with learner.student.whole():
-                return float(sample.measure(learner.model, learner.allowed)[f"eval_{learner.task.rate}"])
+                own = float(sample.measure(learner.model, learner.allowed)[f"eval_{learner.task.rate}"])
+                return own, None if head is None else sample.rate_of(partial(heard, head))
 
         return learner.student.inside(measure)
+
+
+def trained_head(folder: Path, model: SpeechModel, blank: int | None, device: torch.device) -> CTCHead | None:
+    """The CTC head that a run of stage sft trained with the model, where the folder is one of its checkpoints, which keep it."""
+    if blank is None or not (folder / STATE).is_file():
+        return None
+    size = model.config
+    head = CTCHead(size.hidden_size, size.vocab_size, blank, seed=0)
+    blanks = {f"master/ctc_head.{name}": torch.zeros_like(parameter.detach()) for name, parameter in head.named_parameters()}
+    saved = read_state(folder, blanks, None)
+    if saved.keys() != blanks.keys():
+        return None
+    head.load_state_dict({name.removeprefix("master/ctc_head."): value for name, value in saved.items()})
+    return head.to(device)

@@ -6,18 +6,21 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from arkfast import cli
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checkpoints.run_folder import load_state
 from arkfast.train.config import TrainConfig
 from arkfast.train.gates import START_CHANCE, Watch, exceeds
+from arkfast.train.preflight import refusals
 from arkfast.train.trainer import Trainer, TrainingStopped
 
 TEXTS = ("one two", "three", "four five six", "seven eight", "nine", "zero one")
@@ -58,7 +61,9 @@ def first(counts: list[int], config: TrainConfig, cut_references: float = 0.0) -
 def test_rollouts_that_do_not_end_are_named_with_step_and_share() -> None:
     step, text = first([0, 1, 0, 2, 5, 6], watch()) or (0, "")
     assert step == 6
-    assert text.startswith("step 6: 14.6 % of the last 96 rollouts did not end within --asr_opd_max_new_tokens 256 (--gate_unfinished 0.05)")
+    assert text.startswith(
+        "step 6: 14.6 % of the last 96 rollouts did not end within --asr_opd_max_new_tokens 256 (--gate_unfinished 0.05)"
+    )
     assert first([1] * 30, watch(gate_unfinished=0.1)) is None
     assert first([16] * 9, watch(gates="off")) is None
     assert first([16] * 9, watch(stage="td")) is None
@@ -159,6 +164,30 @@ def permuted(world: Path, here: Path) -> dict[str, Any]:
     tokenizer["model"]["vocab"] |= dict(zip(vocab, reversed(vocab.values()), strict=True))
     file.write_text(json.dumps(tokenizer))
     return {"student_model": here / "student", "teacher_model": here / "student"}
+
+
+@pytest.mark.parametrize("worse", [True, False])
+def test_a_decoder_is_held_against_the_head_that_it_was_trained_with(world: Path, tmp_path: Path, worse: bool) -> None:
+    out = tmp_path / "sft"
+    options: dict[str, Any] = {"stage": "sft", "teacher_model": None, "ctc_weight": 1.0, "learning_rate": 0.01, "save_freq": 200}
+    Trainer(config(world, out, max_steps=200, student_model=world / "start", **options)).run()
+    student = out / "checkpoints" / "global_step_200"
+    if worse:
+        weights = load_file(student / "model.safetensors")
+        for name in [name for name in weights if "o_proj" in name or "down_proj" in name]:
+            weights[name] = torch.zeros_like(weights[name])
+        save_file(weights, student / "model.safetensors", metadata={"format": "pt"})
+    trainer = Trainer(
+        config(world, tmp_path / "run", student_model=student, eval_data=world / "train.jsonl", gate_dev_wer=1000, max_steps=1)
+    )
+    start = trainer._look.look([], {})
+    assert start.ctc_wer is not None
+    assert start.ctc_wer <= 20, "it has learnt six clips"
+    assert start.dev_wer is not None
+    assert (start.dev_wer > 50) == worse
+    measured = {"generated_rows": 1, "generated_stopped": 1.0, "generated_nonempty": 1.0, "opd_overlap_mean": 8.0}
+    reasons = [text for text in refusals(trainer.config, replace(start, measured=measured)) if "CTC head" in text]
+    assert len(reasons) == worse
 
 
 def random_student(world: Path, here: Path) -> dict[str, Any]:

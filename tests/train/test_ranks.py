@@ -48,8 +48,8 @@ def fields(world, out, **overrides):
     values = {
         "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
         "output_dir": out, "per_device_train_batch_size": 1, "max_steps": 20, "learning_rate": 1e-4, "opd_top_k": 8,
-        "asr_opd_max_new_tokens": 8, "gates": "off", "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
-        "log_freq": 5,
+        "asr_opd_max_new_tokens": 8, "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
+        "log_freq": 5, "gates": "off",
     }  # fmt: skip
     return {**values, **overrides}
 
@@ -322,3 +322,17 @@ def test_settings_of_several_processes_that_make_no_sense_are_named(world, tmp_p
         eight.groups(3)
     assert eight.groups(4) == (2, 4)
     assert eight.groups() == (1, 8)
+
+
+def test_gates_on_two_ranks_leave_the_run_as_it_is(world, tmp_path):
+    """The first look has more clips than one rank and fewer than both take; gates warn, so that a random student goes on."""
+    more = {"max_steps": 4, "calibration_batches": 3, "eval_data": world / "train.jsonl"}
+    together(
+        world, tmp_path, [("off", {**more}), ("warn", {**more, "gates": "warn"}), ("full", {**more, "gates": "warn", "sharding": "full"})]
+    )
+    assert losses(tmp_path / "off") == losses(tmp_path / "warn")
+    assert_same_run(tmp_path / "warn", tmp_path / "full")
+    said = (tmp_path / "rank0.log").read_text()
+    assert said.count("warning: preflight: ") >= 2
+    assert "rollouts do not end within --asr_opd_max_new_tokens 8" in said
+    assert "warning: preflight: " not in (tmp_path / "rank1.log").read_text()
