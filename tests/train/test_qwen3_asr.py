@@ -97,8 +97,11 @@ def test_its_transcripts_are_learnt_in_stage_td(world, tmp_path):
 def test_a_teacher_that_does_not_fit_is_one_line(world, tmp_path, capfd):
     from arkfast.cli import main as arkfast
 
-    for teacher, message in (("student", "model_type is 'arkasr', expected 'qwen3_asr'"),):
-        words = flags(world, tmp_path, teacher, teacher_backend="qwen3_asr_teacher_forcing", max_steps=1)
+    for backend, teacher, message in (
+        ("qwen3_asr_teacher_forcing", "student", "model_type is 'arkasr', expected 'qwen3_asr'"),
+        ("arkasr", "teacher", "model_type is 'qwen3_asr', and --teacher_backend arkasr runs 'arkasr' alone; give --teacher_backend"),
+    ):
+        words = flags(world, tmp_path, teacher, teacher_backend=backend, max_steps=1)
         with pytest.raises(SystemExit) as ended:
             raise SystemExit(arkfast(["train", *words]))
         err = capfd.readouterr().err

@@ -12,8 +12,10 @@ from arkfast.distill.teachers.vocabulary import check_same_vocabulary
 from arkfast.models.arkasr.cost import ArkasrCost
 from arkfast.models.arkasr.family import family
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
-from arkfast.models.family import Audio
+from arkfast.models.family import Audio, read_config
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout
+
+KIND = "arkasr"
 
 
 def load(request: TeacherRequest) -> ArkasrTeacher:
@@ -22,6 +24,12 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
     Raises:
         InputError: the checkpoint cannot be used, or does not fit the student's vocabulary or features.
     """
+    kind = read_config(request.model).get("model_type")
+    if kind != KIND:
+        raise InputError(
+            f"--teacher_model {request.model}: model_type is {kind!r}, and --teacher_backend arkasr runs {KIND!r} alone; give "
+            "--teacher_backend qwen3_asr_teacher_forcing for Qwen3-ASR, or hf_causal_lm for another speech model"
+        )
     check_same_vocabulary(request.interface.tokenizer, family.tokenizer(request.model), request.allowed)
     attention = request.attn_implementation
     model = family.load(request.model, dtype=request.dtype, attn_implementation=attention, device=request.device)
