@@ -26,7 +26,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"engine", "testing"}, set()),
     ({"distill"}, set()),
     ({"train", "infer", "manifest"}, {"tqdm", "rich", "ray"}),
-    ({"evaluate", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
+    ({"evaluate", "prove", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
     ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
     ({"cli"}, set()),
     ({"__main__"}, set()),

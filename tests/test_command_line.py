@@ -144,6 +144,7 @@ def test_every_flag_of_the_product_has_a_sentence_and_is_read():
     for module, name, readers in (
         ("arkfast.train.config", "TrainConfig", ("train",)),
         ("arkfast.quickstart.config", "QuickstartConfig", ("quickstart",)),
+        ("arkfast.prove.config", "ProveConfig", ("prove",)),
         ("arkfast.infer.command", "TranscribeConfig", ("infer", "cli")),
         ("arkfast.evaluate.command", "EvaluateConfig", ("evaluate", "infer")),
     ):

@@ -237,7 +237,7 @@ def test_transformers_imports_beside_hugging_faces_kernels(tmp_path):
         assert "site-packages" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["train", "report", "transcribe", "evaluate", "manifest", "quickstart", "doctor"])
+@pytest.mark.parametrize("command", ["train", "report", "transcribe", "evaluate", "manifest", "prove", "quickstart", "doctor"])
 def test_every_command_has_help_and_names_an_unknown_flag(command):
     shown = subprocess.run([sys.executable, "-m", "arkfast.cli", command, "--help"], capture_output=True, text=True)
     assert shown.returncode == 0
