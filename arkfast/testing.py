@@ -75,7 +75,12 @@ def tiny_qwen3_asr(
 
     base = json.loads(build_tokenizer(TEXTS * 8, vocab_size=vocab_size).backend_tokenizer.to_str())["model"]
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in base["merges"]]
-    tokenizer = Qwen2Tokenizer(vocab=base["vocab"], merges=merges, unk_token="<|endoftext|>", eos_token="<|endoftext|>")
+    tokenizer = Qwen2Tokenizer(
+        vocab=base["vocab"],
+        merges=merges,  # type: ignore[arg-type] # annotated as strings, while the class hands them on to BPE, which takes pairs
+        unk_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+    )
     tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in QWEN3_ASR_TOKENS], special_tokens=True)
     tokenizer.eos_token = "<|im_end|>"
     path = Path(path)
@@ -97,6 +102,7 @@ def tiny_qwen3_asr(
         },
         audio_token_id=ids["<|audio_pad|>"], timestamp_token_id=ids["<timestamp>"], pad_token_id=ids["<|im_end|>"],
         eos_token_id=[ids["<|endoftext|>"], ids["<|im_end|>"]], initializer_range=INITIALIZER_RANGE,
+        tie_word_embeddings=text.get("tie_word_embeddings", True),
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

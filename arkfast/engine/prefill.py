@@ -100,7 +100,7 @@ class Prefilled:
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:
         """Tell the allocator that ``stream`` reads what another stream has computed."""
-        for tensor in (*self.cache.keys, *self.cache.values, self.last):
+        for tensor in (*self.cache.keys, *self.cache.values, self.last, self.lens):
             tensor.record_stream(stream)
 
 

@@ -398,8 +398,31 @@ def test_tensors_that_are_missing_or_of_another_shape_are_named(world, tmp_path,
     assert "unexpected: thinker.more" in text
 
 
+def test_a_head_that_differs_from_the_table_that_it_is_said_to_be_is_refused(world, tmp_path):
+    shutil.copytree(world.root / "first", tmp_path / "t")
+    weights = load_file(tmp_path / "t" / "model.safetensors")
+    assert {"thinker.lm_head.weight", "thinker.model.embed_tokens.weight"} <= set(weights), "both are stored, and equal"
+    weights["thinker.lm_head.weight"][3, 3] += 1
+    save_file(weights, tmp_path / "t" / "model.safetensors")
+    with pytest.raises(InputError, match="head and token table are one tensor, and the files hold two that differ"):
+        world.teacher(tmp_path / "t")
+
+
+def test_an_untied_head_is_its_own(world, tmp_path):
+    for layout in ("transformers", "first"):
+        tiny_qwen3_asr(tmp_path / layout, seed=4, layout=layout, tie_word_embeddings=False)
+    native, first = (world.teacher(tmp_path / layout) for layout in ("transformers", "first"))
+    assert not torch.equal(native.model.lm_head.weight, native.model.get_input_embeddings().weight)
+    batch, rollout = world.batch(native), world.rollout()
+    assert torch.equal(native.score(batch, rollout).scores, first.score(batch, rollout).scores)
+    whole = Qwen3ASRForConditionalGeneration.from_pretrained(tmp_path / "transformers")
+    assert torch.equal(native.model.lm_head.weight, whole.lm_head.weight)
+
+
 def test_what_is_no_qwen3_asr_is_refused(world, tmp_path):
-    with pytest.raises(InputError, match=r"model_type is 'arkasr', expected 'qwen3_asr'"):
+    with pytest.raises(
+        InputError, match=r"student/config.json: model_type is 'arkasr', expected 'qwen3_asr'; give a Qwen3-ASR checkpoint$"
+    ):
         world.teacher("student")
     folder = changed(world, tmp_path, config=lambda fields: fields.update(text_config=None, audio_config={"n_window": "x"}))
     with pytest.raises(InputError, match="cannot be read as a Qwen3-ASR configuration"):

@@ -81,6 +81,7 @@ class DirectTeacher:
                 hidden, weight, self.top_k, blocked=self._engine.blocked, ranges=ranges, gather_ids=topk_ids
             ),
         )
+        assert best.gathered is not None
         return TeacherScores(
             ids=best.ids,
             scores=best.values,

@@ -100,7 +100,8 @@ class Qwen3AsrTeacher(DirectTeacher):
         self._skip = skip_unsupported
 
     def _spoken(self, batch: Batch) -> list[Spoken]:
-        return [spoken(language, text) for language, text in zip(batch.languages, batch.texts, strict=True)]
+        unknown = (None,) * batch.size
+        return [spoken(language, text) for language, text in zip(batch.languages or unknown, batch.texts or unknown, strict=True)]
 
     def read(self, batch: Batch) -> tuple[Batch, Audio]:
         """See ``DirectTeacher.read``."""
@@ -139,8 +140,9 @@ class Qwen3AsrTeacher(DirectTeacher):
             lambda hidden, weight: linear_log_softmax(hidden, weight, wanted),
         )
         assert isinstance(found, torch.Tensor)
-        likelihood = torch.zeros(rows * count, dtype=found.dtype, device=ids.device).index_add_(0, row, found[:, 0])
-        return likelihood.view(rows, count).argmax(1)
+        likelihood = found.new_zeros(candidates.tokens.shape)
+        likelihood[row, place] = found[:, 0]
+        return likelihood.sum(1).view(rows, count).argmax(1)
 
     def _left_out(self, batch: Batch) -> list[bool]:
         return [self._skip and row.unsupported is not None for row in self._spoken(batch)]

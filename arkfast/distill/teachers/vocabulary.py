@@ -83,4 +83,7 @@ def _merges(tokenizer: TokenizerLike) -> list[tuple[str, str]] | None:
     if backend is None:
         return None
     merges = json.loads(backend.to_str())["model"].get("merges")
-    return None if merges is None else [tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in merges]
+    if merges is None:
+        return None
+    pairs = (merge.split(" ", 1) if isinstance(merge, str) else merge for merge in merges)
+    return [(left, right) for left, right in pairs]

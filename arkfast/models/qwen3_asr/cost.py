@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from arkfast.models.cost import DecoderCost, matrix_elements
-from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel, halved_thrice, token_count
+from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel, encoder_config, halved_thrice, token_count
 from arkfast.records import Batch
 
 
@@ -25,8 +25,8 @@ class Qwen3AsrCost(DecoderCost):
         self._chunk, self._around = model.chunk, around
         self._full, self._window = model.full_attention, model.window * halved_thrice(model.chunk)
         self._per_token = matrix_elements([*tower.layers, tower.conv_out, whole.multi_modal_projector])
-        self._width = len(tower.layers) * model.whole.config.audio_config.d_model
-        bins, frames = model.whole.config.audio_config.num_mel_bins, model.chunk
+        self._width = len(tower.layers) * encoder_config(model.whole.config).d_model
+        bins, frames = encoder_config(model.whole.config).num_mel_bins, model.chunk
         self._per_chunk = 0
         for convolution in (tower.conv2d1, tower.conv2d2, tower.conv2d3):
             bins, frames = (bins + 1) // 2, (frames + 1) // 2

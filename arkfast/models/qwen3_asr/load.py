@@ -58,7 +58,10 @@ def load_config(folder: Path) -> Qwen3ASRConfig:
         config = _converted(fields["thinker_config"]) if "thinker_config" in fields else Qwen3ASRConfig(**fields)
     except (TypeError, ValueError, KeyError, AttributeError, StrictDataclassError) as error:
         raise InputError(f"{file}: cannot be read as a Qwen3-ASR configuration ({error}); copy the checkpoint again") from error
-    if config.audio_config.n_window_infer % (2 * config.audio_config.n_window):
+    tower = config.audio_config
+    if not isinstance(tower, Qwen3ASREncoderConfig):
+        raise InputError(f"{file}: audio_config describes another encoder ({type(tower).__name__}); give a Qwen3-ASR checkpoint")
+    if tower.n_window_infer % (2 * tower.n_window):
         raise InputError(f"{file}: n_window_infer must be a multiple of 2 · n_window; copy the checkpoint again")
     return config
 
@@ -113,6 +116,12 @@ def load_model(
         with safe_open(file, framework="pt") as tensors:
             weights |= {transformers_name(name): tensors.get_tensor(name).to(device, dtype) for name in tensors.keys()}  # noqa: SIM118
     tied = tied_names(shell)
+    stored = [weights[name] for name in tied if name in weights]
+    if any(not torch.equal(stored[0], other) for other in stored[1:]):
+        raise InputError(
+            f"{folder}: config.json says that head and token table are one tensor, and the files hold two that differ; use the "
+            "checkpoint's own config.json"
+        )
     for name in tied - set(weights):
         weights[name] = next(weights[other] for other in tied if other in weights)
     shell.load_state_dict(weights, strict=True, assign=True)
@@ -133,11 +142,14 @@ def load_tokenizer(folder: Path) -> TokenizerLike:
     Raises:
         InputError: it cannot be loaded, or the configuration cannot be read.
     """
+    config = load_config(folder)
     try:
-        tokenizer: TokenizerLike = AutoTokenizer.from_pretrained(folder, config=load_config(folder), local_files_only=True)
+        # The annotations of Transformers admit lists where it gives one.
+        loaded: Any = AutoTokenizer.from_pretrained(folder, config=config, local_files_only=True)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{folder}: its tokenizer cannot be loaded ({reason}); give a complete checkpoint") from error
+    tokenizer: TokenizerLike = loaded
     return tokenizer
 
 

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen3ASRForConditionalGeneration
+from transformers import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
+from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 
 from arkfast.models.causal import through_head
 from arkfast.models.family import Audio, AudioInput, Head
@@ -41,6 +42,13 @@ def token_count(frames: Count, chunk: int = 100) -> Count:
     return (frames // chunk) * halved_thrice(chunk) + halved_thrice(frames % chunk)
 
 
+def encoder_config(config: Qwen3ASRConfig) -> Qwen3ASREncoderConfig:
+    """The encoder's configuration."""
+    tower = config.audio_config
+    assert isinstance(tower, Qwen3ASREncoderConfig), f"audio_config is a {type(tower).__name__}"
+    return tower
+
+
 class Qwen3AsrModel(nn.Module):
     """See ``SpeechModel``.
 
@@ -53,7 +61,7 @@ class Qwen3AsrModel(nn.Module):
     def __init__(self, whole: Qwen3ASRForConditionalGeneration, *, full_attention: bool = False) -> None:
         super().__init__()
         self.whole, self.full_attention = whole, full_attention
-        tower = whole.config.audio_config
+        tower = encoder_config(whole.config)
         self.chunk, self.window = 2 * tower.n_window, tower.n_window_infer // (2 * tower.n_window)
         """Mel frames of a chunk, and chunks of a window."""
         self.generation_config: Any = whole.generation_config
@@ -84,7 +92,7 @@ class Qwen3AsrModel(nn.Module):
         """What the model hears."""
         config = self.whole.config
         return AudioInput(
-            n_mels=config.audio_config.num_mel_bins,
+            n_mels=encoder_config(config).num_mel_bins,
             placeholder_id=config.audio_token_id,
             token_count=lambda frames: token_count(frames, self.chunk),
         )
