@@ -56,14 +56,14 @@ def with_folders(config: TrainConfig, parallel: Parallel) -> tuple[TrainConfig, 
 def _repositories(config: TrainConfig) -> dict[str, Path]:
     """The models that are repositories, as ``id@commit``."""
     names, known = {}, recorded_commits(config)
-    for model, revision in REVISIONS.items():
-        name = getattr(config, model)
+    student, teacher = (config.student_model, config.student_revision), (config.teacher_model, config.teacher_revision)
+    for model, (name, revision) in {"student_model": student, "teacher_model": teacher}.items():
         if name is None:
             continue
         if model in known:
             names[model] = at_commit(name, known[model])
-        elif repository_of(name, revision=getattr(config, revision), flag=f"--{model}") is not None:
-            names[model] = pinned(name, revision=getattr(config, revision), flag=f"--{model}")
+        elif repository_of(name, revision=revision, flag=f"--{model}") is not None:
+            names[model] = pinned(name, revision=revision, flag=f"--{model}")
     return names
 
 
