@@ -54,7 +54,7 @@ def _parse_bool(text: str) -> bool:
     raise ValueError(f"expected True or False, got '{text}'")
 
 
-def _convert(value: Any, annotation: Any) -> Any:
+def _convert(value: Any, annotation: object) -> Any:
     """``value`` (a flag's text or a YAML scalar) as ``annotation`` asks; raises ValueError saying what was expected."""
     origin = typing.get_origin(annotation)
     if origin in (types.UnionType, typing.Union):
@@ -75,13 +75,14 @@ def _convert(value: Any, annotation: Any) -> Any:
         return value if isinstance(value, bool) else _parse_bool(str(value))
     if annotation is Path:
         return Path(str(value))
-    if annotation in (int, float):
+    if annotation is int or annotation is float:
+        kind = int if annotation is int else float
         if isinstance(value, bool):
-            raise ValueError(f"expected {annotation.__name__}, got {value}")
+            raise ValueError(f"expected {kind.__name__}, got {value}")
         try:
-            return annotation(value)
+            return kind(value)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"expected {annotation.__name__}, got '{value}'") from error
+            raise ValueError(f"expected {kind.__name__}, got '{value}'") from error
     if annotation is str:
         if isinstance(value, (dict, list)):
             raise ValueError(f"expected text, got {value}")
@@ -89,7 +90,7 @@ def _convert(value: Any, annotation: Any) -> Any:
     raise TypeError(f"config: no rule for the annotation {annotation}")
 
 
-def _help(field: dataclasses.Field[Any], doc: str, annotation: Any) -> str:
+def _help(field: dataclasses.Field[Any], doc: str, annotation: object) -> str:
     text = doc
     if typing.get_origin(annotation) is Literal:
         text += f" One of: {', '.join(map(str, typing.get_args(annotation)))}."
@@ -100,7 +101,7 @@ def _help(field: dataclasses.Field[Any], doc: str, annotation: Any) -> str:
     return text.replace("%", "%%")
 
 
-def _read_yaml(path: Path, names: Sequence[str]) -> dict[str, Any]:
+def _read_yaml(path: Path, names: Sequence[str]) -> dict[str, object]:
     import yaml
 
     try:
@@ -187,16 +188,17 @@ _SWITCH: dict[str, Any] = {"nargs": "?", "const": "true"}
 """How a boolean flag is declared: alone it is true."""
 
 
-def _plain(annotation: Any) -> Any:
+def _plain(annotation: object) -> object:
     """The annotation, or the first kind of value that it holds besides None."""
     inner = [a for a in typing.get_args(annotation) if a is not type(None)]
     return inner[0] if inner else annotation
 
 
-def _metavar(annotation: Any) -> str:
+def _metavar(annotation: object) -> str:
     if typing.get_origin(annotation) is Literal:
         return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
-    return {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}.get(_plain(annotation), "TEXT")
+    names: dict[object, str] = {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}
+    return names.get(_plain(annotation), "TEXT")
 
 
 def _underscored(word: str) -> str:

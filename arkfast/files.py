@@ -36,7 +36,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from arkfast.records import InputError
 
@@ -97,7 +97,7 @@ def new_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
 
 
 @contextmanager
-def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
+def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, object]], None]]:
     """Write JSONL files as ``new_files``, row by row: yields a function that appends a row to the file with a number."""
     with new_files(paths) as temporaries, ExitStack() as stack:
         files: list[BinaryIO] = []
@@ -105,7 +105,7 @@ def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, A
             with naming(path):
                 files.append(stack.enter_context(temporary.open("xb")))
 
-        def write(number: int, row: Mapping[str, Any]) -> None:
+        def write(number: int, row: Mapping[str, object]) -> None:
             with naming(paths[number]):
                 _reach(temporaries[number], "write")
                 files[number].write(json_line(row))
@@ -288,7 +288,7 @@ class LineFile:
         self._file.close()
 
 
-def json_line(row: Mapping[str, Any]) -> bytes:
+def json_line(row: Mapping[str, object]) -> bytes:
     """A row of a JSONL file, with its line feed. Texts stand as they are, save those with lone surrogates, which UTF-8 cannot spell."""
     try:
         return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,6 +23,12 @@ R = TypeVar("R", bound="_OnDevice")
 
 class InputError(ValueError):
     """What a user gave is wrong: the message names the input, what is wrong and what to do. Commands print it without a traceback."""
+
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of a JSON file as ``json.loads`` gives it: what a field holds is known once somebody has looked."""
+JsonRow: TypeAlias = Mapping[str, Any]
+"""The same, where it is only read."""
 
 
 class TokenizerLike(Protocol):
@@ -159,7 +165,7 @@ class AllowedTokens:
     def __contains__(self, token: int) -> bool:
         return token in self.stop_ids or self._in_ranges(token)
 
-    def mask(self, vocab_size: int, device: Any = None) -> torch.Tensor:
+    def mask(self, vocab_size: int, device: torch.device | str | None = None) -> torch.Tensor:
         """Boolean [vocab_size] tensor, True where an id may be produced."""
         import torch
 
@@ -171,13 +177,13 @@ class AllowedTokens:
                 allowed[token] = True
         return allowed
 
-    def blocked(self, vocab_size: int, device: Any = None) -> torch.Tensor:
+    def blocked(self, vocab_size: int, device: torch.device | str | None = None) -> torch.Tensor:
         """The ids below ``vocab_size`` that may not be produced, int32 ascending: what the kernels take as ``blocked``."""
         import torch
 
         return (~self.mask(vocab_size)).nonzero().flatten().to(torch.int32).to(device)
 
-    def turns(self, device: Any = None) -> torch.Tensor | None:
+    def turns(self, device: torch.device | str | None = None) -> torch.Tensor | None:
         """What each position of a turn may have: [len(period), R, 2] int32 id ranges, empty ones (0, 0) among them; None without a period.
 
         The first range of a position is its own, the others are the stop ids, of which consecutive ones share a range.

@@ -183,7 +183,7 @@ def _fill(fill: Any) -> float | None:
         raise ValueError(f"LogMel: fill must be 'floor' or a number, got {fill!r}") from None
 
 
-def _clip(label: str, item: Any, max_samples: int | None, policy: str) -> NDArray[np.float32]:
+def _clip(label: str, item: object, max_samples: int | None, policy: str) -> NDArray[np.float32]:
     """One clip as contiguous float32, within the limit, checked but for its values."""
     samples = as_samples(label, item)
     if not len(samples):

@@ -6,7 +6,7 @@ Knows types, shapes and the messages about them; knows no spectra and no backend
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _INT16_SCALE = np.float32(1 / 32768)  # a power of two: exact
 
 
-def as_samples(label: str, item: Any) -> NDArray[np.float32]:
+def as_samples(label: str, item: object) -> NDArray[np.float32]:
     """One waveform as contiguous float32, checked but for its values.
 
     Args:

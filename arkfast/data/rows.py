@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from arkfast.data.shards import TarMember
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, JsonRow, Utterance
 
 NEMO_AUDIO = "audio_filepath"
 """The field by which a NeMo row is known."""
@@ -72,7 +71,7 @@ class Row:
         assert (self.utterance is None) == (self.error is not None), "a row is either an utterance or an error"
 
 
-def parse_object(text: str, where: str) -> dict[str, Any]:
+def parse_object(text: str, where: str) -> JsonObject:
     """The JSON object that ``text`` spells.
 
     Raises:
@@ -90,7 +89,7 @@ def parse_object(text: str, where: str) -> dict[str, Any]:
 
 
 def to_utterance(
-    row: Mapping[str, Any],
+    row: JsonRow,
     *,
     where: str,
     default_id: str,
@@ -158,7 +157,7 @@ def _hears_nothing(task: str) -> bool:
     return not find_task(task).hears
 
 
-def _from_nemo(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _from_nemo(row: JsonRow, where: str) -> JsonObject:
     """A NeMo row under our names: ``offset`` and ``duration`` become the segment.
 
     Without an ``offset`` the row is a whole recording and ``duration`` its length, rounded as the writer pleased, so it makes no segment.
@@ -200,14 +199,14 @@ def _check_characters(utterance: Utterance) -> None:
             ) from error
 
 
-def _text(row: Mapping[str, Any], name: str, where: str) -> str | None:
+def _text(row: JsonRow, name: str, where: str) -> str | None:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
         raise RowError(f"{where}: field '{name}' must be text, got {_shown(value)}", f"{name} field")
     return value
 
 
-def _number(row: Mapping[str, Any], name: str, where: str, hint: str = "") -> float | None:
+def _number(row: JsonRow, name: str, where: str, hint: str = "") -> float | None:
     value = row.get(name)
     if value is None:
         return None
@@ -219,11 +218,11 @@ def _number(row: Mapping[str, Any], name: str, where: str, hint: str = "") -> fl
     raise RowError(f"{where}: {name} must be a number of seconds{hint}, got {_shown(value)}", "time field")
 
 
-def _time(row: Mapping[str, Any], name: str, where: str) -> float | None:
+def _time(row: JsonRow, name: str, where: str) -> float | None:
     value = _number(row, name, where, " (-1 for the whole file)")
     return None if value is None or value < 0 else value
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 100 else f"{text[:100]}…"

@@ -6,13 +6,12 @@ Knows ``summary``'s contract and which file a summary speaks of; compares nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from arkfast.evaluate.summary import read_summary
 from arkfast.infer.jsonl import read_rows
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 _BLOCK = 1 << 20  # bytes hashed at a time
 _LARGEST = 2**53  # a count above it is none, and sums of such counts would not fit
@@ -25,13 +24,13 @@ _OF_GROUP: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def read_baseline(path: Path) -> dict[str, Any]:
+def read_baseline(path: Path) -> JsonObject:
     """``read_summary`` with all that a comparison needs, each field of its kind. ``transcripts_sha256`` is None in files that lack it.
 
     Raises:
         InputError: as ``read_summary``, or a field is missing or of another kind.
     """
-    value = {"transcripts_sha256": None} | read_summary(path)
+    value: JsonObject = {"transcripts_sha256": None} | read_summary(path)
     groups = [("", value), *((f"groups[{i}].", group) for i, group in enumerate(value["groups"]))]
     missing = set(_OF_SUMMARY) - set(value)
     for _, group in groups:
@@ -52,9 +51,7 @@ def read_baseline(path: Path) -> dict[str, Any]:
     return value
 
 
-def baseline_rows(
-    baseline: Mapping[str, Any], compare: Path | None, others: Sequence[dict[str, Any]] | None
-) -> tuple[Sequence[dict[str, Any]] | None, str]:
+def baseline_rows(baseline: JsonRow, compare: Path | None, others: Sequence[JsonObject] | None) -> tuple[Sequence[JsonObject] | None, str]:
     """The baseline's rows where they are at hand and still what they were, and the sentence that says why they are or are not.
 
     Args:
@@ -86,11 +83,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is(value: Any, kinds: tuple[type, ...]) -> bool:
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-def _group_faults(group: Mapping[str, Any]) -> list[str]:
+def _group_faults(group: JsonRow) -> list[str]:
     faults = [name for name, kinds in _OF_GROUP.items() if not _is(group[name], kinds)]
     if faults:
         return faults
@@ -102,6 +99,6 @@ def _group_faults(group: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _is_counts(item: Any) -> bool:
+def _is_counts(item: object) -> bool:
     """Whether it is [errors, reference units, how often]."""
     return isinstance(item, list) and len(item) == 3 and all(_is(count, (int,)) and 0 <= count < _LARGEST for count in item)

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from arkfast.command_line import parse
 from arkfast.evaluate.baseline import baseline_rows, read_baseline, sha256_of
@@ -28,7 +27,7 @@ from arkfast.infer.command import Summary, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl, read_rows
 from arkfast.infer.stream import DeviceLost
 from arkfast.metrics import Normalizer
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +72,7 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
     digest = sha256_of(source) if source.is_file() else None  # a pipe has been read and is empty now
     scores, scored = score_rows(rows, normalizer=normalizer, unit=config.unit, fields=fields)
 
-    def compared(rows: Sequence[Mapping[str, Any]], path: object) -> Comparison:
+    def compared(rows: Sequence[JsonRow], path: object) -> Comparison:
         return compare(scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit)
 
     comparison = None if others is None else compared(others, config.compare)
@@ -98,7 +97,7 @@ def _check_paths(config: EvaluateConfig) -> None:
         raise InputError("two of --output, --summary, --markdown and --html are one file; give each its own path")
 
 
-def _read(source: Path, config: EvaluateConfig) -> list[dict[str, Any]]:
+def _read(source: Path, config: EvaluateConfig) -> list[JsonObject]:
     rows, fields = list(read_rows(source)), config.fields
     if not rows:
         raise InputError(f"{source}: holds no rows; expected one JSON object a line")
@@ -112,7 +111,7 @@ def _read(source: Path, config: EvaluateConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any]], transcripts_sha256: str | None) -> None:
+def _write(config: EvaluateConfig, found: Evaluation, scored: list[JsonObject], transcripts_sha256: str | None) -> None:
     digest = None
     if config.output is not None:
         with AtomicJsonl(config.output) as writer:
@@ -140,21 +139,21 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[dict[str, Any
         write_text(config.html, _page(summary, scored, config.input.parent, config.html.parent))
 
 
-def _sorted(rows: list[dict[str, Any]], order: str) -> Iterable[dict[str, Any]]:
+def _sorted(rows: list[JsonObject], order: str) -> Iterable[JsonObject]:
     """Rows that are not scored come last, as in open-audio-opd; equal rows keep their order."""
     if order == "input":
         return rows
     return sorted(rows, key=lambda row: -1 if row["cer_errors"] is None else row["cer_errors"], reverse=True)
 
 
-def _page(summary: dict[str, Any], rows: list[dict[str, Any]], start: Path, folder: Path) -> str:
+def _page(summary: JsonObject, rows: list[JsonObject], start: Path, folder: Path) -> str:
     from arkfast.evaluate.page import page
     from arkfast.evaluate.page.paths import from_page
 
     return page(summary, from_page(rows, start, folder), folder)
 
 
-def speed(transcription: Summary | None) -> dict[str, Any]:
+def speed(transcription: Summary | None) -> JsonObject:
     """The run's own fields of ``summary.json``: RTFx by processing time, and end to end."""
     if transcription is None:
         return {}

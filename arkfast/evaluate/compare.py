@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from arkfast.evaluate.rows import Fields
 from arkfast.evaluate.scores import Scores
 from arkfast.evaluate.scoring import UnitChoice, score_rows
 from arkfast.metrics import Difference, ErrorCounts, canonical, paired_test
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 _NAMED = 3  # ids that an error shows
 Group = tuple[str | None, str | None]
@@ -42,7 +41,7 @@ class Comparison:
     other_scores: Scores
     """The other system's own scores, over all its rows."""
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As ``summary.json`` has it; differences are fractions."""
         return {
             "other": self.other,
@@ -63,8 +62,8 @@ class Comparison:
 
 
 def compare(
-    rows: Sequence[Mapping[str, Any]],
-    others: Sequence[Mapping[str, Any]],
+    rows: Sequence[JsonRow],
+    others: Sequence[JsonRow],
     *,
     other: str,
     scores: Scores,
@@ -120,12 +119,12 @@ def points(difference: Difference) -> str:
 
 
 def _joined(
-    rows: Sequence[Mapping[str, Any]],
-    ours: Mapping[str, Mapping[str, Any]],
-    theirs: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[JsonRow],
+    ours: Mapping[str, JsonRow],
+    theirs: Mapping[str, JsonRow],
     other: str,
     fields: Fields,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """The others' rows in our order, with our language, preset and cluster, so that both are scored by the same rule."""
     for one, two, where in ((ours, theirs, other), (theirs, ours, "the input")):
         missing = [name for name in one if name not in two]
@@ -142,8 +141,8 @@ def _joined(
     return out
 
 
-def _by_id(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Mapping[str, Any]]:
-    found: dict[str, Mapping[str, Any]] = {}
+def _by_id(rows: Sequence[JsonRow], where: str) -> dict[str, JsonRow]:
+    found: dict[str, JsonRow] = {}
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("id"), (str, int)):
             raise InputError(f"{where}: row {number} has no id; systems are joined by the rows' ids")
@@ -153,15 +152,15 @@ def _by_id(rows: Sequence[Mapping[str, Any]], where: str) -> dict[str, Mapping[s
     return found
 
 
-def _id(row: Mapping[str, Any]) -> str:
+def _id(row: JsonRow) -> str:
     return str(row["id"])
 
 
-def _is_scored(row: Mapping[str, Any]) -> bool:
+def _is_scored(row: JsonRow) -> bool:
     return row["outcome"] == "scored"
 
 
-def _test(ours: list[Mapping[str, Any]], theirs: list[Mapping[str, Any]], group_by: str | None) -> Difference:
+def _test(ours: list[JsonRow], theirs: list[JsonRow], group_by: str | None) -> Difference:
     first, second = _counts(ours), _counts(theirs)
     if group_by is not None:
         keys = [row[group_by] for row in ours]
@@ -169,11 +168,11 @@ def _test(ours: list[Mapping[str, Any]], theirs: list[Mapping[str, Any]], group_
     return paired_test(first, second)
 
 
-def _counts(rows: list[Mapping[str, Any]]) -> ErrorCounts:
+def _counts(rows: list[JsonRow]) -> ErrorCounts:
     return ErrorCounts(
         **{name: np.array([row[name] for row in rows], dtype=np.int64) for name in ("substitutions", "deletions", "insertions", "hits")}
     )
 
 
-def _fields(difference: Difference) -> dict[str, Any]:
+def _fields(difference: Difference) -> JsonObject:
     return {"difference": difference.value, "low": difference.low, "high": difference.high, "p_value": difference.p_value}

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from arkfast.evaluate.compare import Comparison, points
 from arkfast.evaluate.scores import Scores
 from arkfast.metrics import Difference, unpaired_difference
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 _ROUNDING = 1e-9  # percentage points; a difference of exactly the limit is no regression
 
@@ -45,7 +44,7 @@ class Entry:
         """Percentage points by which it is worse, failures counted or not, whichever is more."""
         return 100 * max(self.difference.value, self.difference_with_failures)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As ``summary.json`` has it."""
         return {
             "preset": self.preset,
@@ -90,7 +89,7 @@ class Verdict:
         """The entries that are worse by more than is allowed."""
         return tuple(entry for entry in self.entries if entry.points > self.max_regression + _ROUNDING)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """As ``summary.json`` has it."""
         return {
             "baseline": self.baseline,
@@ -108,9 +107,7 @@ class Verdict:
         return "\n".join([*lines, *(f"  {'WORSE  ' if entry in self.regressed else 'ok     '}{entry.line()}" for entry in self.entries)])
 
 
-def judge(
-    scores: Scores, baseline: Mapping[str, Any], path: str, *, max_regression: float, comparison: Comparison | None, pairing: str
-) -> Verdict:
+def judge(scores: Scores, baseline: JsonRow, path: str, *, max_regression: float, comparison: Comparison | None, pairing: str) -> Verdict:
     """Compare with a baseline: by pairs where its rows are at hand, else by its stored counts.
 
     Args:
@@ -143,7 +140,7 @@ def judge(
     return Verdict(baseline=path, paired=comparison is not None, pairing=pairing, max_regression=max_regression, entries=tuple(entries))
 
 
-def _entry(now: Scores, then: Mapping[str, Any], path: str, comparison: Comparison | None, is_total: bool) -> Entry:
+def _entry(now: Scores, then: JsonRow, path: str, comparison: Comparison | None, is_total: bool) -> Entry:
     group = (now.preset, now.language)
     if comparison is None:
         if (then["metric"], then["utterances"]) != (now.metric, now.utterances):

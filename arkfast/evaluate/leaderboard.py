@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import DType, Transcriber, check_limits
 from arkfast.metrics import Normalizer, count_errors, get_normalizer
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, JsonRow, Utterance
 
 IGNORED = "ignore time segment in scoring"
 """A reference that normalises to this, or to nothing, is no part of the leaderboard's data."""
@@ -34,7 +34,7 @@ without measurements, and fails where other files have some; so little changes n
 
 _WINDOW_BATCHES = 8  # batches handed over at a time, so that clips of like length are decoded together
 
-Transcribe = Callable[[Sequence[Utterance]], Iterable[Mapping[str, Any]]]
+Transcribe = Callable[[Sequence[Utterance]], Iterable[JsonRow]]
 """One row (``pred_text``, ``status``, ``error``) for each utterance, whose audio is in memory."""
 
 
@@ -126,7 +126,7 @@ def _check_chunks(utterances: Sequence[Utterance]) -> None:
             raise InputError(f"{utterance.where}: {PARENT} and {INDEX} must stand in every row or in none; else sessions cannot be joined")
 
 
-def timed_rows(transcribe: Transcribe, utterances: Sequence[Utterance], *, window: int, max_seconds: float) -> Iterator[dict[str, Any]]:
+def timed_rows(transcribe: Transcribe, utterances: Sequence[Utterance], *, window: int, max_seconds: float) -> Iterator[JsonObject]:
     """The result rows, in order, each with its share of the time that its window took.
 
     Recordings are decoded before the clock starts, as the leaderboard's data sets are; features, transfers, generation and text are
@@ -168,7 +168,7 @@ def _load(utterance: Utterance, max_seconds: float) -> Utterance | str:
     return replace(utterance, audio=samples, begin=None, end=None)
 
 
-def _result_row(utterance: Utterance, row: Mapping[str, Any], duration: float, seconds: float) -> dict[str, Any]:
+def _result_row(utterance: Utterance, row: JsonRow, duration: float, seconds: float) -> JsonObject:
     failed = row.get("status") == "error" or row.get("pred_text") is None
     result = {
         "audio_filepath": os.path.basename(utterance.id),
@@ -181,7 +181,7 @@ def _result_row(utterance: Utterance, row: Mapping[str, Any], duration: float, s
     return result | {"error": str(row.get("error") or "no transcript")} if failed else result
 
 
-def sessions(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
+def sessions(rows: Sequence[JsonRow]) -> list[tuple[str, str]]:
     """(reference, transcript) of each scored unit: a row, or the joined chunks of a session.
 
     Raises:
@@ -189,7 +189,7 @@ def sessions(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     """
     if not rows or PARENT not in rows[0]:
         return [(row["text"], row["pred_text"]) for row in rows]
-    parts: dict[Any, list[Mapping[str, Any]]] = {}
+    parts: dict[Any, list[JsonRow]] = {}
     for row in rows:
         parts.setdefault(row[PARENT], []).append(row)
     joined = []
@@ -201,7 +201,7 @@ def sessions(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
     return joined
 
 
-def figures(rows: Sequence[Mapping[str, Any]], normalizer: Normalizer, language: str | None) -> tuple[float, float]:
+def figures(rows: Sequence[JsonRow], normalizer: Normalizer, language: str | None) -> tuple[float, float]:
     """(WER, RTFx) of result rows: word errors / reference words, and seconds of audio / seconds of transcription over all rows."""
     references, hypotheses = (list(side) for side in zip(*sessions(rows), strict=True))
     languages = [language] * len(references)
@@ -231,7 +231,7 @@ def run(config: LeaderboardConfig, transcribe: Transcribe | None = None) -> tupl
         utterances = utterances[: config.max_eval_samples] if config.max_eval_samples > 0 else utterances
         transcribe = transcribe or _transcriber(config)
         window = config.batch_size * _WINDOW_BATCHES
-        limits: dict[str, Any] = {"window": window, "max_seconds": config.max_audio_seconds}
+        limits: JsonObject = {"window": window, "max_seconds": config.max_audio_seconds}
         for _ in timed_rows(transcribe, utterances[: config.warmup_steps * config.batch_size], **limits):
             pass
         rows = _write(config, timed_rows(transcribe, utterances, **limits))
@@ -245,7 +245,7 @@ def run(config: LeaderboardConfig, transcribe: Transcribe | None = None) -> tupl
     return wer, rtfx
 
 
-def _write(config: LeaderboardConfig, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+def _write(config: LeaderboardConfig, rows: Iterator[JsonObject]) -> list[JsonObject]:
     """The rows as written; the file appears when all are."""
     written, failed = [], []
     with AtomicJsonl(config.result) as file:

@@ -5,14 +5,14 @@ Knows summaries and the rows that they name; scores nothing anew, so every figur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from arkfast.evaluate.page import page
 from arkfast.evaluate.page.paths import from_page
 from arkfast.files import write_text
 from arkfast.infer.jsonl import read_rows
+from arkfast.records import JsonObject, JsonRow
 
 _COUNTS = (
     "utterances", "scored", "failed", "without_reference", "truncated", "empty_references", "hallucinated",
@@ -21,7 +21,7 @@ _COUNTS = (
 _SHARED = ("normalizer", "confidence", "resamples", "seed", "group_by", "model_path", "model_commit")
 
 
-def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def merge(summaries: Sequence[JsonRow]) -> JsonObject:
     """One summary for a page over several: groups side by side, counts added up.
 
     There is no rate over all, since test sets of other languages and sizes have none; RTFx is over all seconds, where every summary has it.
@@ -30,7 +30,7 @@ def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         summaries: at least one, as ``summary.json`` has them.
     """
     first = summaries[0]
-    merged: dict[str, Any] = {name: first.get(name) for name in _SHARED if all(s.get(name) == first.get(name) for s in summaries)}
+    merged: JsonObject = {name: first.get(name) for name in _SHARED if all(s.get(name) == first.get(name) for s in summaries)}
     merged |= {name: sum(int(s.get(name) or 0) for s in summaries) for name in _COUNTS}
     merged["coverage"] = merged["scored"] / merged["utterances"] if merged["utterances"] else None
     merged["groups"] = [group for s in summaries for group in s["groups"]]
@@ -40,7 +40,7 @@ def merge(summaries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return merged
 
 
-def write_page(path: Path, summaries: Sequence[Mapping[str, Any]], outputs: Iterable[Path]) -> None:
+def write_page(path: Path, summaries: Sequence[JsonRow], outputs: Iterable[Path]) -> None:
     """Write the page over several evaluations; it appears when it is complete.
 
     Args:
@@ -54,6 +54,6 @@ def write_page(path: Path, summaries: Sequence[Mapping[str, Any]], outputs: Iter
     write_text(path, page(merge(summaries), _rows(summaries, outputs, path.parent), path.parent))
 
 
-def _rows(summaries: Iterable[Mapping[str, Any]], outputs: Iterable[Path], folder: Path) -> Iterator[Mapping[str, Any]]:
+def _rows(summaries: Iterable[JsonRow], outputs: Iterable[Path], folder: Path) -> Iterator[JsonRow]:
     for summary, path in zip(summaries, outputs, strict=True):
         yield from from_page(read_rows(path), Path(summary["input"] or path).parent, folder)

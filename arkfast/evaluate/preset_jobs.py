@@ -11,12 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from arkfast.command_line import parse
 from arkfast.evaluate.check import check_manifest, load_normalizer
 from arkfast.evaluate.options import EvaluateConfig
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 PRESETS = "aishell clean meeting net other"
 _EVALUATE = ("-m", "arkfast.cli", "evaluate")
@@ -61,7 +60,7 @@ class Settings:
         missing = [name for name in ("MODEL_PATH", "EVAL_DATA_DIR", "OUTPUT_DIR") if not environment.get(name)]
         if missing:
             raise InputError(f"set {', '.join(missing)}: the checkpoint, the folder with test_<preset>.jsonl, the folder for results")
-        given: dict[str, Any] = {name: environment[name.upper()] for name in cls.__dataclass_fields__ if environment.get(name.upper())}
+        given: JsonObject = {name: environment[name.upper()] for name in cls.__dataclass_fields__ if environment.get(name.upper())}
         for name in ("model_path", "eval_data_dir", "output_dir"):
             given[name] = Path(given[name])
         for name in {"presets", "gpus"} & set(given):

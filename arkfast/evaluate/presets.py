@@ -16,13 +16,12 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from arkfast.evaluate.overview import write_page
 from arkfast.evaluate.preset_jobs import Job, Settings, check, devices, fetched
 from arkfast.evaluate.summary import markdown, read_summary
 from arkfast.files import move, write_text
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 _TAIL = 8  # lines of a failed job's log that are shown
 
@@ -111,7 +110,7 @@ def run(jobs: Sequence[Job], settings: Settings, environment: Mapping[str, str],
         raise
 
 
-def table(jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]) -> str:
+def table(jobs: Sequence[Job], summaries: Mapping[str, JsonRow]) -> str:
     """The scores of the presets that have any, then how each job ended."""
     found = [summaries[job.preset] for job in jobs if job.preset in summaries]
     rows = [("preset", "outcome", "device", "seconds", "log")]
@@ -123,7 +122,7 @@ def table(jobs: Sequence[Job], summaries: Mapping[str, Mapping[str, Any]]) -> st
     return "\n".join([markdown(found), "", *lines])
 
 
-def read_summaries(jobs: Sequence[Job], since: float) -> dict[str, dict[str, Any]]:
+def read_summaries(jobs: Sequence[Job], since: float) -> dict[str, JsonObject]:
     """Each finished job's summary; one that is older than ``since`` (seconds of the clock) is an earlier run's and left out."""
     found = {}
     for job in jobs:

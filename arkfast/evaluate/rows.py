@@ -6,12 +6,10 @@ missing value.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from arkfast.metrics import canonical
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +56,7 @@ class Item:
         return self.preset, canonical(self.language)
 
 
-def read_item(row: Mapping[str, Any], place: int, fields: Fields) -> Item:
+def read_item(row: JsonRow, place: int, fields: Fields) -> Item:
     """What row number ``place`` (from 0) says.
 
     Raises:
@@ -84,7 +82,7 @@ def read_item(row: Mapping[str, Any], place: int, fields: Fields) -> Item:
     )
 
 
-def _hypothesis(row: Mapping[str, Any], field: str, name: str) -> str | None:
+def _hypothesis(row: JsonRow, field: str, name: str) -> str | None:
     if row.get("status") == "error":
         return None
     prediction = _text(row, field, name)
@@ -92,7 +90,7 @@ def _hypothesis(row: Mapping[str, Any], field: str, name: str) -> str | None:
     return None if prediction == "" and row.get("error") else prediction
 
 
-def _text(row: Mapping[str, Any], field: str, name: str) -> str | None:
+def _text(row: JsonRow, field: str, name: str) -> str | None:
     value = row.get(field)
     if value is not None and not isinstance(value, str):
         raise InputError(f"{name}: field '{field}' must be text, got {type(value).__name__}")

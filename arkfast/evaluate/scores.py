@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from arkfast.metrics import CONFIDENCE, ErrorCounts, Normalizer
+from arkfast.records import JsonObject
 
 RATE_NAMES = {"word": "wer", "char": "cer", "mixed": "mer", "joint": "joint"}
 """What the rate in a unit is called."""
@@ -127,7 +128,7 @@ class Scores:
         """Units written where the reference has none; the rate counts them too."""
         return int(self.counts.insertions[self.counts.reference == 0].sum())
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """A group's fields in ``summary``'s contract, as plain JSON values; rates that do not exist are None."""
         counts, (pairs, often) = self.counts, self.resampled.grouped()
         return {

@@ -5,8 +5,8 @@ Knows rows and the metrics; knows no files and no models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Literal
 
 import numpy as np
 
@@ -25,13 +25,13 @@ from arkfast.metrics import (
     unit_of_script,
     without_word_spaces,
 )
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 UnitChoice = Literal["auto", "word", "char", "mixed"]
 
 
 def evaluate_rows(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[JsonRow],
     *,
     normalizer: str | Normalizer = "basic",
     unit: UnitChoice = "auto",
@@ -58,12 +58,12 @@ def evaluate_rows(
 
 
 def score_rows(
-    rows: Iterable[Mapping[str, Any]],
+    rows: Iterable[JsonRow],
     *,
     normalizer: str | Normalizer = "basic",
     unit: UnitChoice = "auto",
     fields: Fields | None = None,
-) -> tuple[Scores, list[dict[str, Any]]]:
+) -> tuple[Scores, list[JsonObject]]:
     """``evaluate_rows``, and each row in the same order with what it was scored by (the fields stand in ``summary``)."""
     rules = get_normalizer(normalizer) if isinstance(normalizer, str) else normalizer
     if unit not in ("auto", *UNITS):
@@ -76,7 +76,7 @@ def score_rows(
 class _Table:
     """All rows, their normalised texts, units and counts, by row number; rows that are not scored have counts of 0."""
 
-    def __init__(self, rows: list[Mapping[str, Any]], items: list[Item], normalizer: Normalizer, unit: UnitChoice) -> None:
+    def __init__(self, rows: list[JsonRow], items: list[Item], normalizer: Normalizer, unit: UnitChoice) -> None:
         self.rows, self.items, self.normalizer, self.choice = rows, items, normalizer, unit
         self.references = _normalised(normalizer, [item.reference for item in items], items)
         self.hypotheses = _normalised(normalizer, [item.hypothesis for item in items], items)
@@ -152,10 +152,10 @@ class _Table:
             groups=groups,
         )
 
-    def row(self, i: int) -> dict[str, Any]:
+    def row(self, i: int) -> JsonObject:
         """Row ``i`` as the output has it."""
         item, reference, unit, scored = self.items[i], self.references[i], self.units[i], bool(self.is_scored[i])
-        counted: dict[str, Any] = {}
+        counted: JsonObject = {}
         rates: tuple[tuple[str, ErrorCounts, str, Unit], ...] = (
             ("wer_errors", self.words, "ref_words", "word" if self.natural[i] == "word" else "mixed"),
             ("cer_errors", self.chars, "ref_chars", "char"),

@@ -64,19 +64,19 @@ A scored row is the input's row, in the input's order, plus::
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from arkfast.evaluate.scores import Scores
 from arkfast.metrics import CONFIDENCE, RESAMPLES
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 SCHEMA = 1
 SEED = 0
 
 
-def summarise(scores: Scores, **more: Any) -> dict[str, Any]:
+def summarise(scores: Scores, **more: Any) -> JsonObject:
     """The object of ``summary.json``; ``more`` are the fields that scores do not know, those of a run among them."""
     known = {
         "schema": SCHEMA,
@@ -105,7 +105,7 @@ def summarise(scores: Scores, **more: Any) -> dict[str, Any]:
     return known | more
 
 
-def read_summary(path: Path) -> dict[str, Any]:
+def read_summary(path: Path) -> JsonObject:
     """A ``summary.json`` as it was written.
 
     Raises:
@@ -122,7 +122,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     return value
 
 
-def markdown(summaries: Sequence[Mapping[str, Any]]) -> str:
+def markdown(summaries: Sequence[JsonRow]) -> str:
     """One Markdown table of the groups of one or several summaries, and below it the normalisers they were made with.
 
     Rates are percentages; a dash stands where there is none. RTFx is that of the run that a group was part of.

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from arkfast.command_line import parse
 from arkfast.data import Fields, count_rows
@@ -21,7 +20,7 @@ from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import Transcriber
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +133,7 @@ def _write(results: Iterator[Result], writer: AtomicJsonl, total: int) -> Summar
             truncated += result.finish_reason in CUT_SHORT
             seconds += result.seconds
             elapsed = time.perf_counter() - start
-            postfix: dict[str, Any] = {"audio": f"{seconds:.0f}s", "RTFx": f"{seconds / elapsed:.1f}"}
+            postfix: JsonObject = {"audio": f"{seconds:.0f}s", "RTFx": f"{seconds / elapsed:.1f}"}
             if failed:
                 postfix["failed"] = failed
             progress.set_postfix(postfix, refresh=False)

@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from arkfast.files import LineFile, commit, destination, json_line, make_folder, move, naming
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject, JsonRow
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path) -> Iterator[JsonObject]:
     """Each line's object, in file order, blank lines skipped.
 
     Raises:
@@ -67,7 +66,7 @@ class AtomicJsonl:
             self._lines = LineFile(self.partial, fresh=True)
         return self
 
-    def write(self, row: Mapping[str, Any]) -> None:
+    def write(self, row: JsonRow) -> None:
         """Append one row and hand it to the operating system, so that a killed process loses none."""
         try:
             self._lines.add(json_line(row))

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from arkfast.data import Fields
 from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
-from arkfast.records import Utterance
+from arkfast.records import JsonObject, Utterance
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -52,7 +52,7 @@ class Result:
         """Whether there is no transcript."""
         return self.error is not None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only), then the input's other fields.
 
         ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
@@ -60,7 +60,7 @@ class Result:
         """
         utterance = self.utterance
         path = utterance.audio if isinstance(utterance.audio, str) else None
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "audio": utterance.extra.get("audio", path) or None,
             "text": utterance.text,
             "pred_text": None if self.text_raw is None else clean_transcript(self.text_raw),

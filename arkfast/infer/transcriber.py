@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.result import Result
 from arkfast.infer.stream import FRAMES_PER_SECOND, Outcome, transcribe_stream
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
+    from arkfast.audio import LogMel
     from arkfast.engine import Sampling
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
@@ -135,7 +136,7 @@ class Transcriber:
         self.processing_seconds = 0.0
         self._iterators = 0
 
-    def __call__(self, utterances: Iterable[Utterance]) -> Iterator[dict[str, Any]]:
+    def __call__(self, utterances: Iterable[Utterance]) -> Iterator[JsonObject]:
         """One row (``Result.row``) for each utterance, in order.
 
         A clip that cannot be loaded or decoded is a row with ``status`` ``error``, ``error`` and a ``pred_text`` of None; the others are
@@ -200,7 +201,7 @@ class Transcriber:
         return outcomes
 
 
-def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> Any:
+def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> LogMel:
     """A ``LogMel`` that tells how long its calls take; workers get a plain one, since what they do takes none of this process's time."""
     from arkfast.audio import LogMel
 

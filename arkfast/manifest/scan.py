@@ -9,7 +9,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from arkfast.data.manifest import iter_rows, no_rows, repeated_id
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError
@@ -20,7 +19,7 @@ from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.durations import DurationCache
 from arkfast.manifest.ids import SeenIds
 from arkfast.manifest.summary import Summary
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 Progress = Callable[[Finding], None]
 """Called with each finding as it is done."""
@@ -130,18 +129,18 @@ def _count(summary: Summary, finding: Finding) -> None:
         summary.add(finding, finding.row.utterance)
 
 
-def clean_row(finding: Finding, *, same_folder: bool) -> dict[str, Any]:
+def clean_row(finding: Finding, *, same_folder: bool) -> JsonObject:
     """A good row as it stands in the clean manifest, which may lie in the row's folder or elsewhere."""
     utterance = finding.row.utterance
     assert utterance is not None
-    row: dict[str, Any] = {"id": utterance.id, "audio": _reference(utterance, finding.row.source, same_folder)}
+    row: JsonObject = {"id": utterance.id, "audio": _reference(utterance, finding.row.source, same_folder)}
     optional = {"text": utterance.text, "language": utterance.language, "begin_time": utterance.begin, "end_time": utterance.end}
     row |= {name: value for name, value in optional.items() if value is not None}
     row["duration"] = round(finding.seconds, 6)
     return row | {name: value for name, value in utterance.extra.items() if name not in row and name not in optional}
 
 
-def reject_row(row: Row, error: RowError) -> dict[str, Any]:
+def reject_row(row: Row, error: RowError) -> JsonObject:
     """A bad row as it stands in the rejects file."""
     return {
         "source": str(row.source),

@@ -12,14 +12,13 @@ import os
 import random
 import wave
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from arkfast.quickstart import noises
 from arkfast.quickstart.recipe import SPLITS, CorpusRecipe
 from arkfast.quickstart.speech import SAMPLE_RATE, Line, Synthesizer
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """Every word that is spoken."""
@@ -59,7 +58,7 @@ def _owner(text: str, seed: int) -> str:
     raise AssertionError("shares do not cover every slot")
 
 
-def write_shard(folder: Path, recipe: CorpusRecipe, split: str, start: int, texts: list[str]) -> list[dict[str, Any]]:
+def write_shard(folder: Path, recipe: CorpusRecipe, split: str, start: int, texts: list[str]) -> list[JsonObject]:
     """Speak clips ``start`` … of a split, write their files and return their manifest rows; the result depends on the arguments alone."""
     synthesizer = Synthesizer()
     draws = [random.Random(f"{recipe.seed} {split} {start + i}") for i in range(len(texts))]

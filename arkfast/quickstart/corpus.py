@@ -23,7 +23,7 @@ from arkfast.files import NewFolder
 from arkfast.quickstart.clips import draw_texts, write_shard
 from arkfast.quickstart.recipe import FORMAT, SPLITS, CorpusRecipe
 from arkfast.quickstart.speech import Synthesizer
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 __all__ = ["SPLITS", "Corpus", "CorpusRecipe", "build_corpus"]
 
@@ -159,7 +159,7 @@ def _write(folder: Path, recipe: CorpusRecipe, log: Callable[[str], object], wor
         for split in SPLITS
         for start in range(0, len(texts[split]), _SHARD)
     ]
-    rows: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    rows: dict[str, list[JsonObject]] = {split: [] for split in SPLITS}
     for (_, _, split, start, _), made in zip(shards, _in_processes(shards, workers), strict=True):
         rows[split] += made
         if start + len(made) == len(texts[split]):
@@ -178,7 +178,7 @@ def _write(folder: Path, recipe: CorpusRecipe, log: Callable[[str], object], wor
     (folder / "corpus.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
-def _in_processes(shards: list[tuple[Any, ...]], workers: int) -> Iterator[list[dict[str, Any]]]:
+def _in_processes(shards: list[tuple[Any, ...]], workers: int) -> Iterator[list[JsonObject]]:
     """The shards' rows in order, made here or in ``workers`` processes."""
     if workers <= 1:
         yield from (write_shard(*shard) for shard in shards)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from html import escape
-from typing import Any, Literal
+from typing import Literal
 
 from arkfast.metrics import align
 from arkfast.quickstart.results import ARM_LABELS, TABLE_HEADER, ArmRow, Report, Transcription, table_cells
@@ -168,5 +168,5 @@ def _marked(reference: str, hypothesis: str) -> str:
     return " ".join(words)
 
 
-def _settings(mapping: Mapping[str, Any]) -> str:
+def _settings(mapping: Mapping[str, object]) -> str:
     return "<dl>\n" + "\n".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in mapping.items()) + "\n</dl>"

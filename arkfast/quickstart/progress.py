@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from arkfast.quickstart.arms import Arm
 from arkfast.quickstart.results import ArmRow, Rate
+from arkfast.records import JsonObject
 
 
-def records(folder: Path) -> list[dict[str, Any]]:
+def records(folder: Path) -> list[JsonObject]:
     """The complete lines of a run's log; none before it starts."""
     path = folder / "metrics.jsonl"
     if not path.exists():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -121,11 +121,11 @@ class Report:
     """Test clips with their transcripts before and after."""
     differences: tuple[Difference, ...] = ()
     """Paired comparisons; a pair without one is judged by its two intervals."""
-    recipe: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, object] = field(default_factory=dict)
     """Setting → value, everything needed to repeat the run."""
     commands: tuple[str, ...] = ()
     """Command lines that repeat it and that use its models."""
-    environment: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, object] = field(default_factory=dict)
     """Machine and versions."""
 
     def row(self, arm: str) -> ArmRow | None:

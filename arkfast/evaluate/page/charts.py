@@ -12,11 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from arkfast.evaluate.page.facts import Point
 from arkfast.evaluate.page.paths import without_folders
 from arkfast.plots import number, ticks
+from arkfast.records import JsonRow
 
 MOST_POINTS = 1200
 """Clips drawn one by one; of more, those that lie close together are one dot whose area is their number."""
@@ -35,19 +35,19 @@ def percent(rate: float | None, digits: int = 2) -> str:
     return "–" if rate is None else f"{100 * rate:.{digits}f} %"
 
 
-def label_of(group: Mapping[str, Any]) -> tuple[str, str]:
+def label_of(group: JsonRow) -> tuple[str, str]:
     """A group's test set and language, the first never empty."""
     preset, language = group.get("preset"), group.get("language")
     return str(preset or language or "all rows"), str(language) if preset and language else ""
 
 
-def metric_of(group: Mapping[str, Any]) -> str:
+def metric_of(group: JsonRow) -> str:
     """What a group's rate is called."""
     metric = str(group.get("metric") or "joint")
     return "error rate" if metric == "joint" else metric.upper()
 
 
-def bars(groups: Sequence[Mapping[str, Any]]) -> str:
+def bars(groups: Sequence[JsonRow]) -> str:
     """A row for each group: its name, its bar with the interval, its figures; one scale for all."""
     reach = [value for group in groups for value in (group.get("rate_high"), group.get("rate"), group.get("rate_with_failures")) if value]
     top = max(reach, default=0.0) * 1.04 or 0.01
@@ -65,7 +65,7 @@ def bars(groups: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="bars">{rows}{axis}</div>'
 
 
-def _bar(group: Mapping[str, Any], top: float, lines: str) -> str:
+def _bar(group: JsonRow, top: float, lines: str) -> str:
     name, language = label_of(group)
     rate, low, high = (group.get(key) for key in ("rate", "rate_low", "rate_high"))
     metric = metric_of(group)

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from arkfast.evaluate.page.facts import Clip, clip_seconds
 from arkfast.evaluate.page.paths import address, title
 from arkfast.infer.result import CUT_SHORT
 from arkfast.metrics import Pair, without_word_spaces
+from arkfast.records import JsonRow
 
 MOST_PLACES = 400
 """Places of an alignment that are shown; the rest are counted."""
@@ -38,7 +38,7 @@ def clip_markup(clip: Clip, folder: Path) -> str:
     return f'<article class="card clip">{head}{player(row, folder)}{_diff(clip.pairs, row)}</article>'
 
 
-def player(row: Mapping[str, Any], folder: Path) -> str:
+def player(row: JsonRow, folder: Path) -> str:
     """An audio element for a row's recording, or nothing where ``address`` has none; ``folder`` is the page's."""
     source = address(row.get("audio"), folder)
     if not source:
@@ -50,7 +50,7 @@ def player(row: Mapping[str, Any], folder: Path) -> str:
     return f'<audio controls preload="none" src="{escape(source + part)}" aria-label="{escape(label)}"></audio>'
 
 
-def _diff(pairs: Sequence[Pair], row: Mapping[str, Any]) -> str:
+def _diff(pairs: Sequence[Pair], row: JsonRow) -> str:
     language = row.get("language")
     attribute = f' lang="{escape(language)}"' if isinstance(language, str) and _LANGUAGE.fullmatch(language) else ""
     text = _text(pairs[:MOST_PLACES], spaced=row["unit"] == "word")

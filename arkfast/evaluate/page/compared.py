@@ -5,15 +5,14 @@ Knows ``summary``'s ``comparison`` and ``gate``; decides nothing, but says what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from html import escape
 from pathlib import PurePath
-from typing import Any
 
 from arkfast.evaluate.page.charts import label_of
+from arkfast.records import JsonRow
 
 
-def compared(summary: Mapping[str, Any]) -> str:
+def compared(summary: JsonRow) -> str:
     """The section; empty where nothing was compared."""
     comparison, gate = summary.get("comparison"), summary.get("gate")
     parts = []
@@ -34,7 +33,7 @@ def compared(summary: Mapping[str, Any]) -> str:
     return f'<section><h2>Compared</h2><p class="faint">{note}</p><div class="card">{"".join(parts)}</div></section>'
 
 
-def _table(entries: list[Mapping[str, Any]]) -> str:
+def _table(entries: list[JsonRow]) -> str:
     rows = []
     for entry in entries:
         name, language = label_of(entry)

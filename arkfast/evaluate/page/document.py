@@ -31,11 +31,12 @@ from arkfast.evaluate.page.compared import compared
 from arkfast.evaluate.page.facts import FAILURES, Facts, Point, gather
 from arkfast.evaluate.page.paths import title, without_folders
 from arkfast.evaluate.page.style import STYLE
+from arkfast.records import JsonRow
 
 _LISTED = 15  # confusions of each kind
 
 
-def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], folder: Path) -> str:
+def page(summary: JsonRow, rows: Iterable[JsonRow], folder: Path) -> str:
     """The whole page.
 
     Args:
@@ -60,7 +61,7 @@ def page(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]], folder: 
     return plots.page(name, f"<main>{''.join(sections)}</main>", style=STYLE)
 
 
-def headline(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+def headline(summary: JsonRow, groups: Sequence[JsonRow]) -> str:
     """What was found, in one sentence without markup."""
     if len(groups) == 1 and groups[0].get("rate") is not None:
         group = groups[0]
@@ -80,22 +81,22 @@ def headline(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) ->
     return f"{sets}from {' to '.join(ends)}"
 
 
-def _name(path: Any) -> str:
+def _name(path: object) -> str:
     return PurePath(str(path)).name if path else ""
 
 
-def _subject(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+def _subject(summary: JsonRow, groups: Sequence[JsonRow]) -> str:
     return _name(summary.get("model_path")) or _name(summary.get("input")) or label_of(groups[0])[0]
 
 
-def _header(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+def _header(summary: JsonRow, groups: Sequence[JsonRow]) -> str:
     model, source = _name(summary.get("model_path")), _name(summary.get("input"))
     of = " on ".join(part for part in (model, source) if part)
     lead = f"{headline(summary, groups)}."
     return f'<header><h1>{escape(of or "Evaluation")}</h1><p class="lead">{escape(lead)}</p></header>'
 
 
-def _tiles(summary: Mapping[str, Any]) -> str:
+def _tiles(summary: JsonRow) -> str:
     """Coverage and whatever was left out, before any rate."""
     count = {name: int(summary.get(name) or 0) for name in ("utterances", "scored", "failed", "without_reference", "truncated")}
     tiles = [
@@ -128,7 +129,7 @@ def _tiles(summary: Mapping[str, Any]) -> str:
     return f'<dl class="tiles">{"".join(tiles)}</dl>'
 
 
-def _failure_note(summary: Mapping[str, Any]) -> str:
+def _failure_note(summary: JsonRow) -> str:
     rate = summary.get("rate_with_failures")
     return "left out of the rates" if rate is None else f"counted as deletions: {percent(rate)}"
 
@@ -137,7 +138,7 @@ def _tile(name: str, value: str, note: str, *, alert: bool = False) -> str:
     return f"<div{' class=alert' if alert else ''}><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
 
 
-def _failures(summary: Mapping[str, Any], facts: Facts) -> str:
+def _failures(summary: JsonRow, facts: Facts) -> str:
     if not facts.failed:
         return ""
     items = "".join(
@@ -148,7 +149,7 @@ def _failures(summary: Mapping[str, Any], facts: Facts) -> str:
     return f'<details><summary>Failed rows and why</summary><ul class="failed">{items}</ul>{more}</details>'
 
 
-def _rates(groups: Sequence[Mapping[str, Any]]) -> str:
+def _rates(groups: Sequence[JsonRow]) -> str:
     note = "Lower is better. The thin line is the 95 % bootstrap interval: how far other utterances of the same kind could move the rate."
     if any(group.get("failed") for group in groups):
         note += " The dashed mark is the rate if failed rows were empty transcripts."
@@ -173,7 +174,7 @@ def _rates(groups: Sequence[Mapping[str, Any]]) -> str:
     return f'<section><h2>Error rates</h2><p class="faint">{escape(note)}</p><div class="card">{bars(groups)}{table}</div></section>'
 
 
-def _count(value: Any) -> str:
+def _count(value: object) -> str:
     return "–" if value is None else f"{value:,}"
 
 
@@ -254,7 +255,7 @@ def _worst(facts: Facts, folder: Path) -> str:
     return f'<section><h2>Worst clips</h2><p class="faint">{note}</p><p>{key}</p><div class="clips">{clips}</div></section>'
 
 
-def _method(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> str:
+def _method(summary: JsonRow, groups: Sequence[JsonRow]) -> str:
     normalizer = summary.get("normalizer")
     if isinstance(normalizer, Mapping):
         parts = [str(normalizer.get("name")), f"version {normalizer.get('version')}", f"sha256 {str(normalizer.get('sha256'))[:16]}"]

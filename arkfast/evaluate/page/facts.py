@@ -9,11 +9,12 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from arkfast.metrics import Pair, align, canonical, tokenize
+from arkfast.records import JsonRow
 
 WORST = 24
 """Clips shown with their alignment."""
@@ -39,7 +40,7 @@ class Point:
 class Clip:
     """A clip with its transcript beside its reference."""
 
-    row: Mapping[str, Any]
+    row: JsonRow
     pairs: Sequence[Pair]
     excess: float
     """Errors beyond those that the group's own rate would give a reference of this length: what makes it one of the worst."""
@@ -56,11 +57,11 @@ class Facts:
     insertions: Counter[str] = field(default_factory=Counter)
     worst: list[Clip] = field(default_factory=list)
     """The ``WORST`` clips with the largest excess, the worst first; only clips with errors."""
-    failed: list[Mapping[str, Any]] = field(default_factory=list)
+    failed: list[JsonRow] = field(default_factory=list)
     """The first ``FAILURES`` rows without a transcript."""
 
 
-def gather(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Facts:
+def gather(summary: JsonRow, rows: Iterable[JsonRow]) -> Facts:
     """Go over the rows once.
 
     Args:
@@ -94,7 +95,7 @@ def gather(summary: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Fac
     return facts
 
 
-def clip_seconds(row: Mapping[str, Any]) -> float | None:
+def clip_seconds(row: JsonRow) -> float | None:
     """The length of a row's clip: its segment, or its recording's ``duration``; None where neither is told."""
     begin, end, duration = (_seconds(row.get(name)) for name in ("begin_time", "end_time", "duration"))
     stop = end if end is not None else duration

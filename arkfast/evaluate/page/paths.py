@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
-from typing import Any
 from urllib.parse import quote, unquote
+
+from arkfast.records import JsonRow
 
 _FILE = "file://"
 # a whole path up to its last name; a folder's name may hold spaces, but does not end in one
 _FOLDERS = re.compile(rf"""(?<![\w./])(?:{_FILE})?/(?:[^/:'"\n]*[^/:'"\s]/)+(?=[^/:'"\s])""")
 
 
-def from_page(rows: Iterable[Mapping[str, Any]], start: Path, folder: Path) -> Iterator[Mapping[str, Any]]:
+def from_page(rows: Iterable[JsonRow], start: Path, folder: Path) -> Iterator[JsonRow]:
     """Rows with their relative ``audio`` as a page names it, so that page and recordings can be moved together.
 
     Args:
@@ -35,7 +36,7 @@ def from_page(rows: Iterable[Mapping[str, Any]], start: Path, folder: Path) -> I
             yield row
 
 
-def address(audio: Any, folder: Path) -> str:
+def address(audio: object, folder: Path) -> str:
     """What a page links to for a row's ``audio``: a file: address for a whole path, a relative one for a path relative to the page.
 
     Args:
@@ -54,7 +55,7 @@ def address(audio: Any, folder: Path) -> str:
     return (_FILE if path.startswith("/") else "") + quote(os.fsencode(path))
 
 
-def title(row: Mapping[str, Any]) -> str:
+def title(row: JsonRow) -> str:
     """What a page calls a clip: its id, else its recording's name."""
     audio = row.get("audio")
     return without_folders(str(row.get("id") or (PurePath(audio).name if isinstance(audio, str) else "") or "unnamed clip"))

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from arkfast.data.rows import Row, RowError, to_utterance
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonRow
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ def choose(names: Sequence[str], known: Mapping[str, Split], present: Sequence[s
     return tuple(chosen)
 
 
-def make_row(source: Path, number: int, raw: str, split: str, fields: Mapping[str, Any] | RowError, *, folder: Path) -> SplitRow:
+def make_row(source: Path, number: int, raw: str, split: str, fields: JsonRow | RowError, *, folder: Path) -> SplitRow:
     """A corpus' row from manifest fields, checked as any manifest's rows are, or from what is wrong with it.
 
     Args:

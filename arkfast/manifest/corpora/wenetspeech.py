@@ -14,7 +14,7 @@ from typing import Any
 
 from arkfast.data.rows import RowError
 from arkfast.manifest.corpora.corpus import Corpus, Split, SplitRow, choose, make_row
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 LANGUAGE = "zh"
 FILE = "WenetSpeech.json"
@@ -63,9 +63,9 @@ def _rows(base: Path, splits: Sequence[str]) -> Iterator[SplitRow]:
                 yield make_row(base / FILE, number, json.dumps(segment, ensure_ascii=False), splits[0], fault, folder=base)
 
 
-def _row(base: Path, number: int, recording: dict[str, Any], segment: dict[str, Any], split: str) -> SplitRow:
+def _row(base: Path, number: int, recording: JsonObject, segment: JsonObject, split: str) -> SplitRow:
     source, raw = base / FILE, json.dumps(segment, ensure_ascii=False)
-    fields: dict[str, Any] | RowError
+    fields: JsonObject | RowError
     absent = [name for name in ("sid", "begin_time", "end_time", "text") if segment.get(name) is None]
     if absent:
         fields = RowError(f"{source}: segment {number} of {recording.get('aid', '?')} has no {' and no '.join(absent)}", "segment")
@@ -83,7 +83,7 @@ def _row(base: Path, number: int, recording: dict[str, Any], segment: dict[str, 
     return make_row(source, number, raw, split, fields, folder=base)
 
 
-def recordings(path: Path) -> Iterator[dict[str, Any]]:
+def recordings(path: Path) -> Iterator[JsonObject]:
     """The objects of the list ``audios``, one at a time; memory is that of the largest.
 
     Raises:
@@ -104,7 +104,7 @@ class _Reader:
         self._decoder, self._json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
         self._text, self._at, self._ended = "", 0, False
 
-    def audios(self) -> Iterator[dict[str, Any]]:
+    def audios(self) -> Iterator[JsonObject]:
         self._expect("{")
         while True:
             key = self._value()

@@ -14,11 +14,11 @@ import tempfile
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from arkfast.metrics.normalizers import basic
 from arkfast.metrics.normalizers.record import Normalizer, hash_files
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 STALL_SECONDS = 120.0  # for one text, and for the import, which may compile grammars
 _AHEAD = 256  # texts sent before their replies are read; a pipe holds 64 KiB, so more would not get further
@@ -101,7 +101,7 @@ class _Process:
             raise self.error(f"expected text_normalize to give text, got {reply.get('text')!r} for {text!r}")
         return reply["text"]
 
-    def reply(self) -> dict[str, Any]:
+    def reply(self) -> JsonObject:
         try:
             line = self._lines.get(timeout=self._stall)
         except queue.Empty:
