@@ -26,6 +26,8 @@ class Outside(Protocol):
 
     made_of: str
     """Which of Transformers' classes compute, for the report."""
+    prompt_from: str
+    """Where its prompt's layout comes from, for the report."""
 
     def refuses(self, utterance: Utterance) -> str | None:
         """Why a clip cannot be compared; None: it can."""

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from arkfast.data.shards import open_audio
 from arkfast.data.tasks import find_task
 from arkfast.files import write_text
 from arkfast.prove.config import ProveConfig
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 DEV_ROWS = 100
 """Rows of train_data on which WER is measured where there is no eval_data."""
@@ -79,7 +78,7 @@ def _write(rows: Sequence[Utterance], path: Path) -> None:
     for row in rows:
         assert isinstance(row.audio, str), "a manifest names recordings"
         place = row.audio if Path(row.audio).is_absolute() else str(Path.cwd() / row.audio)
-        fields: dict[str, Any] = {"audio": place, "text": row.text, "id": row.id, "language": row.language,
+        fields: JsonObject = {"audio": place, "text": row.text, "id": row.id, "language": row.language,
                                   "begin_time": row.begin, "end_time": row.end}  # fmt: skip
         lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False))
     write_text(path, "\n".join(lines) + "\n")

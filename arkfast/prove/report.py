@@ -5,16 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from arkfast.files import new_files
 from arkfast.plots import Series, line_chart, number, page
 from arkfast.prove.outcome import Outcome, Part
 from arkfast.prove.training import Trained
+from arkfast.records import JsonObject, JsonRow
 
 _STYLE = ".pass { color: var(--s3); font-weight: 600; } .bad { font-weight: 600; } td { max-width: 44rem; overflow-wrap: anywhere; }"
 
@@ -26,7 +26,7 @@ class Report:
     outcomes: Sequence[Outcome]
     parts: Sequence[Part]
     trained: Trained
-    settings: Mapping[str, Any]
+    settings: JsonRow
 
     @property
     def failed(self) -> list[Outcome]:
@@ -82,7 +82,7 @@ def write(report: Report, folder: Path) -> None:
         html.write_text(render(report), encoding="utf-8")
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: Report) -> JsonObject:
     """The report as plain values; numbers that are not finite are None."""
     return {
         "passed": report.passed,
@@ -150,7 +150,7 @@ def _curves(trained: Trained) -> list[str]:
     return ["<h2>The steps</h2>", f'<div class="charts">{"".join(charts)}</div>'] if charts else []
 
 
-def _values(values: Mapping[str, Any]) -> str:
+def _values(values: JsonRow) -> str:
     rows = "".join(f"<tr><td>{escape(str(name))}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in values.items())
     return f'<div class="wide"><table>{rows}</table></div>'
 

@@ -96,18 +96,19 @@ def _features(heard: Heard, clips: Sequence[Clip], other: Outside) -> Outcome:
 
 
 def _prompts(own: Ids, heard: Heard, clips: Sequence[Clip], other: Outside) -> Outcome:
-    differing = 0
-    said = "the same ids in every prompt"
+    differing, said = 0, "the same ids in every prompt"
     for mine, clip in zip(heard.prompts, clips, strict=True):
         theirs = other.prompt(clip.samples, clip.row)
         if mine != theirs:
             differing += 1
             place = first_difference(mine, theirs)
             said = (
-                f"{clip.row.name}: at place {place} ours has {shown(own.interface.tokenizer, mine, place)}, the checkpoint's template "
+                f"{clip.row.name}: at place {place} ours has {shown(own.interface.tokenizer, mine, place)}, the other "
                 f"{shown(own.interface.tokenizer, theirs, place)} ({len(mine)} and {len(theirs)} ids)"
             )
-    return within(_PROMPT, float(differing), 0.0, reason="ids are equal or they are not", detail=f"{len(clips)} clips; {said}")
+    return within(
+        _PROMPT, float(differing), 0.0, reason="ids are equal or they are not", detail=f"{other.prompt_from}; {len(clips)} clips; {said}"
+    )
 
 
 def _tokens(own: Ids, heard: Heard, clips: Sequence[Clip], other: Outside) -> Outcome:

@@ -6,11 +6,10 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from arkfast.prove.config import ProveConfig
 from arkfast.prove.outcome import Outcome, not_compared, within
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer, TrainingStopped
 
@@ -110,7 +109,7 @@ def _wer(rates: list[tuple[int, float]], run: TrainConfig, most: float, stopped:
     )
 
 
-def _records(path: Path) -> list[dict[str, Any]]:
+def _records(path: Path) -> list[JsonObject]:
     if not path.is_file():
         return []
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -20,7 +20,7 @@ from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder
 
 from arkfast.models.family import read_config
 from arkfast.models.weights import weight_files
-from arkfast.records import AllowedTokens, InputError, Utterance
+from arkfast.records import AllowedTokens, InputError, JsonRow, Utterance
 
 _PROMPT = "<|user|><|begin_of_audio|><|audio|><|end_of_audio|>Please transcribe this audio.<|assistant|>"
 _AUDIO = "<|audio|>"
@@ -69,21 +69,27 @@ class ArkasrOutside:
             said = " ".join(repr(error).split())
             raise InputError(f"{folder}: Transformers' classes cannot be filled from it ({said}); copy the checkpoint again") from error
         self._merge, self._audio_id = int(config.get("merge_factor", 4)), int(config["audio_token_id"])
-        self._template = self._layout(folder)
+        self._template, self.prompt_from = self._layout(folder)
 
-    def _layout(self, folder: Path) -> str:
-        """The prompt's text with one placeholder, by the checkpoint's own template where it has one that gives such a text."""
+    def _layout(self, folder: Path) -> tuple[str, str]:
+        """The prompt's text with one placeholder, by the checkpoint's own template where it has one that gives such a text, and whose it
+        is."""
         file = folder / "chat_template.jinja"
         if not file.is_file():
-            return _PROMPT
+            return _PROMPT, "the published layout, since the checkpoint has no template"
         content = [{"type": "audio", "path": "clip.wav"}, {"type": "text", "text": "Please transcribe this audio."}]
-        text = self._tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}],
-            chat_template=file.read_text(encoding="utf-8"),
-            tokenize=False,
-            add_generation_prompt=True,
-        )
-        return text if text.count(_AUDIO) == 1 else _PROMPT
+        try:
+            text: str = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": content}],
+                chat_template=file.read_text(encoding="utf-8"),
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # whatever a template raises; the report says it
+            return _PROMPT, f"the published layout, since the checkpoint's template cannot be used ({' '.join(repr(error).split())})"
+        if text.count(_AUDIO) != 1:
+            return _PROMPT, f"the published layout, since the checkpoint's template gives no text with one {_AUDIO}"
+        return text, "the checkpoint's template"
 
     def refuses(self, utterance: Utterance) -> str | None:
         """See ``Outside.refuses``."""
@@ -150,7 +156,7 @@ class ArkasrOutside:
         return ids
 
 
-def _encoder(whisper: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GlmAsrEncoder:
+def _encoder(whisper: JsonRow, tensors: Mapping[str, Tensor]) -> GlmAsrEncoder:
     heads, width = int(whisper["encoder_attention_heads"]), int(whisper["d_model"])
     config = GlmAsrEncoderConfig(
         hidden_size=width,
@@ -178,7 +184,7 @@ def _encoder(whisper: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> GlmAs
     return encoder
 
 
-def _decoder(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Qwen2ForCausalLM:
+def _decoder(config: JsonRow, tensors: Mapping[str, Tensor]) -> Qwen2ForCausalLM:
     fields = {name: config[name] for name in _DECODER_FIELDS if config.get(name) is not None}
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
     state = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "lm_head."))}

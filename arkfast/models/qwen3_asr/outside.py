@@ -50,6 +50,7 @@ class Qwen3AsrOutside:
     """
 
     made_of = "Qwen3ASRProcessor and Qwen3ASRForConditionalGeneration"
+    prompt_from = "the layout of its processor"
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self._device = device
