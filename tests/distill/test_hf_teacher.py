@@ -179,11 +179,12 @@ def test_equal_vocabularies_are_aligned_whole(world: World) -> None:
 @torch.no_grad()
 def test_a_whisper_teacher_follows_its_own_transcript(world: World) -> None:
     teacher = world.teacher("whisper")
-    rows = teacher.inputs.rows(world.batch(teacher), teacher._detected)
-    answers, ended = teacher.model.answers(rows, spoken=teacher._spoken, ends=sorted(teacher._ends), max_new_tokens=20)
+    begun = teacher.begin(world.batch(teacher))
+    rows = begun.rows
+    answers, ended = teacher.model.answers(rows, begun.states, spoken=teacher._spoken, ends=sorted(teacher._ends), max_new_tokens=20)
     places = [list(range(len(answer) + end)) for answer, end in zip(answers, ended, strict=True)]
     written = set()
-    for part, logits in teacher.model.scores(rows, teacher.model.encoded(rows), answers, places):
+    for part, logits in teacher.model.scores(rows, begun.states, answers, places):
         best = iter(logits.masked_fill(~teacher._spoken, float("-inf")).argmax(1).tolist())
         for i in part:
             wanted = [*answers[i], *sorted(teacher._ends)] if ended[i] else answers[i]

@@ -204,8 +204,10 @@ class HfTeacher:
     @torch.no_grad()
     def transcribe(self, batch: Batch, *, max_new_tokens: int) -> Rollout:
         """See ``Teacher.transcribe``. Where vocabularies differ, the answers are the student's ids of the teacher's text."""
-        rows = self.inputs.rows(batch, self._detected)
-        answers, ended = self.model.answers(rows, spoken=self._spoken, ends=sorted(self._ends), max_new_tokens=max_new_tokens)
+        begun = self.begin(batch)
+        answers, ended = self.model.answers(
+            begun.rows, begun.states, spoken=self._spoken, ends=sorted(self._ends), max_new_tokens=max_new_tokens
+        )
         if self.vocabulary is not None:
             answers = [self._tokenizer.encode(self._text(answer), add_special_tokens=False) for answer in answers]
         whole = [[*answer, self._end_id] if end else answer for answer, end in zip(answers, ended, strict=True)]

@@ -143,19 +143,25 @@ class TeacherModel:
         return self.model(input_ids=padded, attention_mask=mask, **_joined([row.heard for row in rows]), **options)
 
     def answers(
-        self, rows: Sequence[RowInputs], *, spoken: torch.Tensor, ends: Sequence[int], max_new_tokens: int
+        self,
+        rows: Sequence[RowInputs],
+        states: Sequence[torch.Tensor | None],
+        *,
+        spoken: torch.Tensor,
+        ends: Sequence[int],
+        max_new_tokens: int,
     ) -> tuple[list[list[int]], list[bool]]:
         """Each row's greedy answer without its end token, and whether it ended.
 
         Args:
             rows: to be answered.
+            states: of each row, from ``encoded``.
             spoken: bool [V], the ids that an answer may hold; those of ``ends`` among them.
             ends: ids that end it.
             max_new_tokens: the most ids, the end token included.
         """
         answers: list[list[int]] = [[] for _ in rows]
         ended = [False] * len(rows)
-        states = self.encoded(rows)
         for group in _groups([(row.shapes, len(row.prompt)) for row in rows]):
             own, seen = [rows[i] for i in group], [states[i] for i in group]
             width = len(own[0].prompt)
