@@ -538,6 +538,20 @@ def test_its_transcripts_of_such_rows_are_not_learnt_either(world, languages):
     )
 
 
+def test_a_batch_that_is_all_left_out_teaches_nothing(world):
+    teacher, rollout = world.teacher(), world.rollout()
+    batch = world.batch(teacher, languages=("hr", "sk", "sl", "et"))
+    student = load_model(world.root / "student")
+    losses = [opd_loss(student, batch, encoded(student, batch), rollout, teacher.score(batch, rollout), tau=1.0)]
+    losses.append(td_step(student, Engine(student, allowed=world.allowed), teacher, batch, max_new_tokens=4))
+    for loss in losses:
+        loss.total.backward()
+        assert float(loss.count) == float(loss.total) == 0
+    gradients = [parameter.grad for parameter in student.parameters() if parameter.grad is not None]
+    assert gradients
+    assert not any(gradient.any() for gradient in gradients)
+
+
 # -- answers -----------------------------------------------------------------
 
 
