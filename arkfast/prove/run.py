@@ -156,9 +156,6 @@ def _student_beside(
 def _teacher_beside(
     ids: Ids, other: Outside | _NotRun, heard: Heard, scored: Scored, clips: Sequence[Clip], own: Dense | None
 ) -> list[Outcome]:
-    if not isinstance(other, _NotRun):
-        refused = next(filter(None, (other.refuses(clip.row) for clip in clips)), None)
-        other = other if refused is None else _NotRun(refused)
     if isinstance(other, _NotRun):
         line = Outcome(name=teacher_checks.SCORES, verdict=other.verdict, detail=other.why)
         return [line, *teacher_checks.losses(heard, scored, None, own)]

@@ -61,8 +61,12 @@ class Dense:
     """[N, K] the largest logits of allowed ids, descending."""
     lse: Tensor
     """[N] log-sum-exp over the allowed ids."""
+    seen: Tensor
+    """[N] bool: False at the positions of a clip that Transformers' own cannot be asked about, where the numbers above mean nothing."""
     largest: float
     """The largest size of a finite logit of an allowed id."""
+    left_out: str
+    """Why there are such clips; empty where there are none."""
 
 
 def lists(heard: Heard, scored: Scored) -> Tensor:
@@ -74,10 +78,18 @@ def lists(heard: Heard, scored: Scored) -> Tensor:
 def dense(other: Outside, own: Ids, heard: Heard, scored: Scored, clips: Sequence[Clip]) -> Dense:
     """One clip after the other, so that a vocabulary times all positions never lies in memory at once."""
     slots, count = lists(heard, scored), scored.scores.ids.shape[1]
-    at, best, lse, largest, first = [], [], [], 0.0, 0
+    at, best, lse, seen, largest, first, left_out = [], [], [], [], 0.0, 0, ""
     for answer, clip in zip(heard.answers, clips, strict=True):
         listed = slots[first : first + len(answer)]
         first += len(answer)
+        refused = other.refuses(clip.row)
+        seen.append(torch.full((len(answer),), refused is None))
+        if refused is not None:
+            left_out = left_out or refused
+            at.append(torch.full(listed.shape, math.nan))
+            best.append(torch.full((len(answer), count), math.nan))
+            lse.append(torch.full((len(answer),), math.nan, dtype=torch.float64))
+            continue
         logits = other.scores(clip.samples, clip.row, answer)
         logits = logits.masked_fill(~own.allowed.mask(logits.shape[1]), -math.inf)
         at.append(logits.gather(1, listed.clamp_min(0)).masked_fill(listed < 0, -math.inf))
@@ -85,25 +97,27 @@ def dense(other: Outside, own: Ids, heard: Heard, scored: Scored, clips: Sequenc
         lse.append(logits.double().logsumexp(1))
         finite = logits[logits.isfinite()]
         largest = max(largest, float(finite.abs().max())) if len(finite) else largest
-    return Dense(torch.cat(at), torch.cat(best), torch.cat(lse), largest)
+    return Dense(torch.cat(at), torch.cat(best), torch.cat(lse), torch.cat(seen), largest, left_out)
 
 
 def scores(heard: Heard, scored: Scored, found: Dense, made_of: str, tokenizer: TokenizerLike) -> Outcome:
     """The teacher's scores of the student's list and of its own, and whether its own list is the best there is."""
-    own, valid = scored.scores, scored.scores.valid
-    if not valid.any():
-        return Outcome(name=SCORES, verdict="FAIL", detail="the teacher scored no position")
+    own, looked = scored.scores, found.seen
+    if not looked.any():
+        return not_compared(SCORES, found.left_out)
+    if unscored := int((looked & ~own.valid).sum()):
+        return Outcome(name=SCORES, verdict="FAIL", detail=f"the teacher has no scores at {unscored} of {int(looked.sum())} positions")
     mine = torch.cat([own.student_scores, own.scores], 1)
-    seen = (lists(heard, scored) >= 0) & valid[:, None] & mine.isfinite()
-    apart = torch.where(seen, (mine - found.at).abs(), 0.0)
-    ranked = torch.where(valid[:, None] & own.scores.isfinite(), (own.scores.sort(1, descending=True).values - found.best).abs(), 0.0)
+    apart = torch.where((lists(heard, scored) >= 0) & looked[:, None], (mine - found.at).abs(), 0.0)
+    ranked = torch.where((own.ids >= 0) & looked[:, None], (own.scores.sort(1, descending=True).values - found.best).abs(), 0.0)
     worst = max(float(apart.max()), float(ranked.max())) / max(found.largest, 1e-30)
     row, place = divmod(int(apart.nan_to_num(math.inf).argmax()), apart.shape[1])
     token = int(lists(heard, scored)[row, place])
     said = (
-        f"{made_of}; {int(valid.sum())} of {len(valid)} positions, largest logit {found.largest:.4g}; furthest apart at position {row}, "
+        f"{made_of}; {int(looked.sum())} of {len(looked)} positions, largest logit {found.largest:.4g}; furthest apart at position {row}, "
         f"id {token} ({tokenizer.convert_ids_to_tokens([token])[0]!r}): ours {float(mine[row, place]):.6g}, dense "
         f"{float(found.at[row, place]):.6g}"
+        f"{f'; left out, the first of them because {found.left_out}' if found.left_out else ''}"
     )
     return within(
         SCORES,
@@ -117,10 +131,11 @@ def scores(heard: Heard, scored: Scored, found: Dense, made_of: str, tokenizer: 
 def losses(heard: Heard, scored: Scored, teacher: Dense | None, student: Dense | None) -> list[Outcome]:
     """Our loss beside the original's, on the very scores that a step had, and beside what Transformers' scores of both models give."""
     found = [_formula(heard, scored, teacher, mixed=False), _formula(heard, scored, teacher, mixed=True)]
-    if teacher is None or student is None:
+    both = torch.zeros_like(scored.counts) if teacher is None or student is None else teacher.seen & student.seen
+    if teacher is None or student is None or not both.any():
         return [*found, not_compared(CHAIN, "there are no scores of Transformers' own for both models")]
-    counted = scored.counts
-    rows = _original_rows(heard, scored, teacher.at, student.at.double(), teacher.lse, mixed=False)
+    counted = scored.counts & both
+    rows = _original_rows(heard, scored, teacher.at, student.at.double(), teacher.lse, valid=both & scored.scores.valid, mixed=False)
     worst, mine, theirs = _apart(scored.rows, rows, counted)
     largest = max(teacher.largest, student.largest, 1.0)
     return [
@@ -140,7 +155,8 @@ def _formula(heard: Heard, scored: Scored, teacher: Dense | None, *, mixed: bool
     own = scored.scores
     taught = torch.cat([own.student_scores, own.scores], 1).double().masked_fill(~own.valid[:, None], -math.inf)
     # Without a dense pass the log-sum-exp is that of the ids at hand: the formula is compared all the same.
-    lse = teacher.lse if teacher is not None else taught.logsumexp(1)
+    lse = taught.logsumexp(1)
+    lse = lse if teacher is None else torch.where(teacher.seen, teacher.lse, lse)
     assert heard.rollout.topk_ids is not None
     student_ids = _within_head(heard.rollout.topk_ids.cpu(), scored.ids)
     teacher_ids = _within_head(own.ids, scored.ids)
@@ -160,7 +176,7 @@ def _formula(heard: Heard, scored: Scored, teacher: Dense | None, *, mixed: bool
         union = opd_union_kl(scored.hidden, scored.head, student_ids, teacher_ids, taught, reduction="none")
     written = scored.hidden @ scored.head.T
     slots = torch.cat([student_ids, teacher_ids], 1).to(torch.int64)
-    rows = _original_rows(heard, scored, taught, written.gather(1, slots.clamp_min(0)), lse, mixed=mixed)
+    rows = _original_rows(heard, scored, taught, written.gather(1, slots.clamp_min(0)), lse, valid=own.valid, mixed=mixed)
     worst, mine, theirs = _apart(union.loss.detach(), rows, scored.counts)
     sides = "the teacher's logits mixed with log-probabilities, as its code has them" if mixed else "log-probabilities on both sides"
     return within(
@@ -178,18 +194,18 @@ def _within_head(ids: Tensor, known: Tensor) -> Tensor:
     return torch.where(ids >= 0, places, -1).to(torch.int32)
 
 
-def _original_rows(heard: Heard, scored: Scored, taught: Tensor, written: Tensor, lse: Tensor, *, mixed: bool) -> list[float | None]:
-    """The original's loss of each position; the slots of ``taught`` and ``written`` are those of ``lists``."""
+def _original_rows(
+    heard: Heard, scored: Scored, taught: Tensor, written: Tensor, lse: Tensor, *, valid: Tensor, mixed: bool
+) -> list[float | None]:
+    """The original's loss of each position that is valid; the slots of ``taught`` and ``written`` are those of ``lists``."""
     slots, count = lists(heard, scored).tolist(), scored.scores.ids.shape[1]
     rows: list[float | None] = []
-    for ids, values, student, norm, valid in zip(
-        slots, taught.tolist(), written.tolist(), lse.tolist(), scored.scores.valid.tolist(), strict=True
-    ):
+    for ids, values, student, norm, counts in zip(slots, taught.tolist(), written.tolist(), lse.tolist(), valid.tolist(), strict=True):
         pairs = list(zip(ids, values, strict=True))
         first = len(ids) - count
         sides = [{i: value for i, value in part if i >= 0} for part in (pairs[first:], pairs[:first])]
         own = {i: value for i, value in zip(ids, student, strict=True) if i >= 0}
-        rows.append(union_loss(sides[0], sides[1], own, lse=norm, mixed=mixed) if valid else None)
+        rows.append(union_loss(sides[0], sides[1], own, lse=norm, mixed=mixed) if counts else None)
     return rows
 
 

@@ -103,6 +103,23 @@ def test_the_originals_own_teacher_passes_in_both_layouts(world: Path, tmp_path:
     assert found[training.STEPS] == "not compared"
 
 
+def test_clips_whose_language_nobody_says_are_left_out_and_said(world: Path, tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (world / "train.jsonl").read_text().splitlines()]
+    for untold in (1, 2):
+        lines = []
+        for i, row in enumerate(rows[:2]):
+            row = {**row, "audio": str(world / row["audio"])}
+            lines.append(json.dumps({name: value for name, value in row.items() if i >= untold or name != "language"}) + "\n")
+        manifest, out = tmp_path / f"{untold}.jsonl", tmp_path / f"out{untold}"
+        manifest.write_text("".join(lines))
+        assert prove(world, out, train_data=manifest, teacher_model=world / "qwen", teacher_backend="qwen3_asr_transformers") == 0
+        line = next(line for line in report(out)["comparisons"] if line["name"] == teacher_checks.SCORES)
+        assert line["verdict"] == verdicts(out)[teacher_checks.CHAIN] == ("pass" if untold == 1 else "not compared")
+        assert "10 of 20 positions" in line["detail"] or untold == 2
+        assert "neither its language nor its script" in line["detail"]
+        assert verdicts(out)[teacher_checks.LOSS] == "pass"
+
+
 def swap_ids(folder: Path) -> None:
     """Two tokens change places in a tokenizer."""
     file = folder / "tokenizer.json"
