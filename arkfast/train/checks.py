@@ -120,6 +120,7 @@ def _vocabulary(interface: Interface, task: str, vocab_size: int, where: str) ->
     # Added tokens past the head are none that an answer or a prompt may hold; text that the model cannot write is another model's.
     if size - vocab_size > sum(token >= vocab_size for token in added):
         raise InputError(
-            f"{where}: swapped tokenizer: it has {size} tokens, the model {vocab_size} ids; give the tokenizer that the model was trained with"
+            f"{where}: swapped tokenizer: it has {size} tokens, the model {vocab_size} ids; give the tokenizer that the model was "
+            "trained with"
         )
     return f"{size} tokens of {vocab_size} ids, {interface.allowed(task).count} allowed in answers"

@@ -11,7 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from arkfast import cli
+from arkfast.models.family import find_family
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+from arkfast.train.checks import interface_checks
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +109,22 @@ def test_a_checkpoint_that_is_not_there_is_wrong_input(world: Path, capsys: pyte
     said = capsys.readouterr()
     assert said.out == ""
     assert [line.startswith("arkfast verify: error: ") for line in said.err.splitlines()] == [True, True]
+
+
+def test_a_tokenizer_may_have_added_tokens_past_the_head_and_no_text_there(world: Path) -> None:
+    family = find_family(world / "student")
+    model = family.shell(world / "student", attn_implementation="sdpa")
+    interface = family.interface(family.tokenizer(world / "student"), model, where="here")
+    added = len(interface.tokenizer.added_tokens_decoder)
+    size = len(interface.tokenizer)
+
+    def failed(vocab_size: int) -> set[str]:
+        checks = interface_checks(interface, "asr", model.audio_input, vocab_size, world / "student", "--model_path")
+        return {check.name for check in checks if check.failed}
+
+    assert failed(size) == set()
+    assert failed(size - added) == {"prompt ids"}
+    assert failed(size - added - 1) == {"prompt ids", "vocabulary"}
 
 
 def calibrated(world: Path, capsys: pytest.CaptureFixture[str], *more: object) -> tuple[int, dict[str, str], list[str]]:
