@@ -21,7 +21,7 @@ class PromptCache:
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Keep ``keys`` and ``values`` [rows, kv heads, prompt, head size] and give them back: a prompt attends to itself alone."""
         assert layer == len(self.keys), "layers come in order"
         self.keys.append(keys)

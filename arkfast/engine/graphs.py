@@ -10,14 +10,15 @@ import weakref
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Numbers of rows that graphs are captured for; beyond the last, multiples of 64."""
 
-Step = Callable[[int, Any], None]
+M = TypeVar("M", bound=Hashable)
+Step = Callable[[int, M], None]
 """``step(rows, mode)`` runs one step; it must read and write memory that stays where it is."""
 
 _idle_streams: dict[torch.device, list[torch.cuda.Stream]] = defaultdict(list)
@@ -41,12 +42,12 @@ class StepGraphs:
     def __init__(self, kept: Any, device: torch.device) -> None:
         self._kept, self._device = kept, device
         self._graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
-        self._pool: Any = None
+        self._pool: Any = None  # torch exports no name for its type
         self._stream: torch.cuda.Stream | None = None
         self.broken = False
         """Whether a capture failed; steps are launched one kernel at a time from then on, which a warning has said."""
 
-    def run(self, step: Step, rows: int, mode: Any) -> None:
+    def run(self, step: Step[M], rows: int, mode: M) -> None:
         """One step of the first ``rows`` rows.
 
         Args:
@@ -64,7 +65,7 @@ class StepGraphs:
         else:
             graph.replay()
 
-    def _capture(self, step: Step, rows: int, mode: Any) -> torch.cuda.CUDAGraph | None:
+    def _capture(self, step: Step[M], rows: int, mode: M) -> torch.cuda.CUDAGraph | None:
         self._stream = self._stream or _lent_stream(self, self._device)
         before, graph = self._kept.clone(), torch.cuda.CUDAGraph()
         try:

@@ -7,7 +7,7 @@ that has ended stays as it is until its slot is taken again. Knows scores and id
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -124,26 +124,27 @@ class Rows:
 
     def __getitem__(self, rows: slice) -> Rows:
         """A view of some rows."""
-        return Rows(**{name: None if value is None else value[rows] for name, value in self._all()})
+        return replace(self, **{name: value[rows] for name, value in self._tensors().items()})
 
     def move(self, source: torch.Tensor, target: torch.Tensor) -> None:
         """Copy the rows ``source`` [n] int64 over ``target`` [n]; the two are disjoint."""
-        for _, value in self._all():
-            if value is not None:
-                value[target] = value[source]
+        for value in self._tensors().values():
+            value[target] = value[source]
 
     def copy_(self, other: Rows) -> None:
         """Overwrite everything with ``other``'s."""
-        for (_, own), (_, new) in zip(self._all(), other._all(), strict=True):
-            if own is not None and new is not None:
-                own.copy_(new)
+        given = other._tensors()
+        for name, own in self._tensors().items():
+            if name in given:
+                own.copy_(given[name])
 
     def clone(self) -> Rows:
         """A copy with memory of its own."""
-        return Rows(**{name: None if value is None else value.clone() for name, value in self._all()})
+        return replace(self, **{name: value.clone() for name, value in self._tensors().items()})
 
-    def _all(self) -> list[tuple[str, torch.Tensor | None]]:
-        return [(f.name, getattr(self, f.name)) for f in fields(self)]
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        """Those that there are, by name."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
     def read(self, rows: int) -> tuple[list[int], list[int]]:
         """(produced, state) of the first rows: the one place where the host waits for the device."""

@@ -6,6 +6,8 @@ have to keep up with cuBLAS to within a tenth to be worth it, and Triton's does 
 
 from __future__ import annotations
 
+from typing import overload
+
 import torch
 
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans
@@ -79,6 +81,18 @@ def linear_topk_rows(
                 gathered, _ = rescored(x, weight, columns.of(gather_ids[span]), gathered, None)
         parts.append(TopK(values, ids, lse, gathered, flags))
     return join(parts)
+
+
+@overload
+def rescored(
+    hidden: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor, prior: torch.Tensor, ids: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+@overload
+def rescored(
+    hidden: torch.Tensor, weight: torch.Tensor, columns: torch.Tensor, prior: torch.Tensor, ids: None
+) -> tuple[torch.Tensor, None]: ...
 
 
 def rescored(

@@ -14,7 +14,7 @@ from arkfast.kernels.common.precision import without_autocast
 from arkfast.kernels.common.ranges import checked_ranges, left_out
 from arkfast.kernels.linear_topk import launcher, reference
 from arkfast.kernels.row_topk.launcher import unfit
-from arkfast.kernels.row_topk.op import TopK, join, select_topk
+from arkfast.kernels.row_topk.op import TopK, first_rows, join, select_topk
 from arkfast.kernels.row_topk.reference import blocked_columns
 
 WORKSPACE_BYTES_PER_LOGIT = 32
@@ -125,8 +125,7 @@ def linear_topk_lse(
             top = select_topk(x @ weight.t(), k, dead=out, column_ids=vocab_map, gather_columns=wanted, need_lse=need_lse)
             if rescores:
                 top = _rescored(top, x, weight, columns, wanted)
-            n = span.stop - span.start
-            parts.append(TopK(*(None if part is None else part[:n] for part in top)))
+            parts.append(first_rows(top, span.stop - span.start))
     return join(parts)
 
 

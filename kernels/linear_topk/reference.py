@@ -17,7 +17,10 @@ class Columns:
     """Output id → column, without knowing the largest output id and without asking the device for it."""
 
     def __init__(self, vocab_map: torch.Tensor | None) -> None:
-        self.sorted_ids, self.order = (None, None) if vocab_map is None else vocab_map.long().sort(stable=True)
+        self.sorted_ids: torch.Tensor | None = None
+        self.order: torch.Tensor | None = None
+        if vocab_map is not None:
+            self.sorted_ids, self.order = vocab_map.long().sort(stable=True)
 
     def places(self, ids: torch.Tensor) -> torch.Tensor:
         """Where output ids (int64 out, shape of ``ids``) stand when columns are in the order of theirs; −1 for an id without a column."""

@@ -6,7 +6,7 @@ dL/dlogits in place, so that nothing of size V outlives a chunk.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -61,15 +61,17 @@ class _LinearLogSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight, ids, dead, ranges, *stats = ctx.saved_tensors
+    def backward(
+        ctx: Any, d_logp: torch.Tensor | None, d_lse: torch.Tensor | None, d_entropy: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        hidden, weight, ids, dead, ranges, logp, lse, entropy = ctx.saved_tensors
         linear = ChunkedLinear(hidden, weight, ctx.rows, fast=ctx.chosen == "triton", grads=ctx.needs_input_grad[:2])
         with without_autocast(hidden):
             for s in linear.spans():
                 logits = linear.logits(s)
                 out = linear.d_logits_buffer(s, logits)
-                grads = tuple(_part(g, s) for g in upstream)
-                part = RowStats(*(_part(x, s) for x in stats))
+                grads = _part(d_logp, s), _part(d_lse, s), _part(d_entropy, s)
+                part = RowStats(logp[s], lse[s], _part(entropy, s))
                 settings = {"tau": ctx.tau, "dead": dead, "ranges": _part(ranges, s), "chosen": ctx.chosen}
                 linear.collect(s, *row_grad(grads, logits, part, ids[s], out, **settings))
         d_hidden, d_weight = linear.gradients()
@@ -114,6 +116,36 @@ def linear_stats(
     dead = blocked_columns(sizes["V"], blocked, None, hidden.device)
     rows = chunk_rows or default_rows(sizes["V"], hidden.device)
     return RowStats(*_LinearLogSoftmax.apply(hidden, weight, ids, tau, dead, ranges, rows, need_entropy, chosen))
+
+
+@overload
+def linear_log_softmax(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tau: float = ...,
+    blocked: torch.Tensor | None = ...,
+    ranges: torch.Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+    chunk_rows: int | None = ...,
+    backend: Backend = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def linear_log_softmax(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tau: float = ...,
+    blocked: torch.Tensor | None = ...,
+    ranges: torch.Tensor | None = ...,
+    return_lse: Literal[True],
+    chunk_rows: int | None = ...,
+    backend: Backend = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def linear_log_softmax(

@@ -5,7 +5,7 @@ Knows rows of logits that exist; where they come from a linear layer, ``linear``
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch.autograd.function import once_differentiable
@@ -65,8 +65,11 @@ def row_stats(
     from arkfast.kernels.log_softmax import kernel
 
     (rows, slots), width = ids.shape, logits.shape[1]
-    make = {"dtype": torch.float32, "device": logits.device}
-    stats = RowStats(torch.empty(rows, slots, **make), torch.empty(rows, **make), torch.empty(rows, **make) if need_entropy else None)
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=logits.device)
+
+    stats = RowStats(empty(rows, slots), empty(rows), empty(rows) if need_entropy else None)
     if rows:
         config = pick(TABLE, device=logits.device, width=width, dtype=logits.dtype)
         kernel.row_log_softmax_fwd[(rows,)](
@@ -191,11 +194,39 @@ class _RowLogSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *upstream: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    def backward(
+        ctx: Any, d_logp: torch.Tensor | None, d_lse: torch.Tensor | None, d_entropy: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
         logits, ids, dead, ranges, *stats = ctx.saved_tensors
         out = torch.empty(logits.shape, dtype=logits.dtype, device=logits.device)
-        d_logits, _ = row_grad(upstream, logits, RowStats(*stats), ids, out, dead=dead, ranges=ranges, **ctx.settings)
+        d_logits, _ = row_grad((d_logp, d_lse, d_entropy), logits, RowStats(*stats), ids, out, dead=dead, ranges=ranges, **ctx.settings)
         return d_logits.to(logits.dtype), *(None,) * 6
+
+
+@overload
+def row_log_softmax(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tau: float = ...,
+    blocked: torch.Tensor | None = ...,
+    ranges: torch.Tensor | None = ...,
+    return_lse: Literal[False] = ...,
+    backend: Backend = ...,
+) -> torch.Tensor: ...
+
+
+@overload
+def row_log_softmax(
+    logits: torch.Tensor,
+    ids: torch.Tensor,
+    *,
+    tau: float = ...,
+    blocked: torch.Tensor | None = ...,
+    ranges: torch.Tensor | None = ...,
+    return_lse: Literal[True],
+    backend: Backend = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 def row_log_softmax(

@@ -69,7 +69,29 @@ def join(parts: list[TopK]) -> TopK:
     """Row chunks in order → one TopK."""
     if len(parts) == 1:
         return parts[0]
-    return TopK(*(None if column[0] is None else torch.cat(column) for column in zip(*parts, strict=True)))
+    return TopK(
+        values=torch.cat([part.values for part in parts]),
+        ids=torch.cat([part.ids for part in parts]),
+        lse=_joined([part.lse for part in parts]),
+        gathered=_joined([part.gathered for part in parts]),
+        flags=torch.cat([part.flags for part in parts]),
+    )
+
+
+def _joined(column: list[torch.Tensor | None]) -> torch.Tensor | None:
+    given = [part for part in column if part is not None]
+    return torch.cat(given) if given else None
+
+
+def first_rows(top: TopK, n: int) -> TopK:
+    """What is known of the first ``n`` rows."""
+    return TopK(
+        values=top.values[:n],
+        ids=top.ids[:n],
+        lse=None if top.lse is None else top.lse[:n],
+        gathered=None if top.gathered is None else top.gathered[:n],
+        flags=top.flags[:n],
+    )
 
 
 @torch.no_grad()

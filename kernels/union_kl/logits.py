@@ -41,7 +41,7 @@ def _rows(
     tau: float,
     blocked: torch.Tensor | None,
     ranges: torch.Tensor | None,
-    backend: str,
+    backend: Backend,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """[T, V] twice → rows [T], support [T] int32, ids [T, 2k] int32 (−1 where empty), gradient to the student's scores [T, 2k]."""
     dtype = reference.wide_dtype(student, teacher)

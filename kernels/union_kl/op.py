@@ -26,7 +26,7 @@ class UnionSupport(NamedTuple):
 
     ids: torch.Tensor
     """[T, Ks + Kt] int32: the student's slots, then the teacher's; −1 where a slot is empty or repeats an earlier one."""
-    count: torch.Tensor
+    count: torch.Tensor  # type: ignore[assignment] # hides tuple.count, by which nobody looks for a tensor
     """[T] int32: different ids of each row."""
 
 
