@@ -454,7 +454,7 @@ def test_a_run_of_two_ranks_fetches_once_and_its_resume_keeps_the_commits(hub, m
     teacher = hub.push("org/teacher", models / "two", revision="v1", more=NEEDLESS)
     hub.faults["org/student/model.safetensors"] = ["slow"]
     flags = ["--student_model", "org/student", "--teacher_model", "org/teacher", "--teacher_revision", "v1", "--lora_rank", 2,
-             "--output_dir", tmp_path / "run", "--train_data", corpus / "test.jsonl", "--micro_batches_per_step", 2,
+             "--output_dir", tmp_path / "run", "--train_data", corpus / "test.jsonl", "--micro_batches_per_step", 2, "--gates", "off",
              "--learning_rate", 1e-3, "--asr_opd_max_new_tokens", 8, "--dataloader_num_workers", 0, "--device", "cpu"]  # fmt: skip
     mark, fresh = tmp_path / "mark", tmp_path / "home"
     said, _ = ranks(hub, fresh, mark, "train", *flags, "--max_steps", 1)
