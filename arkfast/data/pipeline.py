@@ -169,7 +169,7 @@ class FeaturePipeline:
             else:
                 yield self._item(item, partial(features, item))
 
-    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, Any]]) -> FeatureItem:
+    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, object]]) -> FeatureItem:
         try:
             return FeatureItem(utterance, *make())
         except InputError as error:

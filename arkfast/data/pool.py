@@ -22,7 +22,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from mmap import PAGESIZE, mmap
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 
@@ -132,7 +131,7 @@ class Pool:
             self._assign(job)
         return job
 
-    def take(self, job: Job) -> tuple[np.ndarray | InputError, Any]:
+    def take(self, job: Job) -> tuple[np.ndarray | InputError, object]:
         """A job's features, or why there are none, and its prepared value, waited for; its slot is free afterwards.
 
         Raises:

@@ -25,7 +25,7 @@ from arkfast.audio import LogMel
 from arkfast.data.collate import extract
 from arkfast.records import InputError, Utterance
 
-Prepare = Callable[[np.ndarray], Any]
+Prepare = Callable[[np.ndarray], object]
 """A second extractor: a clip's waveform, float32 [samples] at 16 kHz, to whatever a teacher needs of it. It and its result are pickled."""
 
 REQUEST = struct.Struct("<I")  # slot
@@ -51,11 +51,11 @@ class Features:
         self.log_mel, self.max_seconds, self.prepare = log_mel, max_seconds, prepare
         self._waveforms: list[np.ndarray] = []
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
         return _restored, (self.log_mel.n_mels, instruction_set, self.max_seconds, self.prepare)
 
-    def __call__(self, utterance: Utterance) -> tuple[np.ndarray, Any]:
+    def __call__(self, utterance: Utterance) -> tuple[np.ndarray, object]:
         """Features, float32 [n_mels, T], and the prepared value (None without ``prepare``).
 
         Raises:
@@ -77,7 +77,7 @@ def _restored(n_mels: int, instruction_set: str | None, max_seconds: float, prep
     return Features(LogMel(n_mels, instruction_set=instruction_set), max_seconds, prepare)
 
 
-def dump(value: Any, room: memoryview) -> bytes:
+def dump(value: object, room: memoryview) -> bytes:
     """Writes a value into shared memory, arrays as they are and the rest pickled.
 
     Returns:
@@ -113,7 +113,7 @@ def _aligned(size: int) -> int:
     return -(-size // _ALIGN) * _ALIGN
 
 
-def outcome(features: Features, utterance: Utterance) -> tuple[Any, ...]:
+def outcome(features: Features, utterance: Utterance) -> tuple[object, ...]:
     """What is said of an utterance: ("ok", features, prepared), ("bad", message), or ("raise", exception or its text, traceback)."""
     try:
         return ("ok", *features(utterance))
@@ -137,7 +137,7 @@ def dump_outcome(features: Features, utterance: Utterance, room: memoryview) -> 
         return dump(_raised(reason.with_traceback(error.__traceback__)), room)
 
 
-def _raised(error: Exception) -> tuple[Any, ...]:
+def _raised(error: Exception) -> tuple[object, ...]:
     text = "".join(traceback.format_exception(error))
     try:
         pickle.loads(pickle.dumps(error))

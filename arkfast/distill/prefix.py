@@ -8,7 +8,7 @@ R rollouts of up to L tokens, N tokens in all, H hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -69,7 +69,7 @@ class _Continued:
     def __init__(self, prefix: Prefilled, owner: torch.Tensor) -> None:
         self._prefix, self._owner = prefix, owner
 
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
         """Each rollout's prompt [R, kv heads, P, head size] followed by its own ``keys`` and ``values`` [R, kv heads, L, head size]."""
         prompts = self._prefix.cache.keys[layer].index_select(0, self._owner), self._prefix.cache.values[layer].index_select(0, self._owner)
         return torch.cat([prompts[0], keys], 2), torch.cat([prompts[1], values], 2)

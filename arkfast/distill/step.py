@@ -21,7 +21,7 @@ from arkfast.engine import Decodes
 from arkfast.models.family import SpeechModel
 from arkfast.records import Batch, Rollout, TeacherScores
 
-Phase = Callable[[str], AbstractContextManager[Any]]
+Phase = Callable[[str], AbstractContextManager[object]]
 
 GENERATED = ("generated_tokens_mean", "generated_nonempty", "generated_stopped")
 END_TOKEN = ("opd_nonterminal_rows", "opd_nonterminal_eos_candidate_rows", "opd_terminal_rows", "opd_terminal_eos_candidate_rows")
@@ -34,7 +34,7 @@ def metric_names(stage: str, *, ctc: bool = False) -> tuple[str, ...]:
     return ("asr_loss", *GENERATED) if stage == "td" else ("asr_loss", *(["ctc_loss"] if ctc else []))
 
 
-def _untimed(_name: str) -> AbstractContextManager[Any]:
+def _untimed(_name: str) -> AbstractContextManager[object]:
     return nullcontext()
 
 

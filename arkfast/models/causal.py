@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from arkfast.models.family import Audio, AudioInput, Head
+from arkfast.models.family import Audio, AudioInput, Head, Out
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ else:
     _CausalLM = object
 
 
-def through_head(hidden: Tensor, weight: Tensor, head: Head, select: Tensor | None) -> Any:
+def through_head(hidden: Tensor, weight: Tensor, head: Head[Out], select: Tensor | None) -> Out:
     """``head`` on hidden states [B, P, H], on those at ``select`` [N] of B·P only where it is given; weight [V, H]."""
     rows = hidden.flatten(0, 1)
     return head(rows if select is None else rows.index_select(0, select), weight)

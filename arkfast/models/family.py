@@ -51,6 +51,10 @@ class SpeechModel(Protocol):
 
     generation_config: Any
 
+    def __init__(self, config: Any) -> None:
+        """A model of random weights, as its configuration describes it."""
+        ...
+
     @property
     def config(self) -> Any:
         """The decoder's configuration, at least."""

@@ -9,7 +9,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
@@ -101,6 +100,6 @@ def weight_files(path: Path) -> list[Path]:
     raise InputError(f"{path}: no model.safetensors (nor shards with an index); copy the checkpoint again")
 
 
-def _listing(kind: str, tensors: Mapping[str, Any]) -> list[str]:
+def _listing(kind: str, tensors: Mapping[str, object]) -> list[str]:
     lines = [f"  {kind}: {name} {note}" for name, note in list(tensors.items())[:LISTED]]
     return lines + ([f"  {kind}: and {len(tensors) - LISTED} more"] if len(tensors) > LISTED else [])

@@ -6,7 +6,7 @@ Of the models only their features, their prompt and what the teacher prepares re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -172,7 +172,7 @@ class Feed:
         self.total_steps = config.max_steps or -(-self._order.batch_count(config.total_epochs) // self.micro_batches)
         """Optimizer steps of the run."""
 
-    def windows(self, cursor: int) -> Iterator[tuple[Window, Iterator[Batch | None]]]:
+    def windows(self, cursor: int) -> Generator[tuple[Window, Iterator[Batch | None]], None, None]:
         """The windows from ``cursor`` on, each with this process's batches: ``rounds`` of them, None where it has nothing to do.
 
         Batches are to be taken in turn, all of a window before the next.

@@ -43,7 +43,7 @@ class StepResult(NamedTuple):
     """Mean over the counting positions of all ranks."""
     norm: float
     """Of the whole gradient, before clipping."""
-    count: float
+    positions: float
     """Counting positions of all ranks."""
 
     @property
@@ -54,7 +54,14 @@ class StepResult(NamedTuple):
     @property
     def taken(self) -> bool:
         """False where a number was not finite, or no position counted: nothing was changed."""
-        return self.finite and self.count > 0
+        return self.finite and self.positions > 0
+
+
+class AdamW(torch.optim.AdamW):
+    """AdamW with the two numbers that its fused kernel looks for, by which it divides the gradient or skips the step."""
+
+    grad_scale: torch.Tensor
+    found_inf: torch.Tensor
 
 
 class MasterAdamW:
@@ -87,7 +94,7 @@ class MasterAdamW:
             assert parameter.dtype == torch.float32, f"{name}: master weights start from float32, got {parameter.dtype}"
             self._model[name] = self._master[name] = parameter
             if isinstance(parameter, DTensor):
-                self._master[name] = torch.nn.Parameter(parameter.detach().to_local())  # the same memory
+                self._master[name] = torch.nn.Parameter(_local(parameter.detach()))  # the same memory
             elif compute_dtype != torch.float32:
                 self._master[name] = torch.nn.Parameter(parameter.detach().clone())
                 parameter.data = parameter.data.to(compute_dtype)
@@ -99,7 +106,7 @@ class MasterAdamW:
         decayed = [p for name, p in self._master.items() if self._model[name].ndim >= 2]
         plain = [p for name, p in self._master.items() if self._model[name].ndim < 2]  # norms and biases
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self._adamw = torch.optim.AdamW(
+        self._adamw = AdamW(
             [group for group in groups if group["params"]], lr=0.0, betas=(config.adam_beta1, config.adam_beta2), fused=True
         )
         self._ema = {name: p.detach().clone() for name, p in self._master.items()} if self._ema_decay else {}
@@ -140,7 +147,7 @@ class MasterAdamW:
             [3] float64 on the device, the fields of ``StepResult``; nothing here waits for them.
         """
         for name, parameter in self._sharded.items():
-            self._master[name].grad = None if parameter.grad is None else parameter.grad.to_local()
+            self._master[name].grad = None if parameter.grad is None else _local(parameter.grad)
             parameter.grad = None
         loss, norm, positions = result = self._measured(count, loss_sum)
         taken = loss.isfinite() & norm.isfinite() & (positions > 0)

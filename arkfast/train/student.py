@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, UnshardHandle, fully_shard
 
 from arkfast.models.family import AnyFamily, ShardUnits, SpeechModel
 from arkfast.records import InputError
@@ -97,7 +97,7 @@ class _Root(nn.Module):
         super().__init__()
         self.model, self.extra = model, extra
 
-    def forward(self, work: Callable[[], Any]) -> Any:
+    def forward(self, work: Callable[[], Out]) -> Out:
         return work()
 
 
@@ -132,20 +132,21 @@ class ShardedStudent(Student):
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == torch.float32 else compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        self._units: list[Any] = []
-        self._root: Any = _Root(model, extra)
-        for unit in (*units.encoder, *units.layers, self._root):
+        self._units: list[FSDPModule] = []
+        root = _Root(model, extra)
+        for unit in (*units.encoder, *units.layers, root):
             fill(unit)
             frozen = {parameter for parameter in unit.parameters() if not parameter.requires_grad}
             if len(frozen) < len(list(unit.parameters())):
-                fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=frozen, reshard_after_forward=free_early)
-                self._units.append(unit)
-        self._units.pop()  # the root is gathered by its own forward and freed after the backward pass
-        for unit in (*self._units, self._root):
+                sharded = fully_shard(unit, mesh=mesh, mp_policy=policy, ignored_params=frozen, reshard_after_forward=free_early)
+                self._units.append(sharded)
+        self._root: Any = root  # FSDP2 has made it a class of both kinds
+        sharded_root = self._units.pop()  # the root is gathered by its own forward and freed after the backward pass
+        for part in (*self._units, sharded_root):
             # Gradients are sums over positions; the optimizer divides them once by the count of all ranks.
-            unit.set_gradient_divide_factor(1.0)
-            unit.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it reduces
-        self._root.set_reshard_after_forward(False, recurse=False)
+            part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo cannot scale while it reduces
+        sharded_root.set_reshard_after_forward(False, recurse=False)
         # The adapter's result is a view; nothing writes into it.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         self._order_backward(units)
@@ -191,9 +192,11 @@ class ShardedStudent(Student):
 
     def _gather(self) -> None:
         """Gather every unit, the next one under way while one arrives: all at once would hold each tensor twice."""
-        under_way: list[Any] = []
+        under_way: list[UnshardHandle] = []
         for unit in self._units:
-            under_way.append(unit.unshard(async_op=True))
+            handle = unit.unshard(async_op=True)
+            assert handle is not None
+            under_way.append(handle)
             if len(under_way) > 1:
                 under_way.pop(0).wait()
         for handle in under_way:

@@ -280,11 +280,11 @@ class Trainer:
         if kept is None:
             self._save()
             self._saver.wait()
-            kept = f"no checkpoint is of before, so step {self._state.step} is saved as it is"
+            where = f"no checkpoint is of before, so step {self._state.step} is saved as it is"
         else:
-            kept = f"the last good checkpoint is {kept}"
+            where = f"the last good checkpoint is {kept}"
         self.parallel.close()
-        raise TrainingStopped(f"{reason}; {kept}; {AWAY}, or go on all the same with --gates warn")
+        raise TrainingStopped(f"{reason}; {where}; {AWAY}, or go on all the same with --gates warn")
 
     def _accumulate(self, window: Window, batches: Iterator[Batch | None], *, learn: bool = True) -> list[LossSum]:
         """Forward and backward of this rank's micro-batches; their sums, without graphs. Without ``learn`` there is no backward."""

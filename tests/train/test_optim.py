@@ -68,7 +68,7 @@ def test_gradients_of_a_window_are_divided_once_by_its_count():
     assert steps[0] == steps[1]
     assert steps[0].loss == 2.0
     assert steps[0].norm == pytest.approx(3.0)
-    assert steps[0].count == 40.0
+    assert steps[0].positions == 40.0
     assert steps[0].taken
 
 

@@ -55,7 +55,8 @@ class Saver:
         with ExitStack() as failing:
             if new is not None:
                 failing.push(new)
-            folder: Path = self._parallel.broadcast(None if new is None else new.path)
+            folder = self._parallel.broadcast(None if new is None else new.path)
+            assert folder is not None, "the first rank has begun one"
             if self._sharded:
                 group = self._parallel.checkpoint_group
                 assert group is not None

@@ -18,6 +18,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from arkfast.records import InputError
 
@@ -67,7 +68,8 @@ def read_state(folder: Path, blank: Mapping[str, torch.Tensor], group: dist.Proc
     """
     reader = HuggingFaceStorageReader(str(folder / SHARDS if (folder / SHARDS).is_dir() else folder))
     saved = reader.read_metadata().state_dict_metadata
-    wanted = {key: value for key, value in blank.items() if key in saved and tuple(saved[key].size) == tuple(value.shape)}
+    sizes = {key: tuple(entry.size) for key, entry in saved.items() if isinstance(entry, TensorStorageMetadata)}
+    wanted = {key: value for key, value in blank.items() if sizes.get(key) == tuple(value.shape)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
         dcp.load(wanted, storage_reader=reader, process_group=group, no_dist=group is None)

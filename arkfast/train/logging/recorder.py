@@ -181,7 +181,7 @@ class Recorder:
             if languages := {name: int(number) for name in COUNTED if (number := measured.pop(_TOLD + name))}:
                 line["teacher_language_counts"] = languages
             line |= measured
-        line |= {"positions": int(result.count), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
+        line |= {"positions": int(result.positions), "grad_norm": result.norm, "lr": lr, "skipped": not result.finite}
         if config.stage != "sft":
             line["teacher_backend"] = config.teacher_backend
         line[STEP.logged] = round(step.seconds[STEP.name], 4)

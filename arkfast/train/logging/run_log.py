@@ -9,13 +9,13 @@ import json
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
 from arkfast.files import LineFile, json_line, naming, write_bytes
 from arkfast.installation import install_hint
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 from arkfast.train.logging.phase_table import STEP, parts_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if p
 """Phases whose shares of the step the bar shows, as the log and the bar call them."""
 
 
-def progress(record: dict[str, Any]) -> str:
+def progress(record: JsonObject) -> str:
     """What the bar says of a step: loss, tokens and audio seconds a second, share of the device's peak, where the time went."""
     parts = [f"loss {record['loss']:.4f}"]
     if "tokens_per_second" in record:
@@ -106,7 +106,7 @@ class RunLog:
         kept = [line for line in complete if self._start_step and (row := json.loads(line))["step"] <= stands["eval_utterances" in row]]
         write_bytes(path, b"".join(kept))
 
-    def step(self, record: dict[str, Any]) -> None:
+    def step(self, record: JsonObject) -> None:
         """Log one optimizer step."""
         if self._silent:
             return
@@ -115,7 +115,7 @@ class RunLog:
             self._bar.set_postfix_str(progress(record), refresh=False)
             self._bar.update(1)
 
-    def evaluation(self, record: dict[str, Any]) -> None:
+    def evaluation(self, record: JsonObject) -> None:
         """Log one evaluation."""
         if self._silent:
             return
@@ -132,7 +132,7 @@ class RunLog:
             with naming(self._file.path):
                 self._file.sync()
 
-    def _write(self, record: dict[str, Any], *, shown: bool) -> None:
+    def _write(self, record: JsonObject, *, shown: bool) -> None:
         line = json.dumps(record, ensure_ascii=False)
         if self._file is not None:
             with naming(self._file.path):

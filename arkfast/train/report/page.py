@@ -10,10 +10,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from html import escape
-from typing import Any
 
 from arkfast.metrics import align, normalize, tokenize
 from arkfast.plots import Series, line_chart, number, page, share_bar
+from arkfast.records import JsonObject
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP, parts_of, phase_named
 from arkfast.train.report.run_records import RunRecords
@@ -85,11 +85,11 @@ def headline(run: RunRecords) -> str:
     return f"{sentence}; WER on the evaluation set {verb} {change}, lowest {best:.2f} % at step {best_step:,}."
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _values(records: Iterable[dict[str, Any]], name: str) -> list[float]:
+def _values(records: Iterable[JsonObject], name: str) -> list[float]:
     return [float(record[name]) for record in records if _is_number(record.get(name))]
 
 
@@ -150,12 +150,12 @@ def _charts(run: RunRecords) -> list[str]:
     return charts
 
 
-def _is_the_loss(steps: Sequence[dict[str, Any]], name: str) -> bool:
+def _is_the_loss(steps: Sequence[JsonObject], name: str) -> bool:
     """Whether a part of the loss is all of it, so that one chart says both."""
     return all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(_values(steps, name), _values(steps, "loss"), strict=False))
 
 
-def _series(records: Sequence[dict[str, Any]], name: str, label: str, tone: int, *, dots: bool = False) -> Series:
+def _series(records: Sequence[JsonObject], name: str, label: str, tone: int, *, dots: bool = False) -> Series:
     values = [float(record[name]) if _is_number(record.get(name)) else None for record in records]
     return Series(label=label, x=[record["step"] for record in records], y=values, tone=tone, dots=dots)
 
@@ -185,7 +185,7 @@ def _shares(run: RunRecords) -> str:
 
 def _samples(run: RunRecords) -> list[str]:
     """The same clips at the first and the last evaluation."""
-    by_id: dict[str, list[dict[str, Any]]] = {}
+    by_id: dict[str, list[JsonObject]] = {}
     for sample in run.samples:
         by_id.setdefault(str(sample.get("id", "")), []).append(sample)
     if not by_id:
@@ -195,7 +195,7 @@ def _samples(run: RunRecords) -> list[str]:
     return [f'<div class="charts">{"".join(shown)}</div>', key]
 
 
-def _sample(name: str, samples: list[dict[str, Any]]) -> str:
+def _sample(name: str, samples: list[JsonObject]) -> str:
     first, last = min(samples, key=lambda s: s["step"]), max(samples, key=lambda s: s["step"])
     reference, language = str(last.get("text") or ""), last.get("language")
     rows = [f"<dt>said</dt><dd>{escape(normalize(reference, language=language))}</dd>"]
@@ -220,7 +220,7 @@ def marked(reference: str, hypothesis: str, language: str | None = None) -> str:
     return " ".join(parts) or '<span class="faint">nothing</span>'
 
 
-def _settings(config: dict[str, Any]) -> str:
+def _settings(config: JsonObject) -> str:
     """What was set, then everything."""
     defaults = {field.name: _plain(field.default) for field in dataclasses.fields(TrainConfig) if field.default is not dataclasses.MISSING}
     chosen = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
@@ -228,10 +228,10 @@ def _settings(config: dict[str, Any]) -> str:
     return f"{_table(chosen)}{everything}"
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _table(config: dict[str, Any]) -> str:
+def _table(config: JsonObject) -> str:
     rows = "".join(f"<tr><td>{escape(str(name))}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in config.items())
     return f'<div class="wide"><table>{rows}</table></div>'

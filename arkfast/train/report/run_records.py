@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,13 +18,13 @@ class RunRecords:
 
     name: str
     """The folder's name."""
-    config: dict[str, Any]
+    config: JsonObject
     """The run's flags."""
-    steps: list[dict[str, Any]]
+    steps: list[JsonObject]
     """The records of its steps, in order."""
-    evaluations: list[dict[str, Any]]
+    evaluations: list[JsonObject]
     """The records of its evaluations, in order."""
-    samples: list[dict[str, Any]]
+    samples: list[JsonObject]
     """Transcripts of a few rows at each evaluation: step, id, language, text, pred_text; empty where the run logged none."""
 
 
@@ -57,7 +56,7 @@ def read_run(folder: Path) -> RunRecords:
     )
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
+def _read_lines(path: Path) -> list[JsonObject]:
     """The records of a JSONL file; its last line may be half written, by a run that goes on or was killed."""
     *lines, unfinished = path.read_text(encoding="utf-8").split("\n")
     if unfinished:
