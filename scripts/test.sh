@@ -6,4 +6,5 @@ bash scripts/setup.sh
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
+.venv/bin/mypy -p arkfast
 .venv/bin/python -m pytest -q -m "not slow" "$@"
