@@ -149,8 +149,8 @@ def align_bytes(
     The student's ids give the transcript's bytes. What is valid UTF-8 from the beginning is tokenised anew by the teacher's tokenizer, in
     one call for all rows; what follows the first byte that belongs to no character (a row that the length limit cut within one) is not
     read. A teacher's tokenizer that rewrites the text (composed accents) is followed up to the first byte that differs. Where a boundary of
-    both tokenisations lies at the same offset, the position is compared. Python runs over rows and token lists, never over the vocabulary:
-    about 10 µs a row and 1 µs a token.
+    both tokenisations lies at the same offset, the position is compared. Python runs over rows and token lists once a step, never over the
+    vocabulary.
 
     Args:
         tokens: R lists of produced ids, the end token included.
