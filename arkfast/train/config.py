@@ -25,12 +25,12 @@ class TrainConfig:
     teacher_revision: str | None = None
     """Branch, tag or commit of the teacher's repository; its default branch by default."""
     teacher_prompt: str | None = None
-    """What the hf_causal_lm teacher is asked: the instruction beside the audio in its chat template, a whole prompt with its audio token, or an
-    encoder-decoder's first tokens; its own prompt by default."""
+    """What the hf_causal_lm teacher is asked: the instruction beside the audio in its chat template, a whole prompt with its audio token,
+    or an encoder-decoder's first tokens; its own prompt by default."""
     teacher_backend: str = "arkasr"
-    """How the teacher is run: arkasr is an ARK-ASR model with the student's vocabulary; qwen3_asr_teacher_forcing and qwen3_asr_transformers
-    are Qwen3-ASR with it; hf_causal_lm is any other speech model of Transformers; a module of your own is named in full, such as
-    my_package.my_teacher."""
+    """How the teacher is run: arkasr is an ARK-ASR model with the student's vocabulary; qwen3_asr_teacher_forcing and
+    qwen3_asr_transformers are Qwen3-ASR with it; hf_causal_lm is any other speech model of Transformers; a module of your own is named in
+    full, such as my_package.my_teacher."""
     teacher_full_attention: bool = False
     """Let the encoder of a Qwen3-ASR teacher attend to the whole clip, as open-audio-opd did, instead of to windows of 8 s as the model was
     trained."""

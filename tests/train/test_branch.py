@@ -17,7 +17,8 @@ from arkfast.train.trainer import Trainer
 def config(world, out, **overrides):
     values = {
         "stage": "sft", "student_model": world / "student", "train_data": world / "train.jsonl", "output_dir": out, "max_steps": 6,
-        "save_freq": 2, "max_ckpt_to_keep": 9, "learning_rate": 1e-3, "asr_opd_max_new_tokens": 4, "gates": "off", "dataloader_num_workers": 0, "seed": 3,
+        "save_freq": 2, "max_ckpt_to_keep": 9, "learning_rate": 1e-3, "asr_opd_max_new_tokens": 4,
+        "gates": "off", "dataloader_num_workers": 0, "seed": 3,
         "model_dtype": "float32", "num_threads": 1, "device": "cpu", "calibration_batches": 0,
     }  # fmt: skip
     return TrainConfig(**{**values, **overrides})

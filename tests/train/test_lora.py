@@ -68,7 +68,8 @@ def world(tmp_path_factory):
 def config(world, out, **options):
     return TrainConfig(
         student_model=world / "student", teacher_model=world / "teacher", train_data=world / "train.jsonl", output_dir=out, opd_top_k=8,
-        per_device_train_batch_size=2, learning_rate=3e-3, asr_opd_max_new_tokens=8, gates="off", dataloader_num_workers=0, seed=3, num_threads=1,
+        per_device_train_batch_size=2, learning_rate=3e-3, asr_opd_max_new_tokens=8,
+        gates="off", dataloader_num_workers=0, seed=3, num_threads=1,
         model_dtype="float32", lora_rank=4, **options,
     )  # fmt: skip
 
