@@ -21,7 +21,8 @@ from arkfast.train.trainer import Interrupted, Trainer
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
 FLAGS = {
     "stage": "opd", "per_device_train_batch_size": 1, "max_steps": 30, "learning_rate": 1e-4, "opd_top_k": 8, "asr_opd_max_new_tokens": 8,
-    "gates": "off", "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu", "calibration_batches": 0,
+    "gates": "off", "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
+    "calibration_batches": 0,
 }  # fmt: skip
 
 
