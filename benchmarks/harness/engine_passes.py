@@ -14,7 +14,7 @@ import torch
 from shapes import MODELS, Shape
 from transformers import DynamicCache
 
-from arkfast.engine.prefill import PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length
+from arkfast.engine.prefill import PREFILL_TOKENS, encode, groups_of_similar_length, prefill_each
 from arkfast.records import Batch
 from harness import speech
 from harness.common import normal
@@ -136,8 +136,8 @@ def prefill_ours(x: Prompts) -> Tensors:
     device = x.model.lm_head.weight.device
     ids, keys = [], []
     for group in groups_of_similar_length([len(one) for one in x.ids], PREFILL_TOKENS[device.type]):
-        done = Prefilled(x.model, [x.ids[i] for i in group], [x.audio[i] for i in group])
-        ids.append((x.model.lm_head(done.hidden).float() + x.bias).argmax(-1))
+        done = prefill_each(x.model, [x.ids[i] for i in group], [x.audio[i] for i in group])
+        ids.append((x.model.lm_head(done.last).float() + x.bias).argmax(-1))
         keys.append(done.cache.keys[-1][:, :, -1])
     return torch.cat(ids), torch.cat(keys)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,9 +16,10 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from arkfast.engine.cache import PromptCache
-from arkfast.engine.request import Sampling
+from arkfast.engine.prefill import Prefilled
+from arkfast.engine.request import Entry, Sampling
 from arkfast.engine.rows import DONE, Choosing
-from arkfast.engine.slots import Entry, Slots
+from arkfast.engine.slots import Slots
 from harness import speech
 from harness.common import normal
 from harness.launches import launches
@@ -71,7 +71,8 @@ def inputs(shape: Shape, device: torch.device, seed: int) -> Step:
     allowed = speech.allowed(shape.H)
     blocked = allowed.blocked(shape.V, device)
     stop = torch.tensor(allowed.stop_ids, device=device)
-    prompts = SimpleNamespace(cache=PromptCache(), hidden=hidden, ids=torch.zeros(shape.T, 1, dtype=torch.int64, device=device))
+    ids = torch.zeros(shape.T, 1, dtype=torch.int64, device=device)
+    prompts = Prefilled(cache=PromptCache(), last=hidden, lens=lens.to(device), ids=ids)
     for layer, pair in enumerate(zip(keys, values, strict=True)):
         prompts.cache.update(*pair, layer)
     slots = {}

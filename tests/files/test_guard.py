@@ -17,6 +17,8 @@ REASONS = {
     "arkfast/quickstart/clips.py": "recordings, into a NewFolder",
     "arkfast/quickstart/corpus.py": "manifests, into a NewFolder",
     "arkfast/quickstart/report.py": "into new_files",
+    "arkfast/prove/report.py": "into new_files",
+    "arkfast/testing.py": "a tiny checkpoint of a test, into the folder that it is given",
     "arkfast/train/checkpoints/run_folder.py": "best.json and a new checkpoint's state, into a NewFolder",
     "arkfast/train/checkpoints/tensors.py": "the seal, into a NewFolder",
 }
