@@ -74,7 +74,7 @@ def logged_steps(cluster) -> list[int]:
 
 
 def test_a_real_run_on_two_hosts_saves_when_it_is_told_to_stop(cluster, real: dict[str, str]) -> None:
-    process = cluster.start("--device", "cpu", "--num_threads", "1", **real)
+    process = cluster.start("--device", "cpu", "--num_threads", "1", "--gates", "off", **real)
     wait_for_steps(cluster, process, 3)
     process.send_signal(signal.SIGTERM)
     out, error = process.communicate(timeout=120)
@@ -88,7 +88,9 @@ def test_a_real_run_on_two_hosts_saves_when_it_is_told_to_stop(cluster, real: di
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds the process through /proc")
 def test_a_real_run_goes_on_when_a_process_is_killed(cluster, real: dict[str, str]) -> None:
     """The killed process belongs to the second host, so the first host's torchrun does not count a restart of its own."""
-    process = cluster.start("--device", "cpu", "--num_threads", "1", **{**real, "MAX_STEPS": "40", "SAVE_FREQ": "2", "MAX_RESTARTS": "1"})
+    process = cluster.start(
+        "--device", "cpu", "--num_threads", "1", "--gates", "off", **{**real, "MAX_STEPS": "40", "SAVE_FREQ": "2", "MAX_RESTARTS": "1"}
+    )
     wait_for_steps(cluster, process, 3)
     killed = []
     for pid in [int(name) for name in os.listdir("/proc") if name.isdigit()]:
