@@ -85,6 +85,7 @@ def built(tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_wheel_holds_only_arkfast_with_kernels_types_and_extension(built):
     names = files(built.wheel)
     assert built.wheel.name.startswith(f"arkfast_opd-{arkfast.__version__}-")
@@ -97,6 +98,7 @@ def test_wheel_holds_only_arkfast_with_kernels_types_and_extension(built):
     }
 
 
+@pytest.mark.slow
 def test_wheels_of_checkout_and_source_distribution_hold_every_file_of_the_package(built):
     """Modules and data files: what lies in the source tree, all of it, and beside it the extension alone."""
     walk = os.walk(built.checkout / "arkfast", followlinks=True)
@@ -108,6 +110,7 @@ def test_wheels_of_checkout_and_source_distribution_hold_every_file_of_the_packa
         assert {name for name in names if not is_extension(name)} == sources
 
 
+@pytest.mark.slow
 def test_source_distribution_holds_what_a_build_needs_and_no_tests(built):
     with tarfile.open(built.sdist) as archive:
         members = archive.getmembers()
