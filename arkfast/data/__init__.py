@@ -1,4 +1,4 @@
-"""From manifests to batches: rows, prompts, features, order."""
+"""From manifests to batches: rows, features, order."""
 
 from arkfast.data.cache import FeatureCache
 from arkfast.data.collate import collate, extract, pad_right

@@ -1,8 +1,7 @@
 """The student as the step uses it: whole in one process, or cut into shards that come together when they are needed.
 
-A step
-runs inside one forward of the sharded root (``inside``), because the token table is read in three places of a step, before and after the
-decoder: all of them must see the same whole tensor, whose gradient is reduced once, when the whole backward is done.
+A step runs inside one forward of the sharded root (``inside``), because the token table is read in three places of a step, before and
+after the decoder: all of them must see the same whole tensor, whose gradient is reduced once, when the whole backward is done.
 """
 
 from __future__ import annotations

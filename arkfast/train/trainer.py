@@ -1,6 +1,6 @@
 """The training loop: micro-batches to a step, steps to a run.
 
-Knows when things happen; what a step computes is ``distill.step``'s, what a checkpoint holds ``checkpoint``'s, which process does what
+Knows when things happen; what a step computes is ``distill.step``'s, what a checkpoint holds ``checkpoints``', which process does what
 ``parallel``'s. A run's losses depend on its seed, its data, its weights and the micro-batches of a step alone: no generator carries a state
 from one step to the next, so a killed run that is resumed repeats what an uninterrupted one does, on any number of processes.
 """

@@ -1,6 +1,6 @@
 """Opening a run: its folder is claimed, and the run goes to where its checkpoint stands.
 
-Knows in which order the processes do it; what a run may go on from is ``checkpoint``'s, what becomes of the rest ``branch``'s.
+Knows in which order the processes do it; what a run may go on from is ``run_folder``'s, what becomes of the rest ``branch``'s.
 """
 
 from __future__ import annotations
