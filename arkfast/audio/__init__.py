@@ -3,9 +3,9 @@
 Knows files, samples and spectra; knows no tokens and no model. Importing it loads neither torch nor a decoder.
 """
 
-from arkfast.audio.load import Extent, duration, extent, load
+from arkfast.audio.load import Extent, Loaded, duration, extent, load, read
 from arkfast.audio.log_mel import LogMel
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE
 from arkfast.audio.stream import LogMelStream
 
-__all__ = ["HOP_LENGTH", "SAMPLING_RATE", "Extent", "LogMel", "LogMelStream", "duration", "extent", "load"]
+__all__ = ["HOP_LENGTH", "SAMPLING_RATE", "Extent", "Loaded", "LogMel", "LogMelStream", "duration", "extent", "load", "read"]

@@ -58,6 +58,15 @@ from arkfast.records import InputError
 Recording = SndfileRecording | PyavRecording
 
 
+class Loaded(NamedTuple):
+    """Samples, and what a reader of the transcript should know of the recording."""
+
+    samples: NDArray[np.float32]
+    """[n] float32, n ≥ 1, finite, full scale at ±1."""
+    warnings: tuple[str, ...] = ()
+    """A sentence for each thing about the recording that is doubtful and no error, without the recording's name."""
+
+
 def load(
     source: Source,
     *,
@@ -94,6 +103,37 @@ def load(
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile or soxr is not installed.
     """
+    return read(
+        source,
+        begin=begin,
+        end=end,
+        sampling_rate=sampling_rate,
+        max_seconds=max_seconds,
+        max_bytes=max_bytes,
+        max_channels=max_channels,
+        name=name,
+    ).samples
+
+
+def read(
+    source: Source,
+    *,
+    begin: float | None = None,
+    end: float | None = None,
+    sampling_rate: int = SAMPLING_RATE,
+    max_seconds: float | None = MAX_SECONDS,
+    max_bytes: int | None = MAX_BYTES,
+    max_channels: int = MAX_CHANNELS,
+    name: str | None = None,
+) -> Loaded:
+    """``load``, and beside the samples whatever is doubtful about the recording.
+
+    Args:
+        source, begin, end, sampling_rate, max_seconds, max_bytes, max_channels, name: as for ``load``.
+
+    Raises:
+        InputError, ValueError, TypeError, ImportError: as ``load``.
+    """
     if sampling_rate < 1:
         raise ValueError(f"load: sampling_rate must be positive, got {sampling_rate}")
     check_options(max_seconds, max_bytes, max_channels)
@@ -101,7 +141,7 @@ def load(
     begin, end = segment_times(begin, end, found.label)
     with _open(found, max_channels) as recording:
         start, stop = _stretch(recording, begin, end, max_seconds, found.label)
-        return _read(recording, start, stop, end, max_seconds, sampling_rate, found.label)
+        return Loaded(_samples(recording, start, stop, end, max_seconds, sampling_rate, found.label))
 
 
 def duration(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels: int = MAX_CHANNELS, name: str | None = None) -> float:
@@ -188,7 +228,7 @@ def _stretch(recording: Recording, begin: float, end: float | None, max_seconds:
     return start, stop
 
 
-def _read(
+def _samples(
     recording: Recording, start: int, stop: int | None, end: float | None, max_seconds: float | None, sampling_rate: int, label: str
 ) -> NDArray[np.float32]:
     """Decodes, checks and resamples; what the header could not tell is refused here."""
