@@ -371,3 +371,5 @@ class TeacherScores(_OnDevice):
     languages: tuple[str, ...] = ()
     """What the teacher was told of each utterance's language, or what became of it, by the names of ``distill.languages``; empty for a
     teacher that is told none."""
+    by_reference: tuple[int, ...] = ()
+    """Rows of the batch that the teacher cannot score and whose references the student learns instead; the batch carries them."""

@@ -16,14 +16,24 @@ _TOLD = (
 DETECTED, ANOTHER = "detected", "another"
 """The teacher found the language out; a language that has no name here."""
 _NAMES = {"hr": "Croatian", "sk": "Slovak", "sl": "Slovene", "et": "Estonian", "lt": "Lithuanian"}
-_SKIPPED = "skipped: "
-COUNTED = (*_TOLD, DETECTED, *(_SKIPPED + name for name in (*_NAMES.values(), ANOTHER)), ANOTHER)
+_SKIPPED, _REFERENCE = "skipped: ", "reference: "
+COUNTED = (*_TOLD, DETECTED, *(kind + name for kind in (_SKIPPED, _REFERENCE) for name in (*_NAMES.values(), ANOTHER)), ANOTHER)
 """Every name that is counted."""
 
 
 def skipped(code: str) -> str:
     """The name under which a row is counted whose language, of this code, the teacher does not know and which it left out."""
     return _SKIPPED + _NAMES.get(code, ANOTHER)
+
+
+def by_reference(code: str) -> str:
+    """The name under which such a row is counted where the student learns its reference instead."""
+    return _REFERENCE + _NAMES.get(code, ANOTHER)
+
+
+def names_a_reference(name: str) -> bool:
+    """Whether rows counted under this name were learnt by their references."""
+    return name.startswith(_REFERENCE)
 
 
 def counted(names: Iterable[str]) -> Counter[str]:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import torch
 
+from arkfast.distill.references import joined, references
 from arkfast.distill.sequence import at_predicting_positions
-from arkfast.kernels import linear_log_softmax, opd_union_kl
+from arkfast.kernels import UnionKL, linear_log_softmax, opd_union_kl
 from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
 
@@ -108,8 +109,21 @@ def cross_entropy_loss(
     return LossSum(total=total, count=count, metrics=metrics)
 
 
-def opd_loss(model: SpeechModel, batch: Batch, audio: Audio | None, rollout: Rollout, scores: TeacherScores, *, tau: float) -> LossSum:
+def opd_loss(
+    model: SpeechModel,
+    batch: Batch,
+    audio: Audio | None,
+    rollout: Rollout,
+    scores: TeacherScores,
+    *,
+    tau: float,
+    blocked: torch.Tensor | None = None,
+    allowed: AllowedTokens | None = None,
+) -> LossSum:
     """Στ²·KL(p‖q) on the union of both models' top-k, over every produced position that the teacher could score.
+
+    Rows that are to be learnt by their references go through the decoder in the same pass, and −Σ log q(token) over their references is
+    added.
 
     Args:
         model: the student.
@@ -118,25 +132,33 @@ def opd_loss(model: SpeechModel, batch: Batch, audio: Audio | None, rollout: Rol
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.
+        blocked, allowed: as for ``cross_entropy_loss``; read where rows are learnt by their references.
     """
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
     teacher_scores = torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
     topk_ids = rollout.topk_ids
-    union = at_predicting_positions(
-        model,
-        batch,
-        audio,
-        rollout,
-        lambda hidden, weight: opd_union_kl(hidden, weight, topk_ids, scores.ids, teacher_scores, tau=tau, reduction="sum"),
-    )
+    produced, learnt = len(topk_ids), references(batch, scores.by_reference)
+    rows = rollout if learnt is None else joined(rollout, learnt)
+
+    def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[UnionKL, torch.Tensor]:
+        union = opd_union_kl(hidden[:produced], weight, topk_ids, scores.ids, teacher_scores, tau=tau, reduction="sum")
+        if learnt is None:
+            return union, hidden.new_zeros(0)
+        row, place = learnt.packed_index()
+        ranges = None if allowed is None else allowed.row_ranges(place)
+        return union, linear_log_softmax(hidden[produced:], weight, learnt.tokens[row, place][:, None], blocked=blocked, ranges=ranges)
+
+    union, log_probs = at_predicting_positions(model, batch, audio, rows, head)
     count = union.valid.sum().float()
+    cross_entropy, words = -log_probs.float().sum(), torch.full_like(count, float(len(log_probs)))
     support = torch.where(union.valid, union.support, 0).sum().float()
     # What the teacher cannot see is in no union; of the rest, ids of both lists are counted twice before and once in it.
     listed = torch.where(union.valid, torch.isfinite(teacher_scores).sum(1), 0).sum().float()
     return LossSum(
-        total=union.loss,
-        count=count,
+        total=union.loss if learnt is None else union.loss + cross_entropy,
+        count=count + words,
         metrics={
+            "asr_loss": (cross_entropy.detach(), words),
             "opd_loss": (union.loss.detach(), count),
             "opd_valid_topk_mean": (support, count),
             "opd_overlap_mean": (listed - support, count),

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from arkfast.distill.losses import CTCHead, LossSum, cross_entropy_loss, opd_loss
+from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
 from arkfast.engine import Decodes
@@ -30,7 +31,7 @@ END_TOKEN = ("opd_nonterminal_rows", "opd_nonterminal_eos_candidate_rows", "opd_
 def metric_names(stage: str, *, ctc: bool = False) -> tuple[str, ...]:
     """What a step of ``stage`` measures: the names in its ``LossSum.metrics``. ``ctc`` says that the CTC term is on."""
     if stage == "opd":
-        return ("opd_loss", "opd_valid_topk_mean", "opd_overlap_mean", "opd_aligned_share", *END_TOKEN, *GENERATED)
+        return ("opd_loss", "asr_loss", "opd_valid_topk_mean", "opd_overlap_mean", "opd_aligned_share", *END_TOKEN, *GENERATED)
     return ("asr_loss", *GENERATED) if stage == "td" else ("asr_loss", *(["ctc_loss"] if ctc else []))
 
 
@@ -62,7 +63,7 @@ def opd_step(
         scores = teacher.score(batch, rollout, begun)
         del begun  # keys and values of every prompt, perhaps: not to be held through the student's pass
     with phase("student_score"):
-        loss = opd_loss(student, batch, audio, rollout, scores, tau=tau)
+        loss = opd_loss(student, batch, audio, rollout, scores, tau=tau, blocked=engine.blocked, allowed=engine.allowed)
     ends = _end_token_metrics(rollout, scores, engine.stop_ids)
     return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends, languages=scores.languages), rollout)
 
@@ -97,7 +98,7 @@ def sft_step(
             student,
             batch,
             audio,
-            _references(batch),
+            _whole_references(batch),
             engine.blocked,
             allowed=engine.allowed,
             ctc_head=ctc_head,
@@ -115,22 +116,16 @@ def idle_step(student: SpeechModel, engine: Decodes, batch: Batch, *, stage: str
     if stage == "opd":
         engine.rollout(batch, audio=audio, max_new_tokens=1)
     loss = cross_entropy_loss(
-        student, batch, audio, _references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=float(ctc_head is not None)
+        student, batch, audio, _whole_references(batch), engine.blocked, ctc_head=ctc_head, ctc_weight=float(ctc_head is not None)
     )
     return 0.0 * loss.total
 
 
-def _references(batch: Batch) -> Rollout:
-    """A batch's transcripts as if they had been produced."""
-    assert batch.target_ids is not None, "a supervised batch carries targets"
-    assert batch.target_lens is not None
-    device = batch.target_ids.device
-    return Rollout(
-        tokens=batch.target_ids,
-        lens=batch.target_lens,
-        stopped=torch.ones(batch.size, dtype=torch.bool, device=device),
-        owner=torch.arange(batch.size, device=device),
-    )
+def _whole_references(batch: Batch) -> Rollout:
+    """All of a batch's transcripts as if they had been produced."""
+    found = references(batch, range(batch.size))
+    assert found is not None
+    return found
 
 
 def _end_token_metrics(rollout: Rollout, scores: TeacherScores, stops: torch.Tensor) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

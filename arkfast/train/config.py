@@ -34,9 +34,10 @@ class TrainConfig:
     teacher_full_attention: bool = False
     """Let the encoder of a Qwen3-ASR teacher attend to the whole clip, as open-audio-opd did, instead of to windows of 8 s as the model was
     trained."""
-    unsupported_language: Literal["skip", "none"] = "skip"
+    unsupported_language: Literal["skip", "sft", "none"] = "skip"
     """What becomes of rows whose language, by the data, a teacher that is told languages does not know: skip leaves them out of the loss
-    and counts them; none tells it no language, and it detects one of its own."""
+    and counts them; sft has the student learn their references by cross-entropy, and skips those without text; none tells the teacher no
+    language, and it detects one of its own."""
     task: str = "asr"
     """What is learnt; rows whose task is another are errors."""
     train_data: Path

@@ -22,9 +22,10 @@ import torch
 from arkfast.audio import LogMel
 from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
+from arkfast.data.tasks import Task
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.kernels import fallbacks, reset_usage, usage
-from arkfast.records import Batch, InputError, Utterance
+from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.calibration import calibrate, report
 from arkfast.train.checkpoints.export import write_model
 from arkfast.train.checkpoints.opening import open_run
@@ -119,6 +120,8 @@ class Trainer:
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
         learner = self.learner
         targets = partial(learner.task.targets, interface=learner.interface) if self.config.stage == "sft" else None
+        if targets is None and self.config.unsupported_language == "sft":
+            targets = partial(_targets_if_any, learner.task, interface=learner.interface)
         prepared = self._prepare is not None
         return batch_of(items, learner.prompt, hears=learner.n_mels is not None, prepared=prepared, targets=targets)
 
@@ -411,6 +414,11 @@ class Trainer:
     def _export(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A Transformers checkpoint of the master weights, in the precision of the checkpoint that training began from."""
         write_model(folder, self.model, weights, self.learner.processor)
+
+
+def _targets_if_any(task: Task, utterance: Utterance, *, interface: Interface) -> list[int]:
+    """An utterance's reference as ids; none where it has no text, for a stage that can do without."""
+    return task.targets(utterance, interface) if (utterance.text or "").strip() else []
 
 
 def _kernel_summary() -> str:

@@ -21,9 +21,11 @@ from transformers import AutoTokenizer, Qwen3ASRForConditionalGeneration, Qwen3A
 
 from arkfast.audio import LogMel
 from arkfast.data import collate
+from arkfast.data.collate import pad_right
 from arkfast.distill import td_step
 from arkfast.distill.languages import COUNTED
-from arkfast.distill.losses import opd_loss
+from arkfast.distill.losses import cross_entropy_loss, opd_loss
+from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import TeacherRequest, backends, load_teacher
 from arkfast.engine import Engine
@@ -398,14 +400,16 @@ def test_tensors_that_are_missing_or_of_another_shape_are_named(world, tmp_path,
     assert "unexpected: thinker.more" in text
 
 
-def test_a_head_that_differs_from_the_table_that_it_is_said_to_be_is_refused(world, tmp_path):
+def test_a_head_that_differs_from_the_table_that_it_is_said_to_be_is_used_as_it_is_stored(world, tmp_path):
     shutil.copytree(world.root / "first", tmp_path / "t")
     weights = load_file(tmp_path / "t" / "model.safetensors")
     assert {"thinker.lm_head.weight", "thinker.model.embed_tokens.weight"} <= set(weights), "both are stored, and equal"
     weights["thinker.lm_head.weight"][3, 3] += 1
     save_file(weights, tmp_path / "t" / "model.safetensors")
-    with pytest.raises(InputError, match="head and token table are one tensor, and the files hold two that differ"):
-        world.teacher(tmp_path / "t")
+    with pytest.warns(RuntimeWarning, match="are one tensor .* and the files hold two that differ"):
+        model = world.teacher(tmp_path / "t").model
+    assert torch.equal(model.lm_head.weight, weights["thinker.lm_head.weight"])
+    assert torch.equal(model.get_input_embeddings().weight, weights["thinker.model.embed_tokens.weight"])
 
 
 def test_an_untied_head_is_its_own(world, tmp_path):
@@ -514,6 +518,51 @@ def test_rows_in_languages_that_it_does_not_know_are_left_out_and_counted(world)
     scores = asked.score(batch, rollout)
     assert scores.languages == ("English", "detected", "detected", "detected")
     assert scores.valid.all()
+
+
+@pytest.mark.parametrize("languages", [("en", "hr", "en", "sw"), ("hr", "sk", "sl", "et")], ids=["two of them", "all"])
+def test_rows_in_such_languages_learn_their_references_where_that_is_chosen(world, languages):
+    """The loss, its count and its gradient are those of the scored rows and of the references, each computed alone."""
+    teacher, skipping, student = world.teacher(unsupported_language="sft"), world.teacher(), load_model(world.root / "student")
+    texts = ("dobar dan", "jedan dva tri", " ", "moja")
+    batch = world.batch(teacher, languages=languages, texts=texts)
+    ids = [
+        [*world.interface.tokenizer.encode(text, add_special_tokens=False), world.interface.end_id] if text.strip() else []
+        for text in texts
+    ]
+    target_ids, target_lens = pad_right(ids)
+    batch = replace(batch, target_ids=target_ids, target_lens=target_lens)
+    engine = Engine(student, allowed=world.allowed)
+    learnt = [i for i, language in enumerate(languages) if language != "en" and texts[i].strip()]
+
+    def gradient(*losses: Any) -> Any:
+        student.zero_grad()
+        sum(loss.total for loss in losses).backward()
+        return student.lm_head.weight.grad.clone()
+
+    rollout = world.rollout()
+    scores = teacher.score(batch, rollout)
+    assert scores.by_reference == tuple(learnt)
+    assert [name.startswith("reference: ") for name in scores.languages] == [i in learnt for i in range(4)]
+    assert scores.languages[2] in ("English", "skipped: Slovene")
+    limits = {"blocked": engine.blocked, "allowed": engine.allowed}
+    loss = opd_loss(student, batch, encoded(student, batch), rollout, scores, tau=1.0, **limits)
+    found = gradient(loss)
+    scored = opd_loss(student, batch, encoded(student, batch), rollout, skipping.score(batch, rollout), tau=1.0)
+    words = references(batch, learnt)
+    alone = cross_entropy_loss(student, batch, encoded(student, batch), words, **limits)
+    assert float(loss.count) == float(scored.count) + sum(len(ids[i]) for i in learnt)
+    torch.testing.assert_close(loss.total, scored.total + alone.total, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(loss.metrics["asr_loss"][0], alone.total.detach(), atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(found, gradient(scored, alone), atol=1e-4, rtol=1e-4)
+
+    labels = teacher.transcribe(batch, max_new_tokens=2)
+    for i in range(4):
+        if i in learnt:
+            assert labels.tokens[i, : labels.lens[i]].tolist() == ids[i]
+        elif languages[i] != "en":
+            assert labels.lens[i] == 0
+    assert labels.languages == scores.languages
 
 
 @pytest.mark.parametrize("languages", [("en", "hr", "en", "en"), ("hr", "sk", "sl", "et")], ids=["one of them", "all"])

@@ -87,6 +87,18 @@ def test_what_is_chosen_reaches_the_teacher(world, tmp_path, monkeypatch, change
     assert any(left_out in told for told in counts)
 
 
+@pytest.mark.parametrize("stage", ["opd", "td"])
+def test_references_are_learnt_where_the_language_is_not_known_to_it(world, tmp_path, stage):
+    words = flags(world, tmp_path, teacher_backend="qwen3_asr_transformers", unsupported_language="sft", stage=stage, max_steps=4)
+    assert main(words) == 0
+    found = lines(tmp_path)
+    learnt = ["reference: Croatian" in step["teacher_language_counts"] for step in found]
+    assert learnt.count(True) == learnt.count(False) == 2
+    if stage == "opd":
+        assert ["asr_loss" in step for step in found] == learnt, "a step without such a row has no such loss"
+        assert all(step["asr_loss"] > 0 for step in found if "asr_loss" in step)
+
+
 def test_its_transcripts_are_learnt_in_stage_td(world, tmp_path):
     assert main(flags(world, tmp_path, teacher_backend="qwen3_asr_teacher_forcing", stage="td", total_epochs=4)) == 0
     found = lines(tmp_path)

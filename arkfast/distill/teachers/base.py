@@ -90,6 +90,6 @@ class TeacherRequest:
     """What the user wants the teacher to be asked; None: the backend's own words. For backends whose ``OPTIONS`` names the flag."""
     full_attention: bool = False
     """Whether an encoder that attends in windows is to attend to whole clips; for backends whose ``OPTIONS`` names the flag."""
-    unsupported_language: Literal["skip", "none"] = "skip"
-    """What becomes of rows whose language the teacher does not know: left out of the loss and counted, or told no language; for backends
-    whose ``OPTIONS`` names the flag."""
+    unsupported_language: Literal["skip", "sft", "none"] = "skip"
+    """What becomes of rows whose language the teacher does not know: left out of the loss and counted, learnt by their references where
+    they have one, or told no language; for backends whose ``OPTIONS`` names the flag."""

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from arkfast.data.teacher_features import TeacherLogMel
-from arkfast.distill.languages import DETECTED, skipped
+from arkfast.distill.languages import DETECTED, by_reference, skipped
 from arkfast.distill.prefix import at_predicting_positions_after
+from arkfast.distill.references import put_in, references
 from arkfast.distill.teachers.base import TeacherRequest
 from arkfast.distill.teachers.direct import DirectTeacher
 from arkfast.distill.teachers.vocabulary import check_direct_ids
@@ -50,9 +52,7 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
     )
     backend, rows = "Qwen3-ASR", model.lm_head.weight.shape[0]
     check_direct_ids(request.interface.tokenizer, tokenizer, request.allowed, rows=rows, backend=backend)
-    return Qwen3AsrTeacher(
-        model, tokenizer, folder, allowed=request.allowed, top_k=request.top_k, skip_unsupported=request.unsupported_language == "skip"
-    )
+    return Qwen3AsrTeacher(model, tokenizer, folder, allowed=request.allowed, top_k=request.top_k, unsupported=request.unsupported_language)
 
 
 class Qwen3AsrTeacher(DirectTeacher):
@@ -63,7 +63,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         tokenizer: its own.
         folder: of the checkpoint, for its settings and for messages.
         allowed, top_k: see ``DirectTeacher``.
-        skip_unsupported: leave rows in languages that it does not know out of the loss; otherwise it detects their language.
+        unsupported: what becomes of rows in languages that it does not know; see ``TeacherRequest.unsupported_language``.
 
     Raises:
         InputError: the tokenizer or the features are not Qwen3-ASR's, or its turns do not end with the student's end token.
@@ -79,7 +79,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         *,
         allowed: AllowedTokens,
         top_k: int,
-        skip_unsupported: bool = True,
+        unsupported: Literal["skip", "sft", "none"] = "skip",
     ) -> None:
         device = model.lm_head.weight.device
         self._prompts = prompts = Prompts(tokenizer, where=f"--teacher_model {folder}", device=device)
@@ -97,7 +97,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         super().__init__(model, allowed=allowed, top_k=top_k, cost=Qwen3AsrCost(model, around=prompts.before + prompts.after + 3))
         n_mels = model.audio_input.n_mels
         self.prepare = TeacherLogMel(n_mels, least_samples=least_samples(folder, n_mels))
-        self._skip = skip_unsupported
+        self._skip, self._teach = unsupported != "none", unsupported == "sft"
 
     def _spoken(self, batch: Batch) -> list[Spoken]:
         unknown = (None,) * batch.size
@@ -149,8 +149,17 @@ class Qwen3AsrTeacher(DirectTeacher):
 
     def _counted(self, batch: Batch) -> tuple[str, ...]:
         """What it was told of each row, as the log counts it."""
-        rows = zip(self._spoken(batch), self._left_out(batch), strict=True)
-        return tuple(skipped(row.unsupported) if left and row.unsupported else row.name or DETECTED for row, left in rows)
+        learnt = self._by_reference(batch)
+        names = [by_reference if i in learnt else skipped for i in range(batch.size)]
+        rows = zip(names, self._spoken(batch), self._left_out(batch), strict=True)
+        return tuple(name(row.unsupported) if left and row.unsupported else row.name or DETECTED for name, row, left in rows)
+
+    def _by_reference(self, batch: Batch) -> tuple[int, ...]:
+        """Rows that it cannot score and that have a reference to be learnt."""
+        if not self._teach:
+            return ()
+        texts = batch.texts or (None,) * batch.size
+        return tuple(i for i, (left, text) in enumerate(zip(self._left_out(batch), texts, strict=True)) if left and text and text.strip())
 
     def score(self, batch: Batch, rollout: Rollout, begun: object = None) -> TeacherScores:
         """See ``Teacher.score``; rows in languages that it does not know are not valid where they are to be skipped."""
@@ -160,13 +169,17 @@ class Qwen3AsrTeacher(DirectTeacher):
             return replace(scores, languages=names)
         left_out = torch.tensor(out).to(scores.valid.device, non_blocking=True)
         row, _ = rollout.packed_index()
-        return replace(scores, languages=names, valid=scores.valid & ~left_out[rollout.owner[row]])
+        valid = scores.valid & ~left_out[rollout.owner[row]]
+        return replace(scores, languages=names, valid=valid, by_reference=self._by_reference(batch))
 
     def transcribe(self, batch: Batch, *, max_new_tokens: int) -> Rollout:
-        """See ``Teacher.transcribe``; a row that is to be skipped has no ids, and so nothing to learn."""
+        """See ``Teacher.transcribe``; a row that is to be skipped has no ids, and so nothing to learn, and one that is to be learnt by its
+        reference has that."""
         rollout, out = super().transcribe(batch, max_new_tokens=max_new_tokens), self._left_out(batch)
         rollout = replace(rollout, languages=self._counted(batch))
         if not any(out):
             return rollout
         left_out = torch.tensor(out).to(rollout.lens.device, non_blocking=True)[rollout.owner]
-        return replace(rollout, lens=rollout.lens.masked_fill(left_out, 0), stopped=rollout.stopped & ~left_out, total=None)
+        rollout = replace(rollout, lens=rollout.lens.masked_fill(left_out, 0), stopped=rollout.stopped & ~left_out, total=None)
+        learnt = references(batch, self._by_reference(batch))
+        return rollout if learnt is None else put_in(rollout, learnt)

@@ -14,7 +14,7 @@ import torch
 
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.distill import LossSum, metric_names
-from arkfast.distill.languages import COUNTED, counted
+from arkfast.distill.languages import COUNTED, counted, names_a_reference
 from arkfast.models.family import Cost
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
@@ -142,6 +142,8 @@ class Recorder:
         operations, rollouts = measured.pop("operations"), int(measured.pop("generated_rows"))
         if self._config.stage == "opd":
             measured["generated_rows"] = rollouts
+            if not any(measured[_TOLD + name] for name in COUNTED if names_a_reference(name)):
+                measured.pop("asr_loss")  # nothing was learnt by a reference; a loss of 0 would say that it was, and perfectly
         measured["audio_seconds"] = round(measured["audio_seconds"], 2)
         measured["tokens"] = int(measured["tokens"])
         measured["audio_seconds_per_second"] = round(measured["audio_seconds"] / seconds, 2)
