@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arkfast import audio
+from arkfast.audio import Loaded
 from arkfast.audio.segment import cut_samples
+from arkfast.audio.waveform import as_samples
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Padded, Prompt, Utterance
 
@@ -21,26 +24,51 @@ if TYPE_CHECKING:
     from arkfast.audio import LogMel
 
 
-def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0) -> np.ndarray:
-    """One utterance's log-mel features, float32 [n_mels, T] at 100 frames a second.
+def read_clip(utterance: Utterance, *, max_seconds: float = 30.0) -> Loaded:
+    """One utterance's samples at 16 kHz, and what is doubtful about them.
 
     Raises:
-        InputError: the audio is missing, unreadable, empty, not finite, longer than ``max_seconds``, or its segment lies outside it.
+        InputError: the audio is missing, unreadable, empty, longer than ``max_seconds``, or its segment lies outside it.
+        TypeError: samples in memory have a type that is no audio.
     """
     samples = utterance.audio
     if isinstance(samples, str):
         source, name = open_audio(utterance)
-        samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
-    else:
-        samples = cut_samples(np.asarray(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
+        return audio.read(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
+    cut = cut_samples(np.asarray(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
+    return Loaded(as_samples(utterance.name, cut))
+
+
+def features_of(samples: NDArray[np.float32], log_mel: LogMel, name: str) -> NDArray[np.float32]:
+    """Log-mel features of a clip, float32 [n_mels, T] at 100 frames a second.
+
+    Args:
+        samples: float32 [n] at 16 kHz.
+        log_mel: makes them.
+        name: what errors call the clip.
+
+    Raises:
+        InputError: a sample is not finite.
+    """
     try:
         features, frames = log_mel([samples], max_samples=None)  # the limit was the segment's
     except ValueError as error:
-        raise InputError(f"{_name(utterance)}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
     return np.asarray(features)[0, :, : int(frames[0])]
 
 
-def _name(utterance: Utterance) -> str:
+def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0) -> NDArray[np.float32]:
+    """One utterance's log-mel features, float32 [n_mels, T] at 100 frames a second.
+
+    Raises:
+        InputError: the audio is missing, unreadable, empty, not finite, longer than ``max_seconds``, or its segment lies outside it.
+        TypeError: samples in memory have a type that is no audio.
+    """
+    return features_of(read_clip(utterance, max_seconds=max_seconds).samples, log_mel, clip_name(utterance))
+
+
+def clip_name(utterance: Utterance) -> str:
+    """What errors call an utterance's clip: its row and its recording."""
     return f"{utterance.where}: {utterance.audio}" if utterance.where and isinstance(utterance.audio, str) else utterance.name
 
 
@@ -110,4 +138,4 @@ def pad(arrays: Sequence[np.ndarray]) -> Padded:
     values = torch.zeros(len(tensors), *shapes.amax(0).tolist(), dtype=tensors[0].dtype)
     for own, tensor in zip(values, tensors, strict=True):
         own[tuple(slice(n) for n in tensor.shape)] = tensor
-    return Padded(values=values, shapes=shapes)
+    return Padded(values=values, shapes=shapes, sizes=tuple(tuple(tensor.shape) for tensor in tensors))

@@ -38,6 +38,8 @@ class FeatureItem(NamedTuple):
     """Float32 [n_mels, T] at 100 frames a second, or why there are none."""
     prepared: Any = None
     """What the second extractor made of the same waveform."""
+    warnings: tuple[str, ...] = ()
+    """A sentence for each thing about the clip that is doubtful and no error."""
 
 
 class BadAudioPolicy:
@@ -169,7 +171,7 @@ class FeaturePipeline:
             else:
                 yield self._item(item, partial(features, item))
 
-    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, object]]) -> FeatureItem:
+    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, object, tuple[str, ...]]]) -> FeatureItem:
         try:
             return FeatureItem(utterance, *make())
         except InputError as error:

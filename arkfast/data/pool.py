@@ -131,8 +131,8 @@ class Pool:
             self._assign(job)
         return job
 
-    def take(self, job: Job) -> tuple[np.ndarray | InputError, object]:
-        """A job's features, or why there are none, and its prepared value, waited for; its slot is free afterwards.
+    def take(self, job: Job) -> tuple[np.ndarray | InputError, object, tuple[str, ...]]:
+        """A job's features, or why there are none, its prepared value and its warnings, waited for; its slot is free afterwards.
 
         Raises:
             WorkersBroken: workers cannot be started.
@@ -145,9 +145,9 @@ class Pool:
         finally:
             self._free.append(job.slot)
         if kind == "ok":
-            return rest[0], rest[1]
+            return rest[0], rest[1], rest[2]
         if kind == "bad":
-            return InputError(rest[0]), None
+            return InputError(rest[0]), None, ()
         error, trace = rest
         cause = RuntimeError(f"in a feature worker, at {job.utterance.name}:\n{trace}")
         raise (error if isinstance(error, Exception) else RuntimeError(error)) from cause

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from arkfast.audio import LogMel
-from arkfast.data.collate import extract
+from arkfast.data.collate import clip_name, features_of, read_clip
 from arkfast.records import InputError, Utterance
 
 Prepare = Callable[[np.ndarray], object]
@@ -49,28 +50,22 @@ class Features:
 
     def __init__(self, log_mel: LogMel, max_seconds: float, prepare: Prepare | None) -> None:
         self.log_mel, self.max_seconds, self.prepare = log_mel, max_seconds, prepare
-        self._waveforms: list[np.ndarray] = []
 
     def __reduce__(self) -> tuple[object, ...]:
         instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
         return _restored, (self.log_mel.n_mels, instruction_set, self.max_seconds, self.prepare)
 
-    def __call__(self, utterance: Utterance) -> tuple[np.ndarray, object]:
-        """Features, float32 [n_mels, T], and the prepared value (None without ``prepare``).
+    def __call__(self, utterance: Utterance) -> tuple[NDArray[np.float32], object, tuple[str, ...]]:
+        """Features, float32 [n_mels, T], the prepared value (None without ``prepare``), and what is doubtful about the clip.
+
+        Both extractors see the same samples, and the file is decoded once.
 
         Raises:
-            InputError: as ``extract``.
+            InputError, TypeError: as ``extract``.
         """
-        if self.prepare is None:
-            return extract(utterance, self.log_mel, max_seconds=self.max_seconds), None
-        features = extract(utterance, self._tap, max_seconds=self.max_seconds)  # type: ignore[arg-type]
-        (waveform,) = self._waveforms
-        return features, self.prepare(waveform)
-
-    def _tap(self, waveforms: list[np.ndarray], **options: Any) -> Any:
-        """``log_mel``, keeping what went in: both extractors then see the same samples, and the file is decoded once."""
-        self._waveforms = waveforms
-        return self.log_mel(waveforms, **options)
+        clip = read_clip(utterance, max_seconds=self.max_seconds)
+        features = features_of(clip.samples, self.log_mel, clip_name(utterance))
+        return features, None if self.prepare is None else self.prepare(clip.samples), clip.warnings
 
 
 def _restored(n_mels: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
@@ -114,7 +109,11 @@ def _aligned(size: int) -> int:
 
 
 def outcome(features: Features, utterance: Utterance) -> tuple[object, ...]:
-    """What is said of an utterance: ("ok", features, prepared), ("bad", message), or ("raise", exception or its text, traceback)."""
+    """What is said of an utterance.
+
+    Returns:
+        ("ok", features, prepared value, warnings), ("bad", message), or ("raise", exception or its text, traceback).
+    """
     try:
         return ("ok", *features(utterance))
     except InputError as error:

@@ -22,6 +22,7 @@ CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
+    "warnings",
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, or a stale transcript could."""
 
@@ -43,6 +44,8 @@ class Result:
     """Why there is no transcript; None when there is one."""
     seconds: float = 0.0
     """Seconds of audio that were transcribed."""
+    warnings: tuple[str, ...] = ()
+    """A sentence for each thing about the recording that is doubtful and no error."""
 
     def __post_init__(self) -> None:
         assert (self.text_raw is None) == (self.error is not None), "a result is either a transcript or an error"
@@ -53,7 +56,8 @@ class Result:
         return self.error is not None
 
     def row(self) -> JsonObject:
-        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only), then the input's other fields.
+        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only, ``warnings`` where there are any), then the
+        input's other fields.
 
         ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
         recording's own. A failed row's ``pred_text`` is None, never an empty transcript.
@@ -74,6 +78,8 @@ class Result:
         }
         if self.failed:
             row["error"] = self.error
+        if self.warnings:
+            row["warnings"] = list(self.warnings)
         return row | {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
 
 

@@ -56,6 +56,7 @@ class _Place:
     utterance: Utterance
     result: Result | None = None
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem, None, None]]
@@ -110,23 +111,24 @@ def _as_features(items: Iterable[Utterance | Result]) -> Iterator[Utterance | Fe
 
 
 def _begun(item: FeatureItem, decoder: Decoder, waiting: dict[int, _Place], frames_per_second: float) -> _Place:
-    utterance, features, known = item
+    utterance, features, known, warnings = item
     if isinstance(known, Result):
         return _Place(utterance, known)
     if isinstance(features, InputError):
         return _Place(utterance, Result(utterance=utterance, error=str(features)))
-    place = _Place(utterance, seconds=features.shape[1] / frames_per_second)
+    place = _Place(utterance, seconds=features.shape[1] / frames_per_second, warnings=warnings)
     try:
         waiting[decoder.submit(utterance, features)] = place
     except Exception as error:  # one clip's fault, whatever it is, must not cost the others
-        place.result = Result(utterance=utterance, error=_message(utterance, error))
+        place.result = Result(utterance=utterance, error=_message(utterance, error), warnings=warnings)
     return place
 
 
 def _result(place: _Place, outcome: Outcome) -> Result:
+    utterance, warnings = place.utterance, place.warnings
     if outcome.text is None:
-        return Result(utterance=place.utterance, error=f"{place.utterance.name}: {outcome.error}")
-    return Result(utterance=place.utterance, text_raw=outcome.text, finish_reason=outcome.finish_reason, seconds=place.seconds)
+        return Result(utterance=utterance, error=f"{utterance.name}: {outcome.error}", warnings=warnings)
+    return Result(utterance=utterance, text_raw=outcome.text, finish_reason=outcome.finish_reason, seconds=place.seconds, warnings=warnings)
 
 
 def _message(utterance: Utterance, error: Exception) -> str:

@@ -19,8 +19,15 @@ def clip(name: str, frames: int = 10) -> Utterance:
 class Fake:
     """Features of the length that an utterance asks for, and a transcript that is its id, after as many steps as it has frames."""
 
-    def __init__(self, bad_audio: Sequence[str] = (), bad_clip: Sequence[str] = (), refused: Sequence[str] = (), slots: int = 4) -> None:
-        self.bad_audio, self.bad_clip, self.refused, self.slots = bad_audio, bad_clip, refused, slots
+    def __init__(
+        self,
+        bad_audio: Sequence[str] = (),
+        bad_clip: Sequence[str] = (),
+        refused: Sequence[str] = (),
+        doubtful: Sequence[str] = (),
+        slots: int = 4,
+    ) -> None:
+        self.bad_audio, self.bad_clip, self.refused, self.doubtful, self.slots = bad_audio, bad_clip, refused, doubtful, slots
         self.queue: list[list] = []
         self.loaded = self.most = self.tickets = 0
 
@@ -32,7 +39,7 @@ class Fake:
             self.loaded += 1
             bad = item.id in self.bad_audio
             features = InputError(f"{item.name}: no such file") if bad else np.zeros((2, len(item.audio)), dtype=np.float32)
-            yield FeatureItem(item, features)
+            yield FeatureItem(item, features, warnings=(f"{item.id} is doubtful",) if item.id in self.doubtful else ())
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         if utterance.id in self.refused:
@@ -85,6 +92,13 @@ def test_bad_clips_are_errors_in_their_places() -> None:
     assert results[5].error == "m.jsonl:5: RuntimeError: non-finite scores"
     assert results[7].error == "m.jsonl:7: too long for a slot"
     assert all(r.text_raw is None and r.seconds == 0 for r in results if r.failed)
+
+
+def test_what_is_doubtful_stands_in_the_row_whatever_becomes_of_it() -> None:
+    results = list(Fake(bad_clip=["1"], refused=["2"], doubtful=["0", "1", "2"]).run([clip(str(i)) for i in range(4)]))
+    assert [r.row().get("warnings") for r in results] == [["0 is doubtful"], ["1 is doubtful"], ["2 is doubtful"], None]
+    stale = Utterance(id="a", audio="a.wav", extra={"warnings": ["of another run"]})
+    assert "warnings" not in Result(utterance=stale, text_raw="").row(), "an input's own are those of an earlier run"
 
 
 def test_known_results_pass_through() -> None:
