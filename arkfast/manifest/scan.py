@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from arkfast.data.ids import SeenIds
 from arkfast.data.manifest import iter_rows, no_rows, repeated_id
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError
 from arkfast.data.shards import TarMember
@@ -17,7 +18,6 @@ from arkfast.data.sources import Format, expand
 from arkfast.files import jsonl_files
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.durations import DurationCache
-from arkfast.manifest.ids import SeenIds
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError, JsonObject, Utterance
 

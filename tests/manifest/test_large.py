@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arkfast.manifest.ids import SeenIds
+from arkfast.data.ids import SeenIds
 from arkfast.testing import write_wav
 
 # SQLite keeps 8 MiB of ids, the rows under way take a few more, the allocator rounds up; 200,000 ids kept in Python would take 30.

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from arkfast.data.ids import SeenIds
 from arkfast.data.manifest import repeated_id
 from arkfast.data.rows import RowError
 from arkfast.files import jsonl_files
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.corpora.corpus import Corpus, Split, SplitRow
 from arkfast.manifest.durations import DurationCache
-from arkfast.manifest.ids import SeenIds
 from arkfast.manifest.scan import clean_row, reject_row
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError
