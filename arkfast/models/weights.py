@@ -7,23 +7,112 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
+from transformers import PreTrainedConfig
 
 from arkfast.records import InputError
 
 LISTED = 10  # tensors of each kind that an error message names
 
+COMPARED = 1 << 22
+"""Values of each of two stored tensors that are in memory at a time while they are compared."""
+
 Shapes = dict[str, tuple[int, ...]]
+C = TypeVar("C", bound=PreTrainedConfig)
+M = TypeVar("M", bound=nn.Module)
+
+
+def fitting_shell(
+    path: Path,
+    config: C,
+    build: Callable[[C], M],
+    *,
+    ignored: Iterable[str] = (),
+    renamed: Callable[[str], str] | None = None,
+) -> M:
+    """The model of a checkpoint folder without weights, after a comparison with the files.
+
+    This is the one place that decides whether head and token table are one tensor. Where ``config`` says so and the files hold two that
+    differ, the files are right, as they are for Transformers' own loader: ``config`` is changed to say that they are two, with a warning.
+    Whoever loads, shards or writes the model goes by ``config`` afterwards, and so by the same reading.
+
+    Args:
+        path: the checkpoint folder.
+        config: its configuration, whose ``tie_word_embeddings`` may be changed.
+        build: makes the model of a configuration on the meta device.
+        ignored, renamed: see ``check_tensors``.
+
+    Raises:
+        InputError: as ``check_tensors`` does.
+    """
+    shell = build(config)
+    if apart := _stored_apart(path, shell, renamed):
+        warnings.warn(
+            f"{path}: config.json says that {' and '.join(apart)} are one tensor (tie_word_embeddings), and the files hold two that "
+            "differ; the model is used with both, as it is stored. Set tie_word_embeddings to false in config.json to say so there too",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        untie(config)
+        shell = build(config)
+    check_tensors(path, shell, ignored=ignored, renamed=renamed)
+    return shell
+
+
+def untie(config: PreTrainedConfig) -> None:
+    """Make a configuration say that head and token table are two tensors, its decoder's part too."""
+    for part in (config, config.get_text_config()):
+        part.update({"tie_word_embeddings": False})
+
+
+def _stored_apart(path: Path, shell: nn.Module, renamed: Callable[[str], str] | None) -> tuple[str, ...]:
+    """The model's names of a tied pair that the files hold as two tensors of different values; empty where all pairs are one."""
+    tied = tied_names(shell)
+    places: dict[str, tuple[Path, str]] = {}
+    for file in weight_files(path) if tied else ():
+        with _opened(file) as tensors:
+            places |= {own: (file, name) for name in tensors.keys() if (own := renamed(name) if renamed else name) in tied}  # noqa: SIM118
+    for target, source in _tied_pairs(shell).items():
+        if target in places and source in places and _differ(places[target], places[source]):
+            return source, target
+    return ()
+
+
+def _differ(one: tuple[Path, str], other: tuple[Path, str]) -> bool:
+    """Whether two stored tensors, each a file and its name there, have other values; a few rows of each are read at a time."""
+    with _opened(one[0]) as first, _opened(other[0]) as second:
+        a, b = first.get_slice(one[1]), second.get_slice(other[1])
+        shape = a.get_shape()
+        if shape != b.get_shape():
+            return False  # one of them does not fit the model, which is told with its shape
+        rows = max(1, COMPARED // max(1, shape[1]))
+        return any(bool((a[i : i + rows].float() != b[i : i + rows].float()).any()) for i in range(0, shape[0], rows))
+
+
+def _opened(file: Path) -> safe_open:
+    """A safetensors file as it is read, whose errors name it."""
+    try:
+        return safe_open(file, framework="pt")
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: not a complete safetensors file ({error}); copy the checkpoint again") from error
+
+
+def _tied_pairs(model: nn.Module) -> Mapping[str, str]:
+    """target → source of the parameters that Transformers makes one."""
+    pairs: Mapping[str, str] = getattr(model, "_tied_weights_keys", None) or {}
+    return pairs if getattr(model.config, "tie_word_embeddings", False) else {}
 
 
 def tied_names(model: nn.Module) -> frozenset[str]:
     """Names of the parameters of a Transformers model that are one tensor, of which a checkpoint holds at least one."""
-    pairs = getattr(model, "_tied_weights_keys", None) or {}
-    return frozenset((*pairs, *pairs.values())) if getattr(model.config, "tie_word_embeddings", False) else frozenset()
+    pairs = _tied_pairs(model)
+    return frozenset((*pairs, *pairs.values()))
 
 
 def check_tensors(path: Path, shell: nn.Module, *, ignored: Iterable[str] = (), renamed: Callable[[str], str] | None = None) -> None:
@@ -65,11 +154,8 @@ def stored_shapes(path: Path) -> Shapes:
     """
     shapes: Shapes = {}
     for file in weight_files(path):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: not a complete safetensors file ({error}); copy the checkpoint again") from error
+        with _opened(file) as tensors:
+            shapes.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
     return shapes
 
 

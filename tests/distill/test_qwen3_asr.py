@@ -266,6 +266,26 @@ def test_token_count_is_the_processors(world, frames):
     assert frames != 3000 or token_count(frames) == 390
 
 
+@pytest.mark.parametrize("full_attention", [False, True])
+def test_windows_past_the_end_of_a_clip_are_left_out_and_nothing_else_changes(world, monkeypatch, full_attention):
+    model, computed = world.teacher(full_attention=full_attention).model, []
+    attend = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda query, *a, **b: (computed.append(len(query)), attend(query, *a, **b))[1]
+    )
+    generator = torch.Generator().manual_seed(0)
+    for frames in ([30], [2999, 1], [801, 800, 799, 100, 101], torch.randint(1, 3001, (7,), generator=generator).tolist()):
+        lens = torch.tensor(frames)
+        mel = torch.randn(len(frames), 128, max(frames), generator=generator)
+        computed.clear()
+        found, counts = model.get_audio_features(mel, lens, frames=frames)
+        assert set(computed) == {len(frames) if full_attention else sum(-(-n // 800) for n in frames)}
+        whole, same = model.get_audio_features(mel, lens)
+        assert torch.equal(counts, same)
+        for row, reference, n in zip(found, whole, counts.tolist(), strict=True):
+            torch.testing.assert_close(row[:n], reference[:n], atol=1e-5, rtol=1e-5)
+
+
 def test_nothing_waits_for_the_device(world):
     """On a GPU each of these operations would: they hand a tensor's contents to the host."""
     seen: list[str] = []

@@ -15,7 +15,7 @@ from arkfast.models.arkasr.new import build_tokenizer
 from arkfast.models.causal import CausalSpeechModel
 from arkfast.models.cost import DecoderCost
 from arkfast.models.family import Audio, AudioInput, ShardUnits
-from arkfast.models.weights import check_tensors
+from arkfast.models.weights import fitting_shell
 from arkfast.records import AllowedTokens, Batch, TokenizerLike, Utterance
 
 MELS, STACKED = 80, 10
@@ -108,15 +108,12 @@ class ToyAudioFamily:
     parts = {"ear": ("stack.",), "decoder": ("model.layers.", "model.norm.")}  # noqa: RUF012
 
     def load(self, folder: Path, *, dtype: Any, attn_implementation: str, device: Any = None) -> ToyAudio:
-        config = ToyAudioConfig.from_pretrained(folder)
-        check_tensors(folder, self._empty(config))
+        config = fitting_shell(folder, ToyAudioConfig.from_pretrained(folder), self._empty).config
         model = ToyAudio.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True)
         return model.to(device or "cpu").eval()
 
     def shell(self, folder: Path, *, attn_implementation: str) -> ToyAudio:
-        model = self._empty(ToyAudioConfig.from_pretrained(folder), attn_implementation)
-        check_tensors(folder, model)
-        return model
+        return fitting_shell(folder, ToyAudioConfig.from_pretrained(folder), lambda config: self._empty(config, attn_implementation))
 
     @staticmethod
     def _empty(config: ToyAudioConfig, attention: str | None = None) -> ToyAudio:

@@ -13,7 +13,7 @@ from arkfast.models.arkasr.new import build_tokenizer
 from arkfast.models.causal import CausalSpeechModel
 from arkfast.models.cost import DecoderCost
 from arkfast.models.family import ShardUnits
-from arkfast.models.weights import check_tensors
+from arkfast.models.weights import fitting_shell
 from arkfast.records import AllowedTokens, InputError, TokenizerLike, Utterance
 
 END = "<|im_end|>"
@@ -68,15 +68,12 @@ class ToyTextFamily:
     parts = {"decoder": ("model.layers.", "model.norm."), "embeddings": ("model.embed_tokens.", "lm_head.")}  # noqa: RUF012
 
     def load(self, folder: Path, *, dtype: Any, attn_implementation: str, device: Any = None) -> ToyText:
-        config = ToyTextConfig.from_pretrained(folder)
-        check_tensors(folder, self._empty(config))
+        config = fitting_shell(folder, ToyTextConfig.from_pretrained(folder), self._empty).config
         model = ToyText.from_pretrained(folder, config=config, dtype=dtype, attn_implementation=attn_implementation, local_files_only=True)
         return model.to(device or "cpu").eval()
 
     def shell(self, folder: Path, *, attn_implementation: str) -> ToyText:
-        model = self._empty(ToyTextConfig.from_pretrained(folder), attn_implementation)
-        check_tensors(folder, model)
-        return model
+        return fitting_shell(folder, ToyTextConfig.from_pretrained(folder), lambda config: self._empty(config, attn_implementation))
 
     @staticmethod
     def _empty(config: ToyTextConfig, attention: str | None = None) -> ToyText:

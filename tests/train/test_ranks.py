@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from arkfast.models import load_model
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.config import TrainConfig
@@ -29,7 +30,7 @@ CLIPS = 7
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two checkpoints of one vocabulary and a manifest of seven clips."""
+    """Two checkpoints of one vocabulary, one whose configuration calls two tensors one, and a manifest of seven clips."""
     root = tmp_path_factory.mktemp("world")
     tiny_checkpoint(root / "student", seed=1)
     tiny_checkpoint(root / "teacher", seed=2, hidden_size=64, num_attention_heads=4)
@@ -38,6 +39,11 @@ def world(tmp_path_factory):
         write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
         rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two three"[: 3 + i], "id": f"clip{i}"}) + "\n")
     (root / "train.jsonl").write_text("".join(rows))
+    apart = shutil.copytree(root / "student", root / "apart") / "model.safetensors"
+    tensors = load_file(apart)
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[: len(head) // 2] += 0.01
+    save_file({**tensors, "lm_head.weight": head}, apart, metadata={"format": "pt"})
     (root / "junk.wav").write_bytes(b"RIFF and nothing more")
     bad = json.dumps({"audio": "junk.wav", "text": "one", "id": "bad", "duration": 0.5}) + "\n"
     (root / "bad.jsonl").write_text("".join([*rows, bad]))
@@ -45,6 +51,8 @@ def world(tmp_path_factory):
 
 
 def fields(world, out, **overrides):
+    if "student_model" in overrides:
+        overrides["student_model"] = world / overrides["student_model"]
     values = {
         "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
         "output_dir": out, "per_device_train_batch_size": 1, "max_steps": 20, "learning_rate": 1e-4, "opd_top_k": 8,
@@ -143,6 +151,7 @@ def assert_same_first_gradients(a, b):
 
 PART = {"save_freq": 3, "max_steps": 8}
 ONE = {"micro_batches_per_step": 2}
+APART = {"student_model": "apart", "max_steps": 3, "learning_rate": 1e-3}
 
 
 @pytest.fixture(scope="module")
@@ -151,6 +160,7 @@ def runs(world, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     alone(world, root / "one", **ONE)
     alone(world, root / "one_then_two", halt=5, **PART, **ONE)
+    alone(world, root / "apart_one", **APART, **ONE)
     together(world, root, [
         ("two", {}),
         ("two_then_two", {"halt": 5, **PART}),
@@ -158,6 +168,7 @@ def runs(world, tmp_path_factory):
         ("two_then_one", {"halt": 5, "async_save": True, **PART}),
         ("one_then_two", {"resume_from_checkpoint": "auto", **PART}),
         ("whole", PART),
+        ("apart_two", APART),
         ("bad", {"train_data": world / "bad.jsonl", "on_bad_audio": "skip:0.2", "max_steps": 4, "log_freq": 10}),
     ])  # fmt: skip
     alone(world, root / "two_then_one", resume_from_checkpoint="auto", **PART, **ONE)
@@ -170,6 +181,17 @@ def test_two_ranks_train_as_one_process_does(runs):
     assert len(losses(runs / "two")) == 20
     start = losses(runs / "two")[0]
     assert losses(runs / "two")[-1][2] < start[2], "it learns"
+
+
+def test_a_head_beside_the_table_that_it_is_said_to_be_trains_and_is_written_apart_on_any_number_of_processes(runs):
+    assert_same_run(runs / "apart_one", runs / "apart_two")
+    step = "checkpoints/global_step_3"
+    for run in ("apart_one", "apart_two"):
+        for folder in (runs / run / "last", runs / run / step):
+            written = load_file(folder / "model.safetensors")
+            assert not torch.equal(written["lm_head.weight"], written["model.embed_tokens.weight"])
+            assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+            assert torch.equal(load_model(folder).lm_head.weight, written["lm_head.weight"])
 
 
 def test_a_resume_on_as_many_ranks_repeats_every_number(runs):

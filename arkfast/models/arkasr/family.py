@@ -9,12 +9,11 @@ import torch
 from transformers import AutoTokenizer, GenerationConfig
 
 from arkfast.models.arkasr.cost import ArkasrCost
-from arkfast.models.arkasr.load import empty_model, load_config, load_model
+from arkfast.models.arkasr.load import load_model, load_shell
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.models.arkasr.processing import ArkasrProcessor
 from arkfast.models.arkasr.prompt import END_OF_TURN, Prompt
 from arkfast.models.family import ShardUnits
-from arkfast.models.weights import check_tensors
 from arkfast.records import AllowedTokens, InputError, TokenizerLike
 
 
@@ -80,8 +79,7 @@ class ArkasrFamily:
 
     def shell(self, folder: Path, *, attn_implementation: str) -> ArkasrForConditionalGeneration:
         """See ``Family.shell``."""
-        model = empty_model(load_config(folder), attn_implementation=attn_implementation)
-        check_tensors(folder, model, ignored=model._keys_to_ignore_on_load_unexpected)
+        model = load_shell(folder, attn_implementation=attn_implementation)
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
         return model

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.models.family import read_config
-from arkfast.models.weights import check_tensors
+from arkfast.models.weights import fitting_shell
 from arkfast.records import InputError
 
 
@@ -34,14 +34,31 @@ def load_model(
             (the first of each are listed with their shapes).
     """
     path = Path(path)
-    config = load_config(path)
-    check_tensors(path, empty_model(config), ignored=ArkasrForConditionalGeneration._keys_to_ignore_on_load_unexpected)
     model = ArkasrForConditionalGeneration.from_pretrained(
-        path, config=config, dtype=dtype, attn_implementation=attn_implementation, use_safetensors=True, local_files_only=True
+        path,
+        config=load_shell(path).config,
+        dtype=dtype,
+        attn_implementation=attn_implementation,
+        use_safetensors=True,
+        local_files_only=True,
     )
     if device is not None:
         PreTrainedModel.to(model, device)  # called on the class: its wrapper hides from a type checker that it is a method
     return model.eval()
+
+
+def load_shell(path: Path, *, attn_implementation: str | None = None) -> ArkasrForConditionalGeneration:
+    """The model of a checkpoint folder without weights, as ``empty_model`` makes it and as the files hold it; see ``fitting_shell``.
+
+    Raises:
+        InputError: as ``load_model`` does.
+    """
+    return fitting_shell(
+        path,
+        load_config(path),
+        lambda config: empty_model(config, attn_implementation=attn_implementation),
+        ignored=ArkasrForConditionalGeneration._keys_to_ignore_on_load_unexpected,
+    )
 
 
 def load_config(path: str | Path) -> ArkasrConfig:

@@ -58,6 +58,16 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         # Transformers types this method's self as a protocol that its own models do not satisfy.
         super().adjust_generation_fn(*args, **{**kwargs, "trust_remote_code": False})  # type: ignore[misc]
 
+    def tie_weights(self, missing_keys: set[str] | None = None, recompute_mapping: bool = True) -> None:
+        """As Transformers' own, and the configuration says what came of it.
+
+        Where the files hold two tensors that differ, ``from_pretrained`` leaves them apart; with a configuration that still called them
+        one, what this model writes would be tied again.
+        """
+        super().tie_weights(missing_keys, recompute_mapping)
+        if self.config.tie_word_embeddings and "lm_head.weight" not in self.all_tied_weights_keys:
+            self.config.tie_word_embeddings = False
+
     @property
     def audio_input(self) -> AudioInput:
         """What the model hears."""

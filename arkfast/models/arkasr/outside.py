@@ -189,7 +189,9 @@ def _decoder(config: JsonRow, tensors: Mapping[str, Tensor]) -> Qwen2ForCausalLM
     rope = config.get("rope_parameters") or {"rope_type": "default", "rope_theta": config["rope_theta"]}
     state = {name: tensor for name, tensor in tensors.items() if name.startswith(("model.", "lm_head."))}
     if fields.get("tie_word_embeddings"):
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        table = state.setdefault("model.embed_tokens.weight", state["lm_head.weight"] if "lm_head.weight" in state else torch.empty(0))
+        # The files may hold two tensors all the same, and then they are right.
+        fields["tie_word_embeddings"] = torch.equal(state.setdefault("lm_head.weight", table), table)
     with torch.device("meta"):
         decoder = Qwen2ForCausalLM(Qwen2Config(**fields, rope_parameters=rope))
     decoder.load_state_dict(state, strict=True, assign=True)

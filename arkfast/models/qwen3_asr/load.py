@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoTokenizer, Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3Config
+from transformers import AutoTokenizer, PreTrainedModel, Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3Config
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH
 from arkfast.models.family import read_config
 from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel
-from arkfast.models.weights import check_tensors, tied_names, weight_files
+from arkfast.models.weights import fitting_shell, tied_names, weight_files
 from arkfast.records import InputError, TokenizerLike
 
 KIND = "qwen3_asr"
@@ -107,21 +107,17 @@ def load_model(
         InputError: the folder, its configuration or its weights cannot be read, or tensors are missing, unexpected or wrongly shaped (the
             first of each are listed).
     """
-    config = load_config(folder)
-    with torch.device("meta"):
-        shell = Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
-    check_tensors(folder, shell, renamed=transformers_name)
+
+    def build(config: Qwen3ASRConfig) -> Qwen3ASRForConditionalGeneration:
+        with torch.device("meta"):
+            return Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
+
+    shell = fitting_shell(folder, load_config(folder), build, renamed=transformers_name)
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
             weights |= {transformers_name(name): tensors.get_tensor(name).to(device, dtype) for name in tensors.keys()}  # noqa: SIM118
     tied = tied_names(shell)
-    stored = [weights[name] for name in tied if name in weights]
-    if any(not torch.equal(stored[0], other) for other in stored[1:]):
-        raise InputError(
-            f"{folder}: config.json says that head and token table are one tensor, and the files hold two that differ; use the "
-            "checkpoint's own config.json"
-        )
     for name in tied - set(weights):
         weights[name] = next(weights[other] for other in tied if other in weights)
     shell.load_state_dict(weights, strict=True, assign=True)
@@ -133,7 +129,8 @@ def load_model(
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
     absent = [name for name, tensor in (*shell.named_parameters(), *shell.named_buffers()) if tensor.is_meta]
     assert not absent, f"tensors that nothing fills: {absent}"
-    return Qwen3AsrModel(shell.to(device).eval(), full_attention=full_attention)
+    PreTrainedModel.to(shell, device)  # called on the class: its wrapper hides from a type checker that it is a method
+    return Qwen3AsrModel(shell.eval(), full_attention=full_attention)
 
 
 def load_tokenizer(folder: Path) -> TokenizerLike:
