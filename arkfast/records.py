@@ -280,6 +280,8 @@ class Padded(_OnDevice):
     """[B, …]: each array in the lower corner of its row, zeros past it."""
     shapes: torch.Tensor
     """[B, axes] int64 the arrays' own shapes."""
+    sizes: tuple[tuple[int, ...], ...]
+    """The same shapes where the host can read them without waiting for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -108,7 +108,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         heard = batch.teacher_inputs["mel"]
         device = heard.values.device
         mel, lens = heard.values, heard.shapes[:, 1]
-        audio = self.model.get_audio_features(mel, lens)
+        audio = self.model.get_audio_features(mel, lens, frames=[shape[1] for shape in heard.sizes])
         names = [row.name for row in self._spoken(batch)]
         out = self._left_out(batch)
         told = torch.tensor([self._prompts.untold if name is None else LANGUAGES.index(name) for name in names])

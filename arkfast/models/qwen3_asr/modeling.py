@@ -1,15 +1,17 @@
 """Transformers' Qwen3-ASR as a ``SpeechModel``: its encoder over a whole batch at once, its decoder and head as they are.
 
 Transformers runs the encoder's attention window by window in Python and waits for the device to learn where windows end. Here each window
-is a row of one masked attention call, since windows begin at fixed places. Shape letters: B rows, T mel frames, C chunks of a clip, N audio
-embeddings, H decoder width, V vocabulary, P prompt ids.
+is a row of one masked attention call, since windows begin at fixed places, and windows past a clip's end are left out. Shape letters: B
+rows, T mel frames, C chunks of a clip, N audio embeddings, H decoder width, V vocabulary, P prompt ids.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,31 +104,41 @@ class Qwen3AsrModel(nn.Module):
         table: nn.Embedding = self.model.embed_tokens
         return table
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
         """See ``SpeechModel.get_audio_features``. A clip's embeddings do not depend on its batch mates: what is padding is zeroed, as the
-        convolutions see it, and never attended to."""
-        tower = self.whole.model.audio_tower
-        rows, _, frames = audios.shape
-        lens = torch.full((rows,), frames, device=audios.device) if audio_lens is None else audio_lens
-        inside = torch.arange(frames, device=audios.device) < lens[:, None]
-        chunks = -(-frames // self.chunk)
-        mel = F.pad((audios * inside[:, None]).to(self.dtype), (0, chunks * self.chunk - frames))
-        hidden = torch.cat(
-            [_convolved(tower, part) for part in mel.unflatten(2, (chunks, -1)).transpose(1, 2).flatten(0, 1).split(CONVOLVED)]
-        )
+        convolutions see it, and never attended to.
+
+        Args:
+            audios: [B, mel bins, T].
+            audio_lens: [B] frames of each clip on the device; None: all of them.
+            frames: the same where the host knows them; padding beyond a clip's last window is then not computed. None: it is.
+        """
+        tower, device = self.whole.model.audio_tower, audios.device
+        rows, _, longest = audios.shape
+        lens = torch.full((rows,), longest, device=device) if audio_lens is None else audio_lens
+        inside = torch.arange(longest, device=device) < lens[:, None]
+        chunks = -(-longest // self.chunk)
+        mel = F.pad((audios * inside[:, None]).to(self.dtype), (0, chunks * self.chunk - longest))
+        span = chunks if self.full_attention else min(self.window, chunks)
+        place = _Windows([longest] * rows if frames is None else frames, chunk=self.chunk, span=span, device=device)
+        mel = mel.unflatten(2, (chunks, -1)).transpose(1, 2)[place.row_of_chunk, place.chunk]
+        hidden = torch.cat([_convolved(tower, part) for part in mel.split(CONVOLVED)])
         each = hidden.shape[1]  # embeddings of a chunk; all chunks before a clip's last are full, so that its own come first
 
-        windows = 1 if self.full_attention else -(-chunks // self.window)
-        width = chunks if windows == 1 else windows * self.window
-        hidden = F.pad(hidden.view(rows, chunks * each, -1), (0, 0, 0, (width - chunks) * each))
+        windows = len(place.row)
+        hidden = (
+            hidden.new_zeros(windows * span, *hidden.shape[1:]).index_copy(0, place.slot_of_chunk, hidden).view(windows, span * each, -1)
+        )
         counts = token_count(lens, self.chunk)
-        seen = (torch.arange(width * each, device=audios.device) < counts[:, None]).view(rows * windows, 1, 1, -1)
+        left = counts[place.row] - place.window * (span * each)  # embeddings of the clip from the window's first on
+        seen = (torch.arange(span * each, device=device) < left[:, None]).view(windows, 1, 1, -1)
         seen = seen | ~seen.any(-1, keepdim=True)  # a window of padding alone sees itself; nobody reads it
-        hidden = hidden.view(rows * windows, -1, hidden.shape[-1])
         for layer in tower.layers:
             hidden = _layer(layer, hidden, seen)
-        embeddings = self.whole.model.multi_modal_projector(tower.ln_post(hidden))
-        return embeddings.view(rows, width * each, -1)[:, : token_count(frames, self.chunk)], counts
+        found = self.whole.model.multi_modal_projector(tower.ln_post(hidden))
+        most = -(-chunks // span)
+        embeddings = found.new_zeros(rows * most, *found.shape[1:]).index_copy(0, place.row * most + place.window, found)
+        return embeddings.view(rows, most * span * each, -1)[:, : token_count(longest, self.chunk)], counts
 
     def encode_prompt(self, input_ids: Tensor, *, audio_embeds: Audio | None = None) -> Tensor:
         """See ``SpeechModel.encode_prompt``."""
@@ -154,6 +166,32 @@ class Qwen3AsrModel(nn.Module):
     def save_pretrained(self, folder: Path, /) -> Any:
         """Write the model in Transformers' layout."""
         return self.whole.save_pretrained(folder)
+
+
+class _Windows:
+    """Where chunks and windows of a batch's clips lie, each an index tensor on the device; clips of nothing have one window.
+
+    Args:
+        frames: of each clip.
+        chunk: frames of a chunk.
+        span: chunks of a window.
+    """
+
+    def __init__(self, frames: Sequence[int], *, chunk: int, span: int, device: torch.device) -> None:
+        chunks = np.array([max(1, -(-n // chunk)) for n in frames])
+        windows = -(-chunks // span)
+        row_of_chunk, own = _counted_off(chunks)
+        row, window = _counted_off(windows)
+        slot = (np.cumsum(windows) - windows)[row_of_chunk] * span + own
+        self.row_of_chunk, self.chunk, self.slot_of_chunk, self.row, self.window = (
+            torch.from_numpy(index).to(device, non_blocking=True) for index in (row_of_chunk, own, slot, row, window)
+        )
+
+
+def _counted_off(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, place in the row) of each of ``counts`` things of every row, rows ascending."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
 
 
 def _convolved(tower: Any, chunks: Tensor) -> Tensor:
