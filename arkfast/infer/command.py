@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from arkfast.command_line import parse
+from arkfast.console import Console
 from arkfast.data import Fields, count_rows
 from arkfast.data.manifest import iter_rows
 from arkfast.data.sources import expand
@@ -20,7 +21,7 @@ from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import Transcriber
-from arkfast.records import InputError, JsonObject, Utterance
+from arkfast.records import InputError, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +87,9 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
         InputError: the input cannot be read or is empty, the output cannot be written or is the input, or the checkpoint cannot be loaded.
         DeviceLost: the device failed; the rows so far are in the partial file.
     """
+    from arkfast.models.bars import without_loading_bars
+
+    without_loading_bars()
     total = count_rows(input)
     if output.resolve() in {source.resolve() for source in expand(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
@@ -107,7 +111,9 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                 audio_gain=options.audio_gain,
                 num_workers=options.num_workers,
             )
-            summary = _write(transcriber.results(_items(input, options)), writer, total)
+            with Console(quiet=options.quiet, log_file=options.log_file) as console:
+                summary = _write(transcriber.results(_items(input, options)), writer, total, console)
+                console.keep(f"{summary.line()} → {output}")
             return replace(summary, processing_seconds=transcriber.processing_seconds, model_commit=transcriber.model_commit)
         except BaseException:
             if writer.rows:
@@ -122,22 +128,16 @@ def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Resul
         yield row.utterance or bad_line(row, fields=fields)
 
 
-def _write(results: Iterator[Result], writer: AtomicJsonl, total: int) -> Summary:
-    from tqdm import tqdm
-
+def _write(results: Iterator[Result], writer: AtomicJsonl, total: int, console: Console) -> Summary:
     failed, truncated, seconds, start = 0, 0, 0.0, time.perf_counter()
-    with tqdm(total=total, unit="row", desc="transcribe", disable=None, dynamic_ncols=True) as progress:
-        for result in results:
-            writer.write(result.row())
-            failed += result.failed
-            truncated += result.finish_reason in CUT_SHORT
-            seconds += result.seconds
-            elapsed = time.perf_counter() - start
-            postfix: JsonObject = {"audio": f"{seconds:.0f}s", "RTFx": f"{seconds / elapsed:.1f}"}
-            if failed:
-                postfix["failed"] = failed
-            progress.set_postfix(postfix, refresh=False)
-            progress.update()
+    console.begin(unit="row", total=total)
+    for result in results:
+        writer.write(result.row())
+        failed += result.failed
+        truncated += result.finish_reason in CUT_SHORT
+        seconds += result.seconds
+        speed = f"{seconds:.0f} s of audio, RTFx {seconds / (time.perf_counter() - start):.1f}"
+        console.advance(f"{speed}, {failed} failed" if failed else speed)
     return Summary(rows=writer.rows, failed=failed, truncated=truncated, audio_seconds=seconds, wall_seconds=time.perf_counter() - start)
 
 
@@ -160,7 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("arkfast transcribe: interrupted", file=sys.stderr)
         return 130
-    print(f"{summary.line()} → {config.output}")
+    if not config.quiet:
+        print(f"{summary.line()} → {config.output}")
     if summary.failed and not config.allow_failures:
         print(
             f'arkfast transcribe: failed rows: {summary.failed}, each with "status": "error" and its reason in {config.output}; '

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from arkfast.audio import SAMPLING_RATE
+from arkfast.console import ConsoleOptions
 from arkfast.infer.transcriber import Attention, DType, check_limits
 from arkfast.records import InputError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscribeOptions:
+class TranscribeOptions(ConsoleOptions):
     """How to transcribe, wherever the rows come from and go to."""
 
     revision: str | None = None

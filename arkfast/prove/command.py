@@ -17,14 +17,13 @@ DESCRIPTION = (
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns 0 where no comparison failed, else 1."""
     config = parse(ProveConfig, argv, prog="arkfast prove", description=DESCRIPTION)
-    from transformers.utils import logging
-
+    from arkfast.models.bars import without_loading_bars
     from arkfast.prove.report import table, write
     from arkfast.prove.run import prove
     from arkfast.train.stop import EXIT_CODE
     from arkfast.train.trainer import Interrupted
 
-    logging.disable_progress_bar()
+    without_loading_bars()
     try:
         report = prove(config)
     except Interrupted as reason:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from arkfast.console import ConsoleOptions
+
 
 @dataclass(frozen=True, kw_only=True)
-class QuickstartConfig:
+class QuickstartConfig(ConsoleOptions):
     """Sizes of the toy task; the defaults are what the README's command runs."""
 
     output_dir: Path = Path("runs/quickstart")

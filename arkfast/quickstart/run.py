@@ -19,6 +19,7 @@ from pathlib import Path
 
 from arkfast import __version__
 from arkfast.command_line import to_dict
+from arkfast.console import Console
 from arkfast.data import iter_manifest
 from arkfast.evaluate import Scores, evaluate_rows
 from arkfast.files import NewFolder, leftovers, write_text
@@ -33,7 +34,8 @@ from arkfast.quickstart.results import ArmRow, Difference, Rate, Report, Transcr
 from arkfast.records import InputError
 
 SHOWN_CLIPS = 3
-STATUS_SECONDS = 15.0  # between two status lines where standard error is no terminal
+NO_SETTINGS = ("output_dir", "jobs", "quiet", "log_file")
+"""Flags that change neither models nor figures."""
 
 
 class ArmFailed(RuntimeError):
@@ -56,10 +58,11 @@ class Quickstart:
         self._scores: dict[str, dict[str, Scores]] = {}
         self._lock, self._loading = threading.Lock(), threading.Lock()
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._console = Console(quiet=config.quiet, log_file=config.log_file)
         self._claim()
 
     def _claim(self) -> None:
-        settings = {key: value for key, value in to_dict(self.config).items() if key not in ("output_dir", "jobs")}
+        settings = {key: value for key, value in to_dict(self.config).items() if key not in NO_SETTINGS}
         path = self.root / "quickstart.json"
         if path.exists():
             there = json.loads(path.read_text(encoding="utf-8"))
@@ -74,6 +77,10 @@ class Quickstart:
 
     def run(self) -> bool:
         """Do it all; returns whether OPD's dev WER is below the base student's and the more-SFT arm's."""
+        with self._console:
+            return self._run()
+
+    def _run(self) -> bool:
         import torch
 
         torch.set_num_threads(1)
@@ -106,7 +113,10 @@ class Quickstart:
         return next(arm for arm in self._arms if arm.name == name)
 
     def _say(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._started:4.0f} s] {text}", flush=True)
+        text = f"[{time.monotonic() - self._started:4.0f} s] {text}"
+        if not self.config.quiet:
+            self._console.out(text)
+        self._console.keep(text)
 
     def _new_models(self, corpus: Corpus) -> None:
         """Random weights for teacher and student, over one tokenizer trained on the teacher's texts."""
@@ -126,7 +136,9 @@ class Quickstart:
         """Run every arm as soon as those it needs are done, ``jobs`` at a time, showing the table as it stands."""
         futures: dict[str, Future[None]] = {}
         waiting = list(self._arms)
-        shown, last_status = -1, 0.0
+        shown = -1
+        self._console.begin(unit="step", total=sum(arm.steps for arm in waiting), done=self._steps())
+        steps = self._steps()
         pool = ThreadPoolExecutor(self.config.jobs)
         try:
             while waiting or not all(future.done() for future in futures.values()):
@@ -141,9 +153,8 @@ class Quickstart:
                     shown = len(done)
                     if shown:
                         self._say("the arms as they stand\n" + render_table(self._rows()))
-                if time.monotonic() - last_status > (1.0 if sys.stderr.isatty() else STATUS_SECONDS):
-                    last_status = time.monotonic()
-                    self._status(done)
+                before, steps = steps, self._steps()
+                self._console.advance(self._under_way(done), by=steps - before)
                 time.sleep(0.2)
             for future in futures.values():
                 future.result()
@@ -151,21 +162,20 @@ class Quickstart:
             for process in list(self._processes):
                 process.terminate()
             pool.shutdown(cancel_futures=True)
+            self._console.end()
         self._say("all arms\n" + render_table(self._rows()))
 
-    def _status(self, done: set[str]) -> None:
+    def _steps(self) -> int:
+        """Training steps that all arms have done so far."""
+        return sum(steps_done(stage.folder) for arm in self._arms for stage in arm.stages)
+
+    def _under_way(self, done: set[str]) -> str:
         parts = []
         for arm in self._arms:
             steps = sum(steps_done(stage.folder) for stage in arm.stages)
             if arm.name not in done and steps:
                 parts.append(f"{arm.name} {steps}/{arm.steps}")
-        end = "\r" if sys.stderr.isatty() else "\n"
-        print(
-            f"[{time.monotonic() - self._started:4.0f} s] training: {', '.join(parts) or 'starting'}   ",
-            end=end,
-            file=sys.stderr,
-            flush=True,
-        )
+        return f"training {', '.join(parts)}" if parts else "starting"
 
     def _run_arm(self, arm: Arm, corpus: Corpus) -> None:
         for stage in arm.stages:
@@ -283,11 +293,11 @@ class Quickstart:
         rows = [json.loads(line) for line, _ in zip(corpus.test.open(encoding="utf-8"), range(SHOWN_CLIPS), strict=False)]
         write_text(three, "".join(json.dumps({**row, "audio": f"{corpus.root.name}/{row['audio']}"}) + "\n" for row in rows))
         words = ["transcribe", "--input", str(three), "--output", str(output), "--model_path", str(self._arm("opd").stages[-1].model),
-                 "--max_new_tokens", str(self._max_tokens())]  # fmt: skip
+                 "--max_new_tokens", str(self._max_tokens()), "--quiet"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "arkfast.cli", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         for line in output.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
-            print(f"  {row['id']}\n    said  {row['text']}\n    heard {row['pred_text']}", flush=True)
+            self._say(f"{row['id']}\n    said  {row['text']}\n    heard {row['pred_text']}")
 
 
 def lowered(dev: Mapping[str, float]) -> bool:

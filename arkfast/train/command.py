@@ -29,13 +29,13 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
         for note in notes:
             print(f"{prog}: {note}", file=sys.stderr)
     import torch
-    from transformers.utils import logging
 
     from arkfast.data.pool import WorkersBroken
+    from arkfast.models.bars import without_loading_bars
     from arkfast.train.stop import EXIT_CODE
     from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
 
-    logging.disable_progress_bar()  # the run has a bar of its own
+    without_loading_bars()
     try:
         Trainer(config).run()
     except InputError as error:

@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from arkfast.console import ConsoleOptions
+
 Attention = Literal["sdpa", "eager"]
+CHANGEABLE = ("rows", "student_model", "teacher_model")
+"""What ``--allow_changed`` may name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ConsoleOptions):
     """What to train, on what, how, and where to write it. Names and defaults follow open-audio-opd where it has them."""
 
     stage: Literal["opd", "td", "sft"] = "opd"
@@ -164,9 +168,17 @@ class TrainConfig:
     """Write checkpoints in the background, from a copy in main memory, while training goes on."""
     resume_from_checkpoint: str = ""
     """A checkpoint folder to go on from, or latest or auto (the newest in output_dir; auto starts anew where there is none)."""
+    allow_changed: tuple[str, ...] = ()
+    """Contents that may differ from those that the run began with, separated by commas: rows, student_model, teacher_model. A resume refuses
+    them otherwise, and says what differs; with other rows some may come twice in the epoch and some not at all."""
+    verify_checkpoints: Literal["full", "sizes"] = "full"
+    """What a resume checks of a checkpoint: full reads every file beside the loading of the models and compares its checksum; sizes looks
+    at sizes and headers."""
     log_freq: int = 1
-    """Print the step's JSON line every so many steps; the log file has them all. Several processes measure in full only those steps and the
-    ones before an evaluation or a save."""
+    """Put the step's JSON line on standard output every so many steps; metrics.jsonl has them all. Several processes measure in full only
+    those steps and the ones before an evaluation or a save."""
+    log_json: bool | None = None
+    """Whether JSON lines go to standard output; by default where that is no terminal, unless --quiet is given."""
     tensorboard: bool = False
     """Write the numbers of the log into output_dir/tensorboard too."""
     profile_steps: str = ""
@@ -211,6 +223,9 @@ class TrainConfig:
             from arkfast.distill.teachers import check_backend
 
             check_backend(self.teacher_backend)
+        for name in self.allow_changed:
+            if name not in CHANGEABLE:
+                raise ValueError(f"--allow_changed {name}: a resume can be allowed to change {', '.join(CHANGEABLE)}")
         profiled_steps(self.profile_steps)
         if self.lora_rank and self.freeze:
             raise ValueError(

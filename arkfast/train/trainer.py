@@ -24,7 +24,7 @@ from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
 from arkfast.data.tasks import Task
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
-from arkfast.kernels import fallbacks, reset_usage, usage
+from arkfast.kernels import reset_usage
 from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.calibration import calibrate, report
 from arkfast.train.checkpoints.export import write_model
@@ -36,6 +36,7 @@ from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
 from arkfast.train.feed import Feed, batch_of, read_rows
 from arkfast.train.gates import Watch
+from arkfast.train.logging.last_words import say_last_words
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.profiler import StepProfiler
 from arkfast.train.logging.recorder import Pending, Recorder
@@ -115,7 +116,7 @@ class Trainer:
     def _pass_over(self, _row: Utterance, error: InputError) -> None:
         """Say at once which row a batch goes without; the step's record lists it too."""
         self._recorder.passed_over(str(error))
-        self._log.note(f"--on_bad_audio {self.config.on_bad_audio}: passed over {error}")
+        self._log.warn(f"--on_bad_audio {self.config.on_bad_audio}: passed over {error}")
 
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
         learner = self.learner
@@ -183,7 +184,7 @@ class Trainer:
             self._saver.export("last", self._exporter(self.optimizer.masters))
             if self.config.ema_decay:
                 self._saver.export("ema", self._exporter(self.optimizer.average))
-            self._log.note(_kernel_summary())
+            say_last_words(self._log, self.config, self._state, total_steps=self.total_steps, rate=self.learner.task.rate)
         self.parallel.close()
         return self._state
 
@@ -197,6 +198,9 @@ class Trainer:
             print_every=self.config.log_freq,
             silent=not self.parallel.is_first,
             tensorboard=self.config.output_dir / "tensorboard" if self.config.tensorboard and keep else None,
+            log_json=self.config.log_json,
+            quiet=self.config.quiet,
+            log_file=self.config.log_file,
         )
 
     def _announce(self) -> None:
@@ -263,7 +267,7 @@ class Trainer:
         self._state = replace(self._state, skipped=skipped, bad_rows=self._recorder.bad_rows, unfinished=self._watch.window)
         self._log.step(record)
         if away and self.config.gates == "warn":
-            self._log.note(f"warning: {away}; {AWAY}")
+            self._log.warn(f"warning: {away}; {AWAY}")
         elif away:
             self._away = away
         if skipped >= self.config.max_skipped_steps:
@@ -359,7 +363,7 @@ class Trainer:
             print(f"[calibration summary] {json.dumps(summary(totals, start, positions=positions))}", flush=True)
             reasons += self._calibrated(start, looked, totals, reasons) if start else []
         for text in reasons if reason is None and config.gates == "warn" else ():
-            self._log.note(f"warning: preflight: {text}")
+            self._log.warn(f"warning: preflight: {text}")
         if reason or (reasons and config.gates == "strict"):
             advice = "" if reason else " (--gates warn goes on all the same)"
             raise TrainingStopped(f"preflight: {'; '.join(reasons)}{advice}")
@@ -419,10 +423,3 @@ class Trainer:
 def _targets_if_any(task: Task, utterance: Utterance, *, interface: Interface) -> list[int]:
     """An utterance's reference as ids; none where it has no text, for a stage that can do without."""
     return task.targets(utterance, interface) if (utterance.text or "").strip() else []
-
-
-def _kernel_summary() -> str:
-    """Each op that the run called, how often, and on which backend; and why one of them left its kernel on a GPU."""
-    calls = [f"{op} {count} x {backend}" for op, backends in usage().items() for backend, count in backends.items()]
-    reasons = [f"{op} ran in torch: {reason}" for op, why in fallbacks().items() for reason in why]
-    return "; ".join(["kernels: " + ", ".join(calls), *reasons])

@@ -124,9 +124,9 @@ def table(checks: Sequence[Check]) -> str:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code: 0 all passed, 1 a check failed."""
     config = parse(VerifyConfig, argv, prog="arkfast verify", description=DESCRIPTION)
-    from transformers.utils import logging
+    from arkfast.models.bars import without_loading_bars
 
-    logging.disable_progress_bar()
+    without_loading_bars()
     checks = verify(config)
     print(table(checks))
     failed = [check.name for check in checks if check.failed]

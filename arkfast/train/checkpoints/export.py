@@ -36,6 +36,10 @@ def whole_weights(
     return weights | {name: value.to("cpu", dtype) for name, value in frozen.items()} if keep else {}
 
 
+# Newer versions of torch have another name for it, and warn of the old one in every process.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
 def _whole(tensor: DTensor) -> torch.Tensor:
     """A tensor that FSDP2 shards by rows over the mesh's last dimension, as ``torch.chunk`` cuts them.
 
@@ -47,7 +51,7 @@ def _whole(tensor: DTensor) -> torch.Tensor:
     own = local.new_zeros(-(-tensor.shape[0] // ranks), *tensor.shape[1:])
     own[: len(local)] = local
     whole = own.new_empty(ranks * len(own), *tensor.shape[1:])
-    dist.all_gather_into_tensor(whole, own, group=mesh.get_group(mesh.ndim - 1))
+    _all_gather(whole, own, group=mesh.get_group(mesh.ndim - 1))
     return whole[: tensor.shape[0]]
 
 

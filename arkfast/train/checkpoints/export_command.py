@@ -39,9 +39,9 @@ class ExportConfig:
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
     config = parse(ExportConfig, argv, prog="arkfast export", description=DESCRIPTION)
-    from transformers.utils import logging
+    from arkfast.models.bars import without_loading_bars
 
-    logging.disable_progress_bar()
+    without_loading_bars()
     step = export(config)
     print(f"{config.output}: {config.weights} weights of {step}", file=sys.stderr)
     return 0

@@ -1,18 +1,19 @@
-"""The run's log: one JSON object a step in ``metrics.jsonl`` and on standard output; a bar with the time left on standard error.
+"""The run's log: one JSON object a step in ``metrics.jsonl``, and on standard output where that is asked for or read by a program.
 
-Knows records and where they are shown; TensorBoard gets the numbers of the same records, where it is asked for.
+On standard error a person sees how far the run is. TensorBoard gets the numbers of the same records, where it is asked for.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
+from arkfast.console import Console, is_terminal
 from arkfast.files import LineFile, json_line, naming, write_bytes
 from arkfast.installation import install_hint
 from arkfast.records import InputError, JsonObject
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if phase.short)
-"""Phases whose shares of the step the bar shows, as the log and the bar call them."""
+"""Phases whose shares of the step the live line shows, as the log and the live line call them."""
 
 
 def progress(record: JsonObject) -> str:
-    """What the bar says of a step: loss, tokens and audio seconds a second, share of the device's peak, where the time went."""
+    """What the live line says of a step: loss, tokens and audio seconds a second, share of the device's peak, where the time went."""
     parts = [f"loss {record['loss']:.4f}"]
     if "tokens_per_second" in record:
         parts += [f"{record['tokens_per_second']:.0f} tok/s", f"{record['audio_seconds_per_second']:.1f} audio-s/s"]
@@ -35,6 +36,19 @@ def progress(record: JsonObject) -> str:
     seconds = record[STEP.logged]
     shares = {name: record.get(key, 0.0) / seconds for key, name in SHARES} if seconds else {}
     return " ".join([*parts, *(f"{name} {100 * share:.0f}%" for name, share in shares.items() if share >= 0.01)])
+
+
+def measured(record: JsonObject) -> str:
+    """An evaluation in words: its step, its error rate, and whether it is the lowest so far."""
+    name = next(name for name in record if name.startswith("eval_"))  # the task's rate comes before what else was counted
+    best = ", the lowest so far" if record.get("best") else ""
+    rate = f"{name.removeprefix('eval_').upper()} {percent(record[name])}"
+    return f"step {record['step']}: {rate}{best}, on {record['eval_utterances']} utterances"
+
+
+def percent(rate: float | None) -> str:
+    """An error rate as it is read; one that is no number is unknown."""
+    return "unknown" if rate is None or not math.isfinite(rate) else f"{rate:.2f} %"
 
 
 def _event_writer() -> type[SummaryWriter]:
@@ -53,10 +67,13 @@ class RunLog:
             another branch) are dropped.
         start_step: steps done before.
         evaluate_again: whether an evaluation of ``start_step`` is to come, so that a line of it is dropped too.
-        total_steps: for the bar.
-        print_every: print every so many steps.
+        total_steps: for the time that is left.
+        print_every: put every so many steps on standard output.
         silent: write and print nothing, on all ranks but the first.
         tensorboard: folder of an event file, or None.
+        log_json: whether records go to standard output; None: where that is no terminal, and not under ``quiet``.
+        quiet: say nothing but warnings.
+        log_file: a file that everything that is said goes to besides.
 
     Raises:
         InputError: TensorBoard is asked for and not installed, or the file cannot be written, now or later.
@@ -72,6 +89,9 @@ class RunLog:
         print_every: int,
         silent: bool = False,
         tensorboard: Path | None = None,
+        log_json: bool | None = None,
+        quiet: bool = False,
+        log_file: Path | None = None,
     ) -> None:
         self._path, self._start_step, self._total_steps, self._print_every = path, start_step, total_steps, print_every
         self._evaluated = start_step - evaluate_again
@@ -81,12 +101,14 @@ class RunLog:
             _event_writer()  # whether there is one
         self._events: SummaryWriter | None = None
         self._file: LineFile | None = None
-        self._bar: tqdm[NoReturn] | None = None
+        self._console = Console(quiet=quiet, log_file=None if silent else log_file)
+        self._json = not quiet and not is_terminal(sys.stdout) if log_json is None else log_json
 
     def __enter__(self) -> RunLog:
         """Drop the lines of steps that are taken again, and open what is written."""
         if self._silent:
             return self
+        self._console.__enter__()
         if self._event_folder is not None:
             # Points of later steps, from before a resume, are no longer shown.
             self._events = _event_writer()(str(self._event_folder), purge_step=self._start_step + 1)
@@ -95,9 +117,7 @@ class RunLog:
                 self._rewind(self._path)
             with naming(self._path):
                 self._file = LineFile(self._path, fresh=False)
-        self._bar = tqdm(
-            total=self._total_steps, initial=self._start_step, unit="step", file=sys.stderr, dynamic_ncols=True, mininterval=1.0
-        )
+        self._console.begin(unit="step", total=self._total_steps, done=self._start_step)
         return self
 
     def _rewind(self, path: Path) -> None:
@@ -111,20 +131,33 @@ class RunLog:
         if self._silent:
             return
         self._write(record, shown=record["step"] % self._print_every == 0)
-        if self._bar is not None:
-            self._bar.set_postfix_str(progress(record), refresh=False)
-            self._bar.update(1)
+        self._console.advance(progress(record))
 
     def evaluation(self, record: JsonObject) -> None:
         """Log one evaluation."""
         if self._silent:
             return
         self._write(record, shown=True)
+        self._console.say(measured(record))
 
     def note(self, text: str) -> None:
-        """Say something once, without breaking the bar."""
+        """Say something once, without breaking the live line."""
         if not self._silent:
-            tqdm.write(text, file=sys.stderr)
+            self._console.say(text)
+
+    def warn(self, text: str) -> None:
+        """Say something that ``--quiet`` must not hide."""
+        if not self._silent:
+            self._console.warn(text)
+
+    def keep(self, text: str) -> None:
+        """Add something to the log file alone, if there is one."""
+        if not self._silent:
+            self._console.keep(text)
+
+    def close_line(self) -> None:
+        """Take the live line away: what follows is the last that the run says."""
+        self._console.end()
 
     def sync(self) -> None:
         """Have all lines on disk: before a checkpoint is, which a resume goes on from."""
@@ -133,7 +166,6 @@ class RunLog:
                 self._file.sync()
 
     def _write(self, record: JsonObject, *, shown: bool) -> None:
-        line = json.dumps(record, ensure_ascii=False)
         if self._file is not None:
             with naming(self._file.path):
                 self._file.add(json_line(record))
@@ -141,18 +173,15 @@ class RunLog:
             for name, value in record.items():
                 if isinstance(value, (int, float)) and name != "step":
                     self._events.add_scalar(name, float(value), record["step"])
-        if shown:
-            tqdm.write(line, file=sys.stdout)
-            sys.stdout.flush()
+        if shown and self._json:
+            self._console.out(json_line(record).decode("utf-8").rstrip("\n"))
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._events is not None:
-            self._events.close()
-        if self._file is not None:
-            try:
+        with ExitStack() as stack:
+            stack.callback(self._console.__exit__, kind, error, trace)
+            if self._events is not None:
+                self._events.close()
+            if self._file is not None:
+                stack.callback(self._file.close)
                 if error is None:
                     self.sync()
-            finally:
-                self._file.close()
