@@ -23,7 +23,7 @@ def check_format(label: str, channels: int, rate: int, max_channels: int) -> Non
         InputError: more channels than ``max_channels``, or a rate outside 1 kHz to 1 MHz.
     """
     if channels > max_channels:
-        raise InputError(f"{label}: {channels} channels, at most {max_channels} can be mixed down: extract the talker's channel")
+        raise InputError(f"{label}: {channels} channels, at most {max_channels} can be mixed down: choose the talker's with channel")
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"{label}: a sampling rate of {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
 

@@ -23,7 +23,10 @@ a flac whose last frame ends not where its header says     damaged: its header a
 an MP3 with variable bit rate and no length tag            no length tag … re-encode it
 timestamps that jump within a webm or mp4                  damaged or recorded with pauses
 NaN or infinity in floating-point samples                  NaN or infinite sample at … s
-9 channels or more (up to 8 are averaged)                  9 channels, at most 8
+9 channels or more (up to 8 are averaged) and no choice    9 channels, at most 8
+a channel or an audio track that is not there              there is no channel …; there is no audio track …
+channels whose average is silent while they are not        the channels cancel one another
+integers stored as floats: samples of 256 and more         samples reach … and full scale is 1
 a sampling rate outside 1 kHz to 1 MHz                     a sampling rate of … Hz is outside
 over 4 GiB, or over ``max_bytes``                          bytes, over the limit
 over 6 hours, or over ``max_seconds``                      s of audio, over the limit
@@ -39,12 +42,14 @@ count of frames alone is too small or behind which less than 0.5 s goes on, a fl
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from arkfast.audio.channels import AVERAGE, Channel, Mixer, check_channel, check_track, chosen
+from arkfast.audio.levels import judge
 from arkfast.audio.limits import MAX_BYTES, MAX_CHANNELS, MAX_SECONDS, check_format, check_options, most_samples
 from arkfast.audio.pyav import PyavRecording
 from arkfast.audio.reference import SAMPLING_RATE
@@ -58,6 +63,10 @@ from arkfast.records import InputError
 Recording = SndfileRecording | PyavRecording
 
 
+Used = Mapping[str, int | str | list[int]]
+NOTHING_CHOSEN: Used = {}
+
+
 class Loaded(NamedTuple):
     """Samples, and what a reader of the transcript should know of the recording."""
 
@@ -65,6 +74,9 @@ class Loaded(NamedTuple):
     """[n] float32, n ≥ 1, finite, full scale at ±1."""
     warnings: tuple[str, ...] = ()
     """A sentence for each thing about the recording that is doubtful and no error, without the recording's name."""
+    used: Used = NOTHING_CHOSEN
+    """What was heard of a recording that has more than that: ``channel`` (a number, a list of them, or ``average``) of ``channels``, and
+    ``audio_track`` of ``audio_tracks``; numbers count from 0. Empty where there was one of each."""
 
 
 def load(
@@ -72,6 +84,8 @@ def load(
     *,
     begin: float | None = None,
     end: float | None = None,
+    channel: Channel = None,
+    audio_track: int | None = None,
     sampling_rate: int = SAMPLING_RATE,
     max_seconds: float | None = MAX_SECONDS,
     max_bytes: int | None = MAX_BYTES,
@@ -80,14 +94,17 @@ def load(
 ) -> NDArray[np.float32]:
     """Decodes a recording to mono samples at one rate.
 
-    Channels are averaged, then soxr's "HQ" resamples; n samples at rate r become ⌈n · sampling_rate / r⌉. Segment ends are rounded to the
-    recording's own samples. In libsndfile's formats a segment is read by seeking; in PyAV's by decoding from the start, which is exact
-    and costs what lies before it. Memory is that of the result plus blocks: a header's length is believed only where it says stop.
+    Channels are averaged or chosen, then soxr's "HQ" resamples; n samples at rate r become ⌈n · sampling_rate / r⌉. Segment ends are
+    rounded to the recording's own samples. In libsndfile's formats a segment is read by seeking; in PyAV's by decoding from the start,
+    which is exact and costs what lies before it. Memory is that of the result plus blocks: a header's length is believed only where it
+    says stop.
 
     Args:
         source: path, or the bytes of a whole file.
         begin: start of the segment in seconds; None or any negative number (−1 in manifests) is the recording's start.
         end: end of the segment in seconds; None or any negative number is the recording's end.
+        channel: which channel is heard, from 0, or several whose average is; None (or none of them) is the average of all.
+        audio_track: which audio track of a container such as mp4 or mkv, from 0; None is the first.
         sampling_rate: rate of the result in Hz.
         max_seconds: the longest stretch allowed; None allows any. Refused before decoding where the header tells, else while decoding.
         max_bytes: the largest file allowed; None allows any.
@@ -107,6 +124,8 @@ def load(
         source,
         begin=begin,
         end=end,
+        channel=channel,
+        audio_track=audio_track,
         sampling_rate=sampling_rate,
         max_seconds=max_seconds,
         max_bytes=max_bytes,
@@ -120,6 +139,8 @@ def read(
     *,
     begin: float | None = None,
     end: float | None = None,
+    channel: Channel = None,
+    audio_track: int | None = None,
     sampling_rate: int = SAMPLING_RATE,
     max_seconds: float | None = MAX_SECONDS,
     max_bytes: int | None = MAX_BYTES,
@@ -129,7 +150,7 @@ def read(
     """``load``, and beside the samples whatever is doubtful about the recording.
 
     Args:
-        source, begin, end, sampling_rate, max_seconds, max_bytes, max_channels, name: as for ``load``.
+        source, begin, end, channel, audio_track, sampling_rate, max_seconds, max_bytes, max_channels, name: as for ``load``.
 
     Raises:
         InputError, ValueError, TypeError, ImportError: as ``load``.
@@ -139,16 +160,40 @@ def read(
     check_options(max_seconds, max_bytes, max_channels)
     found = locate(source, name, max_bytes)
     begin, end = segment_times(begin, end, found.label)
-    with _open(found, max_channels) as recording:
+    picked = chosen(channel)
+    with _open(found, max_channels, picked, audio_track) as recording:
         start, stop = _stretch(recording, begin, end, max_seconds, found.label)
-        return Loaded(_samples(recording, start, stop, end, max_seconds, sampling_rate, found.label))
+        mixer = Mixer(picked)
+        samples = _samples(recording, start, stop, end, max_seconds, sampling_rate, mixer, found.label)
+        doubts = judge(found.label, mixer, len(samples) / sampling_rate)
+        return Loaded(samples, doubts, _used(recording, picked, audio_track))
 
 
-def duration(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels: int = MAX_CHANNELS, name: str | None = None) -> float:
+def _used(recording: Recording, channels: Sequence[int], audio_track: int | None) -> Used:
+    """See ``Loaded.used``."""
+    used: dict[str, int | str | list[int]] = {}
+    if recording.channels > 1:
+        used["channel"] = AVERAGE if not channels else channels[0] if len(channels) == 1 else list(channels)
+        used["channels"] = recording.channels
+    if recording.tracks > 1:
+        used |= {"audio_track": audio_track or 0, "audio_tracks": recording.tracks}
+    return used
+
+
+def duration(
+    source: Source,
+    *,
+    channel: Channel = None,
+    audio_track: int | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    max_channels: int = MAX_CHANNELS,
+    name: str | None = None,
+) -> float:
     """Length of a recording in seconds by its header, or by walking its packets where there is none; decodes at most one frame.
 
     Args:
         source: path, or the bytes of a whole file.
+        channel, audio_track: as for ``load``.
         max_bytes: as for ``load``.
         max_channels: as for ``load``.
         name: what errors call the recording; None is the path.
@@ -159,7 +204,7 @@ def duration(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels:
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile is not installed.
     """
-    with _open(locate(source, name, max_bytes), max_channels) as recording:
+    with _open(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track) as recording:
         return recording.seconds
 
 
@@ -170,24 +215,34 @@ class Extent(NamedTuple):
     """Length of what is there."""
     cut: str | None = None
     """Why its end is missing, as a clause for a message; None where nothing shows that."""
+    channels: int = 1
+    """How many it has."""
 
 
-def extent(source: Source, *, max_bytes: int | None = MAX_BYTES, max_channels: int = MAX_CHANNELS, name: str | None = None) -> Extent:
+def extent(
+    source: Source,
+    *,
+    channel: Channel = None,
+    audio_track: int | None = None,
+    max_bytes: int | None = MAX_BYTES,
+    max_channels: int = MAX_CHANNELS,
+    name: str | None = None,
+) -> Extent:
     """``duration``, and whether ``load`` would refuse the recording as truncated when it is asked for to its end.
 
     Args:
-        source, max_bytes, max_channels, name: as for ``duration``.
+        source, channel, audio_track, max_bytes, max_channels, name: as for ``duration``.
 
     Raises:
         InputError, TypeError, ImportError: as ``duration``.
     """
-    with _open(locate(source, name, max_bytes), max_channels) as recording:
+    with _open(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track) as recording:
         reached = recording.seconds if recording.cut is None or recording.frames is None else recording.frames / recording.rate
-        return Extent(reached, recording.cut)
+        return Extent(reached, recording.cut, recording.channels)
 
 
 @contextlib.contextmanager
-def _open(found: Bytes, max_channels: int) -> Iterator[Recording]:
+def _open(found: Bytes, max_channels: int, channels: Sequence[int], audio_track: int | None) -> Iterator[Recording]:
     """The recording behind the first bytes, with channels, rate and wholeness checked as far as goes without decoding."""
     with found.open() as stream:
         form = sniff(stream)
@@ -196,8 +251,10 @@ def _open(found: Bytes, max_channels: int) -> Iterator[Recording]:
                 f"{found.label}: not audio: {describe(stream)}; wav, flac, mp3, ogg and, with PyAV, m4a, webm, wma, aac and amr can be "
                 "read: convert other formats, e.g. ffmpeg -i input -ac 1 -ar 16000 output.wav"
             )
-    with SndfileRecording(found, form) if form.library == "libsndfile" else PyavRecording(found, form) as recording:
-        check_format(found.label, recording.channels, recording.rate, max_channels)
+    with SndfileRecording(found, form) if form.library == "libsndfile" else PyavRecording(found, form, audio_track or 0) as recording:
+        check_track(found.label, audio_track or 0, recording.tracks)
+        check_channel(found.label, channels, recording.channels)
+        check_format(found.label, len(channels) or recording.channels, recording.rate, max_channels)
         reason = recording.damage
         if reason is None and recording.frames == 0:
             reason = recording.cut or "the recording holds no samples"
@@ -229,15 +286,23 @@ def _stretch(recording: Recording, begin: float, end: float | None, max_seconds:
 
 
 def _samples(
-    recording: Recording, start: int, stop: int | None, end: float | None, max_seconds: float | None, sampling_rate: int, label: str
+    recording: Recording,
+    start: int,
+    stop: int | None,
+    end: float | None,
+    max_seconds: float | None,
+    sampling_rate: int,
+    mixer: Mixer,
+    label: str,
 ) -> NDArray[np.float32]:
-    """Decodes, checks and resamples; what the header could not tell is refused here."""
+    """Decodes, mixes, checks and resamples; what the header could not tell is refused here."""
     rate, total = recording.rate, recording.frames
     most, last = most_samples(max_seconds, rate), total if stop is None else stop
     # One sample over the limit is enough to refuse, whatever the header says.
     bound = stop if most is None else start + most + 1 if stop is None else min(stop, start + most + 1)
     result = Resampler(rate, sampling_rate)
-    for block in recording.blocks(start, bound):
+    for channels in recording.blocks(start, bound):
+        block = mixer.mix(channels)
         if not (finite := np.isfinite(block)).all():
             at = (start + result.taken + int(np.argmin(finite))) / rate
             raise InputError(f"{label}: NaN or infinite sample at {at:.3f} s: the recording is damaged, export it again")

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from arkfast.audio.channels import check_track
 from arkfast.audio.container import fragmented_mp4, missing_end
 from arkfast.audio.flac import FlacOrder
-from arkfast.audio.resample import downmix
 from arkfast.audio.sniff import ADTS, AMR, MP4, PIPED_FLAC, Format
 from arkfast.audio.source import Bytes
 from arkfast.installation import install_hint
@@ -43,15 +43,17 @@ def _av(label: str, form: Format) -> ModuleType:
 
 
 class PyavRecording:
-    """The first audio track of an open file.
+    """An audio track of an open file.
 
     Args:
         source: the file.
         form: what it is; no other demuxer is tried on its bytes.
+        audio_track: which of its audio tracks, from 0.
 
     Attributes:
         rate: Hz, of the first decoded frame: an AAC header may name half of it.
         channels: of the first decoded frame.
+        tracks: audio tracks in the file.
         frames: samples per channel by the header, None where nothing says (raw aac, amr, piped flac, live webm and mp4).
         stop: where reading ends when all is wanted: an mp4's edit list cuts the encoder's padding off; elsewhere None, the packets' end.
         slack: seconds by which the header's length may be off; Matroska's and ASF's count the encoder's delay and round.
@@ -59,17 +61,18 @@ class PyavRecording:
         damage: nothing is known before decoding.
 
     Raises:
-        InputError: the file has no audio track, or one that FFmpeg cannot decode, or it is damaged at its head; PyAV is not installed.
+        InputError: the file has no such audio track, or one that FFmpeg cannot decode, or it is damaged at its head; PyAV is not installed.
     """
 
     exact = True
     damage = None
 
-    def __init__(self, source: Bytes, form: Format) -> None:
-        self._source, self._form, self._av = source, form, _av(source.label, form)
+    def __init__(self, source: Bytes, form: Format, audio_track: int = 0) -> None:
+        self._source, self._form, self._av, self._which = source, form, _av(source.label, form), audio_track
         self.frames: int | None = None
         with contextlib.ExitStack() as stack:
             self._container, self._track = self._open(stack)
+            self.tracks = len(self._container.streams.audio)
             self._ahead = self._decode()
             stack.callback(self._ahead.close)
             first = next(self._ahead, None)
@@ -85,7 +88,7 @@ class PyavRecording:
             self._stack = stack.pop_all()
 
     def _open(self, stack: contextlib.ExitStack) -> tuple[av.container.InputContainer, av.AudioStream]:
-        """The container and its first audio track; ``stack`` closes them."""
+        """The container and the audio track; ``stack`` closes them."""
         label, stream = self._source.label, stack.enter_context(self._source.open())
         try:
             # Tags in old code pages must not make the audio unreadable.
@@ -96,7 +99,8 @@ class PyavRecording:
         stack.callback(container.close)
         if not container.streams.audio:
             raise InputError(f"{label}: no audio track in it")
-        track = container.streams.audio[0]
+        check_track(label, self._which, len(container.streams.audio))
+        track = container.streams.audio[self._which]
         if track.codec_context is None:
             raise InputError(f"{label}: a {self._form.name} file whose audio FFmpeg cannot decode: convert it to wav or flac")
         track.codec_context.thread_count = 1  # callers run one process per core
@@ -174,7 +178,7 @@ class PyavRecording:
             raise InputError(f"{label}: truncated or damaged: the last frame ends in noise: get the whole file")
 
     def blocks(self, start: int, stop: int | None) -> Iterator[NDArray[np.float32]]:
-        """Samples start … stop of the average of all channels, or as many as there are, in pieces [n]. Can be called once.
+        """Samples start … stop of all channels, or as many as there are, in pieces [n, channels]. Can be called once.
 
         Sample 0 is the container's zero: a track that starts late begins with silence, and samples before zero are left out.
 
@@ -187,7 +191,7 @@ class PyavRecording:
             part = piece[max(0, start - at) : None if stop is None else max(0, stop - at)]
             # A frame is some 20 ms; larger blocks cost less. They are of one kind.
             if held >= _BLOCK or (gathered and (part.dtype, part.shape[1]) != (gathered[0].dtype, gathered[0].shape[1])):
-                yield downmix(_full_scale(np.concatenate(gathered)))
+                yield _full_scale(np.concatenate(gathered))
                 gathered, held = [], 0
             if len(part):
                 gathered.append(part)
@@ -195,7 +199,7 @@ class PyavRecording:
             if stop is not None and at + len(piece) >= stop:
                 break
         if held:
-            yield downmix(_full_scale(np.concatenate(gathered)))
+            yield _full_scale(np.concatenate(gathered))
 
     def _pieces(self, start: int) -> Iterator[tuple[int, NDArray[Any]]]:
         """(sample, samples [n, channels] from there on, as decoded) of all frames that reach past ``start``."""

@@ -1,4 +1,4 @@
-"""Channels to one, and one sampling rate to another, block by block.
+"""One sampling rate to another, block by block.
 
 Knows samples; knows no files. Resampling is soxr's high quality, whoever decoded: other resamplers move the features above 7 kHz.
 """
@@ -9,19 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arkfast.installation import install_hint
-
-
-def downmix(block: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The average of the channels: [n, channels] → a new [n].
-
-    Column by column: np.mean over a short axis is slower than most decoders.
-    """
-    channels = block.shape[1]
-    mono = block[:, 0] * np.float32(1 / channels)
-    with np.errstate(invalid="ignore"):  # opposite infinities become NaN, and are reported as such
-        for channel in range(1, channels):
-            mono += block[:, channel] * np.float32(1 / channels)
-    return mono
 
 
 class Resampler:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from arkfast.audio.container import missing_end, seconds_behind_tag, untagged_mp3_seconds
 from arkfast.audio.flac import flac_disagreement
 from arkfast.audio.ogg import OggState, walk_pages
-from arkfast.audio.resample import downmix
 from arkfast.audio.sniff import FLAC, MP3, OGG, Format
 from arkfast.audio.source import Bytes
 from arkfast.installation import install_hint
@@ -57,6 +56,7 @@ class SndfileRecording:
     Attributes:
         rate: Hz.
         channels: of the file.
+        tracks: 1, since no format of libsndfile's has more.
         frames: samples per channel by the header (for an MP3 without a length tag: libsndfile's guess).
         stop: where reading ends when all is wanted.
         slack: seconds that the decoder may stay under ``frames``: two MP3 frames at 16 kHz and a codec's delay.
@@ -67,6 +67,7 @@ class SndfileRecording:
     """
 
     slack = 0.1
+    tracks = 1
 
     def __init__(self, source: Bytes, form: Format) -> None:
         self._source, self._form, self._sf = source, form, _soundfile()
@@ -151,7 +152,7 @@ class SndfileRecording:
         return None
 
     def blocks(self, start: int, stop: int | None) -> Iterator[NDArray[np.float32]]:
-        """Samples start … stop of the average of all channels, or as many as the decoder delivers, in pieces [n].
+        """Samples start … stop of all channels, or as many as the decoder delivers, in pieces [n, channels] that hold until the next.
 
         Raises:
             InputError: the decoder fails midway.
@@ -167,7 +168,7 @@ class SndfileRecording:
                 if not len(got):
                     return
                 at += len(got)
-                yield downmix(got)
+                yield got
         except self._sf.LibsndfileError as error:
             begin, end = at / self.rate, min(at + _BLOCK, stop) / self.rate
             raise InputError(

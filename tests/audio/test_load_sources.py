@@ -165,7 +165,7 @@ def test_max_channels(channels):
     soundfile.write(stream, np.full((1600, channels), 0.25, np.float32), 16000, format="WAV", subtype="FLOAT")
     data = stream.getvalue()
     for read in (load, duration):
-        with pytest.raises(InputError, match=f"{channels} channels, at most 8 can be mixed down: extract the talker's channel"):
+        with pytest.raises(InputError, match=f"{channels} channels, at most 8 can be mixed down: choose the talker's with channel"):
             read(data)
     # a sum of 16 rounded terms
     np.testing.assert_allclose(load(data, max_channels=channels), 0.25, rtol=1e-6)
