@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Trains on all hosts of a hostfile: checks them, starts torchrun on each by ssh, gathers their logs, and stops all when one fails.
 #
-#   HOSTFILE=configs/hostfile STUDENT_MODEL=… TEACHER_MODEL=… TRAIN_DATA=… bash scripts/launch_hostfile.sh [flags of scripts/train.py]
+#   cp configs/hostfile.example hosts   # and write your hosts into it
+#   HOSTFILE=hosts STUDENT_MODEL=… TEACHER_MODEL=… TRAIN_DATA=… bash scripts/launch_hostfile.sh [flags of scripts/train.py]
 #
 # Settings are environment variables, listed in docs/training.md; what is not set is the trainer's default. Flags given as arguments win.
 # Exit codes: 0 trained; 1 a host failed; 2 wrong input, or a host that cannot take part (nothing was started); 130, 143 interrupted.
@@ -14,8 +15,9 @@ fail() {
   exit 2
 }
 
-HOSTFILE="${HOSTFILE:?set HOSTFILE to a file with one host a line: NAME [slots=GPUS]}"
-: "${STUDENT_MODEL:?set STUDENT_MODEL to the checkpoint to train, a folder or a Hugging Face repository}" "${TRAIN_DATA:?set TRAIN_DATA to the JSONL manifest}"
+[ -n "${HOSTFILE:-}" ] || fail "set HOSTFILE to a file with one host a line: NAME [slots=GPUS]; configs/hostfile.example is one"
+[ -n "${STUDENT_MODEL:-}" ] || fail "set STUDENT_MODEL to the checkpoint to train, a folder or a Hugging Face repository"
+[ -n "${TRAIN_DATA:-}" ] || fail "set TRAIN_DATA to the JSONL manifest"
 if [ -z "${PY:-}" ]; then
   PY="$ROOT/.venv/bin/python"
   [ -x "$PY" ] || PY=python3
@@ -131,11 +133,12 @@ say "trainer: $(quoted scripts/train.py "${flags[@]}")"
 checks=()
 for rank in "${!hosts[@]}"; do
   words=("$PY" scripts/on_host.py check --gpus "$((slots[rank] * gpus_needed))" --grace "$STOP_GRACE")
-  if [ "$rank" = "$master" ]; then words+=(--port "$MASTER_PORT" -- "${flags[@]}"); fi
+  if [ "$rank" = "$master" ]; then words+=(--port "$MASTER_PORT"); fi
+  words+=(-- "${flags[@]}")
   on_host "${hosts[$rank]}" "${words[@]}" </dev/null >"$work/check_$rank" 2>"$work/check_$rank.error" &
   checks+=("$!")
 done
-faults=0 sound=""
+faults=0 sound="" reasons=() faulty=()
 for rank in "${!hosts[@]}"; do
   host="${hosts[$rank]}" code=0
   wait "${checks[$rank]}" || code=$?
@@ -150,8 +153,19 @@ for rank in "${!hosts[@]}"; do
     sound="${sound:-$rank}"
     continue
   fi
-  say "host $host: $reason"
+  reasons+=("$reason")
   faults=$((faults + 1))
+  faulty+=("$host")
+done
+for i in "${!reasons[@]}"; do # one reason of several hosts is said once
+  [ -n "${reasons[$i]}" ] || continue
+  named="host ${faulty[$i]}" reason="${reasons[$i]}"
+  for ((j = i + 1; j < ${#reasons[@]}; j++)); do
+    if [ "${reasons[$j]}" = "$reason" ]; then
+      named+=", host ${faulty[$j]}" reasons[$j]=""
+    fi
+  done
+  say "$named: $reason"
 done
 [ "$faults" = 0 ] || fail "$faults of ${#hosts[@]} hosts cannot take part; nothing was started"
 say "checked: $(cat "$work/check_$sound")"
@@ -162,6 +176,13 @@ if [ -n "$note" ]; then say "${note#on_host: }"; fi
 mkfifo "$work/alive"
 exec 8<>"$work/alive"
 pids=() interrupted=0
+
+# A host's log without what torchrun adds behind its processes' own last words: its report of which of them failed, and its traceback.
+cause() { # log
+  local lines
+  lines="$(awk '/^E[0-9]+ .*torch\/distributed\/elastic\/.* failed \(exitcode/ { exit } !/^[EWI][0-9]+ .*torch\/distributed\// { print }' "$1")"
+  if [ -n "$lines" ]; then printf '%s\n' "$lines"; else cat "$1"; fi
+}
 
 stop_all() { # why
   say "$1; stopping all hosts (up to $STOP_GRACE s for a last checkpoint)"
@@ -220,8 +241,8 @@ while [ "${#running[@]}" -gt 0 ]; do
     if [ "$code" != 0 ] && [ "$failed$interrupted" = 00 ]; then
       failed=1
       stop_all "host ${hosts[$rank]} failed"
-      echo "--- last lines of ${logs[$rank]}" >&2
-      tail -n 20 "${logs[$rank]}" >&2 || true
+      echo "--- why, by the end of ${logs[$rank]}" >&2
+      cause "${logs[$rank]}" | tail -n 20 >&2 || true
     fi
   done
   running=("${still[@]}")

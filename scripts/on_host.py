@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     check.add_argument("--gpus", type=int, default=0, help="how many the run needs here; 0 asks for none")
     check.add_argument("--port", type=int, default=0, help="a port that must be free; 0 asks for none")
     check.add_argument("--grace", type=float, default=0.0, help="seconds that a stopped run is to have for its last checkpoint")
-    check.add_argument("flags", nargs="*", help="the trainer's, to be read once before any host starts")
+    check.add_argument("flags", nargs="*", help="the trainer's, whose files must be here")
     run = commands.add_parser("run", help="run a command until it ends or standard input does")
     run.add_argument("--grace", type=float, default=60.0, help="seconds between asking the command to stop and killing it")
     run.add_argument("words", nargs="+", help="the command")
@@ -70,6 +70,7 @@ def checked(*, gpus: int, port: int, flags: Sequence[str]) -> str:
 
     Raises:
         RuntimeError: a GPU or the port is missing, or the package is; the message says what to do.
+        InputError: the flags are wrong, or this host lacks a file or a checkpoint that they name, or cannot write to the run's folder.
     """
     if port and not port_is_free(port):
         raise RuntimeError(f"port {port} is taken here; set MASTER_PORT to a free one, or end what holds it")
@@ -87,8 +88,10 @@ def checked(*, gpus: int, port: int, flags: Sequence[str]) -> str:
         from arkfast.command_line import parse
         from arkfast.train.config import TrainConfig
         from arkfast.train.originals import without_original_flags
+        from arkfast.train.paths import check_paths
 
-        parse(TrainConfig, without_original_flags(flags)[0], prog="arkfast train", description="")
+        config = parse(TrainConfig, without_original_flags(flags)[0], prog="arkfast train", description="")
+        check_paths(config)
     import arkfast
 
     versions = f"arkfast={arkfast.__version__} torch={importlib.metadata.version('torch')}"

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from arkfast.command_line import parse
+from arkfast.files import write_text
 from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
 from arkfast.train.originals import without_original_flags
@@ -39,18 +44,31 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
     try:
         Trainer(config).run()
     except InputError as error:
-        raise InputError("; ".join(line.strip() for line in str(error).splitlines())) from error  # one line, whatever it lists
+        text = "; ".join(line.strip() for line in str(error).splitlines())  # one line, whatever it lists
+        tell_torchrun(f"{prog}: error: {text}")
+        raise InputError(text) from error
     except TrainingStopped as error:
-        if os.environ.get("RANK", "0") == "0":  # all ranks stop for the same reason
-            print(f"{prog}: error: {error}", file=sys.stderr)
-        return 1
+        text = str(error)
+        if os.environ.get("RANK", "0") != "0":  # all ranks stop for the same reason
+            return 1
     except torch.OutOfMemoryError as error:
-        print(f"{prog}: error: out of memory: {str(error).splitlines()[0]} {SMALLER}", file=sys.stderr)
-        return 1
+        text = f"out of memory: {str(error).splitlines()[0]} {SMALLER}"
     except WorkersBroken as error:
-        print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
+        text = " ".join(str(error).split())
     except Interrupted as reason:
         print(f"{prog}: {reason}", file=sys.stderr)
         return EXIT_CODE
-    return 0
+    else:
+        return 0
+    print(f"{prog}: error: {text}", file=sys.stderr)
+    tell_torchrun(f"{prog}: error: {text}")
+    return 1
+
+
+def tell_torchrun(text: str) -> None:
+    """Leave the reason where torchrun looks for it, so that its own last lines end in the cause instead of in an advice."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        with suppress(InputError):  # without it torchrun says only that this process failed
+            details = {"py_callstack": text, "timestamp": str(int(time.time()))}  # torchrun shows the first
+            write_text(Path(path), json.dumps({"message": {"message": text, "extraInfo": details}}))

@@ -44,6 +44,7 @@ from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_models
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
+from arkfast.train.paths import check_paths
 from arkfast.train.preflight import Preflight, Start, refusals, summary, verdict
 from arkfast.train.repositories import with_folders
 from arkfast.train.stop import StopRequest
@@ -78,6 +79,8 @@ class Trainer:
         self.config = config
         self.parallel = parallel = Parallel(config.device, timeout=config.distributed_timeout)
         sharded = is_sharded(config, parallel)
+        with parallel.agreeing():
+            check_paths(config)
         self._rows = read_rows(config, parallel)
         local, commits = with_folders(config, parallel)
         loaded = parallel.agree(lambda: load_models(local, parallel, sharded=sharded))

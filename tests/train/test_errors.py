@@ -121,7 +121,7 @@ def output_is_a_file(world: Path, here: Path) -> Words:
 
 CASES: list[tuple[Callable[[Path, Path], Words] | Words, str]] = [
     (qwen3, "model_type is 'qwen3', expected 'arkasr'"),
-    (no_tokenizer, "its tokenizer cannot be loaded"),
+    (no_tokenizer, "no tokenizer there (none of tokenizer.json, "),
     (broken_tokenizer, "its tokenizer or processor cannot be loaded"),
     (anothers_tokenizer, "its tokenizer is another model's"),
     (cut_weights, "not a complete safetensors file"),

@@ -254,6 +254,12 @@ class ArkasrProcessor(ProcessorMixin):
                 if len(clip) > audio_max_length:
                     dropped = (len(clip) - audio_max_length) / SAMPLING_RATE
                     warnings.warn(f"clip {i}: its last {dropped:.2f} s lie past audio_max_length and are not transcribed", stacklevel=3)
+        elif overlong := [(i, len(clip)) for i, clip in enumerate(clips) if len(clip) > MAX_SAMPLES]:
+            i, samples = overlong[0]
+            raise InputError(
+                f"clip {i} lasts {samples / SAMPLING_RATE:.2f} s, and the model hears {MAX_SAMPLES / SAMPLING_RATE:g} s at once; give "
+                f"begin_time and end_time of a part in the conversation, or audio_max_length={MAX_SAMPLES} to leave the rest unheard"
+            )
         features, frames = _log_mel(self.feature_extractor.feature_size)(
             list(clips), max_samples=audio_max_length or MAX_SAMPLES, overlong="raise" if audio_max_length is None else "truncate"
         )
