@@ -179,6 +179,50 @@ def perturb(model: ArkasrForConditionalGeneration, seed: int = 0) -> ArkasrForCo
     return model
 
 
+CHAIN = "uvwxyz"
+"""What ``agreeing_models`` write over any clip; in the tiny vocabulary each letter is a token of its own."""
+
+
+def agreeing_models(root: Path) -> None:
+    """Write ``root/student`` and ``root/teacher``, a tiny student and a tiny Qwen3-ASR teacher that agree as trained ones do: a run with
+    them passes every gate.
+
+    Their decoder layers add nothing, so that each token is predicted from the one before it alone; one table says how likely each is, and
+    the teacher is surer of it than the student. ``CHAIN`` and the end token follow the prompt.
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoTokenizer
+
+    from arkfast.models.family import find_family
+
+    tiny_checkpoint(root / "student", seed=1, tied=False)
+    tiny_qwen3_asr(root / "teacher", seed=3, tie_word_embeddings=False)
+    family = find_family(root / "student")
+    tokenizer = family.tokenizer(root / "student")
+    chain = tokenizer.encode(CHAIN, add_special_tokens=False)
+    assert len(chain) == len(CHAIN)
+    base = min(tokenizer.added_tokens_decoder)
+    width = 48
+    generator = torch.Generator().manual_seed(0)
+    states = torch.nn.functional.normalize(torch.randn(len(chain) + 1, width, generator=generator))
+    background = 0.1 * torch.randn(base, width, generator=generator)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for name, start, sureness in (("student", "<|assistant|>", 0.8), ("teacher", "<asr_text>", 1.2)):
+        file = root / name / "model.safetensors"
+        weights = load_file(file)
+        own = AutoTokenizer.from_pretrained(root / name)
+        table = next(key for key in weights if key.endswith("embed_tokens.weight"))
+        head = weights["lm_head.weight"]
+        head.zero_()[:base] = background
+        for place, (before, after) in enumerate(zip([own.convert_tokens_to_ids(start), *chain], [*chain, end], strict=True)):
+            weights[table][before] = states[place]
+            head[after] = sureness * states[place]
+        for key, weight in weights.items():
+            if "layers" in key and key.endswith(("o_proj.weight", "down_proj.weight")) and "audio" not in key:
+                weight.zero_()
+        save_file(weights, file, {"format": "pt"})
+
+
 def synthetic_speech(seconds: float, seed: int = 0) -> np.ndarray:
     """A vowel-like signal: harmonics of a gliding pitch under moving formants, in syllables, with a little noise.
 

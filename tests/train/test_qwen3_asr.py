@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from arkfast.distill.teachers.qwen3_asr import Qwen3AsrTeacher
 from arkfast.models.arkasr.load import load_model
-from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
+from arkfast.testing import CHAIN, agreeing_models, synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
 from arkfast.train.command import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -124,14 +125,18 @@ def test_a_teacher_that_does_not_fit_is_one_line(world, tmp_path, capfd):
 
 @pytest.mark.slow
 def test_the_originals_own_command_line_trains_on_two_processes(world, tmp_path, free_port):
-    """Every flag is the original's, under its path, but for the gates, which an untrained student cannot pass."""
+    """Every flag is the original's, under its path; student and teacher agree as trained ones do, so that the gates let them begin."""
+    agreeing_models(tmp_path)
+    rows = [json.loads(row) for row in (world / "train.jsonl").read_text().splitlines()]
+    manifest = tmp_path / "train.jsonl"
+    manifest.write_text("".join(json.dumps({**row, "audio": str(world / row["audio"]), "text": CHAIN}) + "\n" for row in rows))
     given = {
-        "student_model": world / "student", "teacher_model": world / "teacher", "qwen3_asr_code_path": "/somewhere/qwen_asr",
-        "teacher_backend": "qwen3_asr_teacher_forcing", "train_data": world / "train.jsonl", "output_dir": tmp_path / "run",
-        "per_device_train_batch_size": 1, "dataloader_num_workers": 1, "max_steps": 3, "total_epochs": 2, "learning_rate": "1e-3",
+        "student_model": tmp_path / "student", "teacher_model": tmp_path / "teacher", "qwen3_asr_code_path": "/somewhere/qwen_asr",
+        "teacher_backend": "qwen3_asr_teacher_forcing", "train_data": manifest, "output_dir": tmp_path / "run",
+        "per_device_train_batch_size": 1, "dataloader_num_workers": 1, "max_steps": 3, "total_epochs": 2, "learning_rate": "1e-4",
         "lr_scheduler_type": "cosine", "warmup_steps": 1, "calibrate_only": "False", "opd_loss_weight": "1.0", "opd_top_k": 8,
         "asr_opd_max_new_tokens": 8, "max_audio_seconds": 30, "sampling_rate": 16000, "save_freq": 2, "model_dtype": "float32",
-        "teacher_attn_implementation": "sdpa", "student_attn_implementation": "sdpa", "gates": "off",
+        "teacher_attn_implementation": "sdpa", "student_attn_implementation": "sdpa",
     }  # fmt: skip
     script = ROOT / "scripts" / "train" / "train_ark_asr_opd_fsdp2_resume.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port), str(script)]
@@ -142,7 +147,9 @@ def test_the_originals_own_command_line_trains_on_two_processes(world, tmp_path,
     assert len(re.findall(r"--qwen3_asr_code_path /somewhere/qwen_asr: has no effect", done.stderr)) == 1
     found = lines(tmp_path / "run")
     assert [step["step"] for step in found] == [1, 2, 3]
-    assert all(step["positions"] > 0 and step["opd_valid_topk_mean"] >= 2 for step in found)
+    assert all(step["loss"] > 0 and step["opd_valid_topk_mean"] >= 2 for step in found)
+    assert all(step["generated_stopped"] == 1 and step["generated_tokens_mean"] == len(CHAIN) + 1 for step in found)
     assert all(sum(step["teacher_language_counts"].values()) == 2 for step in found), "the rows of both processes"
     assert (tmp_path / "run" / "checkpoints" / "global_step_2").is_dir()
-    load_model(tmp_path / "run" / "last")
+    before, after = load_model(tmp_path / "student"), load_model(tmp_path / "run" / "last")
+    assert not torch.equal(before.lm_head.weight, after.lm_head.weight)
