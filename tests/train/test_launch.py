@@ -145,7 +145,41 @@ def test_hosts_that_differ_or_lack_something_are_all_named(cluster) -> None:
 def test_a_checkout_that_is_not_there_is_named(cluster) -> None:
     done = cluster.launch(ROOT="/no/such/checkout")
     assert done.returncode == 2
-    assert "/no/such/checkout" in next(line for line in done.stdout.splitlines() if "host alpha: cannot take part" in line)
+    assert "/no/such/checkout" in next(line for line in done.stdout.splitlines() if "cannot take part" in line)
+
+
+def test_a_reason_that_several_hosts_have_is_said_once(cluster) -> None:
+    cluster.hostfile("alpha\nbeta\ngamma\n")
+    for host in ("alpha", "gamma"):
+        (cluster.folder / f"check_{host}").write_text("echo 'on_host: error: --train_data: /data/a.jsonl: cannot be read' >&2; exit 1\n")
+    (cluster.folder / "check_beta").write_text("echo 'on_host: error: 4 GPUs are here, 8 are asked for' >&2; exit 1\n")
+    done = cluster.launch()
+    assert done.returncode == 2
+    assert "host alpha, host gamma: cannot take part (exit 1): on_host: error: --train_data: /data/a.jsonl: cannot be read" in done.stdout
+    assert "host beta: cannot take part (exit 1): on_host: error: 4 GPUs are here" in done.stdout
+    assert done.stdout.count("/data/a.jsonl") == 1
+    assert "3 of 3 hosts" in done.stderr
+
+
+TORCHRUN_LAST = (
+    """W1129 00:26:21.2 11662 torch/distributed/elastic/agent/api.py:1028] Sending process 11669 closing signal SIGTERM
+E1129 00:26:21.3 11662 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1) of binary: python
+Traceback (most recent call last):
+"""
+    + "  File torch/distributed/run.py, in main\n" * 30
+    + "torch.distributed.elastic.multiprocessing.errors.ChildFailedError:\n"
+)
+
+
+def test_the_last_lines_show_the_cause_and_not_torchruns_traceback(cluster) -> None:
+    (cluster.folder / "log").write_text("step 3 of 9\narkfast train: error: the teacher is deaf\n" + TORCHRUN_LAST)
+    cluster.does("beta", f"cat '{cluster.folder / 'log'}'; exit 1")
+    cluster.does("alpha", WAIT)
+    done = cluster.launch()
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("step 3 of 9\narkfast train: error: the teacher is deaf")
+    assert "Traceback" not in done.stderr
+    assert "Traceback" in (cluster.run_dir / "node_1_beta.out").read_text(), "the whole log is kept"
 
 
 def test_one_failing_host_stops_the_others(cluster) -> None:
@@ -284,7 +318,7 @@ def test_a_torchrun_that_keeps_its_own_grace_is_named_once(cluster) -> None:
 def test_wrong_settings_are_named_before_any_host_is_asked(cluster, variables: dict[str, str], hostfile: str, message: str) -> None:
     cluster.hostfile(hostfile)
     done = cluster.launch(**variables)
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert message in done.stderr
     assert not (cluster.folder / "calls").exists()
 
@@ -292,6 +326,7 @@ def test_wrong_settings_are_named_before_any_host_is_asked(cluster, variables: d
 def test_the_originals_paths_lead_here(cluster) -> None:
     shim = ROOT / "scripts" / "run" / "run_ark_asr_opd_fsdp2_resume_hostfile.sh"
     done = subprocess.run(["bash", shim], capture_output=True, text=True, env={"PATH": os.environ["PATH"]}, cwd=cluster.folder)
+    assert done.returncode == 2
     assert "set HOSTFILE to a file" in done.stderr
     trainer = ROOT / "scripts" / "train" / "train_ark_asr_opd_fsdp2_resume.py"
     done = subprocess.run([sys.executable, trainer, "--help"], capture_output=True, text=True, cwd=cluster.folder)
