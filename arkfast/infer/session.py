@@ -13,8 +13,8 @@ import torch
 
 from arkfast.engine import Engine, Request, Sampling, token_limit
 from arkfast.infer.stream import FRAMES_PER_SECOND, DeviceLost, Outcome
-from arkfast.models.family import SpeechModel
-from arkfast.records import InputError, Interface, Prompt, Utterance
+from arkfast.models.family import SpeechModel, check_positions
+from arkfast.records import InputError, Interface, Utterance
 
 if TYPE_CHECKING:
     from arkfast.engine import Finished
@@ -54,12 +54,13 @@ class EngineSession:
         self._interface, self._prompt, self._device = interface, interface.prompt(task), model.lm_head.weight.device
         self._slots, self._max_new_tokens, self._tokens_per_second = slots, max_new_tokens, max_tokens_per_second or None
         self._sampling = sampling or Sampling()
-        positions = _longest_prompt(model, self._prompt, round(max_audio_seconds * FRAMES_PER_SECOND)) + max_new_tokens
-        if positions > model.config.max_position_embeddings:
-            raise InputError(
-                f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens} take {positions} positions, the model has "
-                f"{model.config.max_position_embeddings}; give less of one of them"
-            )
+        positions = check_positions(
+            model,
+            self._prompt,
+            frames=round(max_audio_seconds * FRAMES_PER_SECOND),
+            new_tokens=max_new_tokens,
+            asked=f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens}",
+        )
         self._engine = Engine(
             model,
             allowed=interface.allowed(task),
@@ -131,12 +132,3 @@ class EngineSession:
     def close(self) -> None:
         """Forget every request and give the memory of the slots back; the session can be used again."""
         self._engine.close()
-
-
-def _longest_prompt(model: SpeechModel, prompt: Prompt, frames: int) -> int:
-    """Positions of the prompt of a clip of so many frames, of which nothing is known but that."""
-    nobody = Utterance(id="", audio=None, text="")
-    if model.audio_input is None:
-        return len(prompt.ids(0, nobody))
-    count = model.audio_input.token_count
-    return len(prompt.ids(1, nobody)) - count(1) + count(frames)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
-from arkfast.records import Batch, InputError, Interface, TokenizerLike
+from arkfast.records import Batch, InputError, Interface, Prompt, TokenizerLike, Utterance
 
 Audio = tuple[Tensor, Tensor]
 """Audio embeddings [B, N, H] and how many of each row count [B] int64."""
@@ -284,6 +284,57 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({error}); copy the checkpoint again") from error
     return fields if isinstance(fields, dict) else {}
+
+
+def check_positions(model: SpeechModel, prompt: Prompt, *, frames: int, new_tokens: int, asked: str) -> int:
+    """Positions that the longest prompt and the longest answer take together.
+
+    Args:
+        model: whole or without weights.
+        prompt: the task's.
+        frames: mel frames of the longest clip.
+        new_tokens: ids of the longest answer.
+        asked: the options that say both, for the error.
+
+    Raises:
+        InputError: they are more than the model has.
+    """
+    nobody = Utterance(id="", audio=None, text="")  # of whom nothing is known but the length of the clip
+    if model.audio_input is None:
+        longest = len(prompt.ids(0, nobody))
+    else:
+        count = model.audio_input.token_count
+        longest = len(prompt.ids(1, nobody)) - count(1) + count(frames)
+    positions, most = longest + new_tokens, int(model.config.max_position_embeddings)
+    if positions > most:
+        raise InputError(f"{asked} take {positions} positions, the model has {most}; give less of one of them")
+    return positions
+
+
+def named_ends(folder: Path) -> dict[str, tuple[int, ...]]:
+    """The ids that end answers by a checkpoint's files: file → its ``eos_token_id``, for those of ``generation_config.json`` and
+    ``config.json`` that name any.
+
+    Raises:
+        InputError: a file cannot be read, or names no ids.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for name in ("generation_config.json", "config.json"):
+        file = folder / name
+        if not file.is_file():
+            continue
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            eos = fields.get("eos_token_id")
+            ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+            wrong = [i for i in ids if not isinstance(i, int) or isinstance(i, bool) or i < 0]
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{file}: its end token cannot be read ({error}); copy the checkpoint again") from error
+        if wrong:
+            raise InputError(f"{file}: eos_token_id holds {wrong[0]!r}, which is no id; give the id of the end token, or a list of ids")
+        if ids:
+            found[name] = tuple(ids)
+    return found
 
 
 def load_model(

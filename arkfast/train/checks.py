@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from arkfast.models.family import AudioInput
+from arkfast.models.family import AudioInput, named_ends
 from arkfast.records import InputError, Interface, Utterance
 
 TEMPLATE = "chat_template.jinja"
@@ -50,7 +50,7 @@ def interface_checks(interface: Interface, task: str, audio: AudioInput | None, 
     return [
         ran("prompt ids", lambda: _prompt_ids(interface, task, audio, vocab_size, where)),
         ran("prompt template", lambda: _template(interface, task, audio, folder, where)),
-        ran("end token", lambda: _end_token(interface, task, where)),
+        ran("end token", lambda: _end_token(interface, task, folder, where)),
         ran("vocabulary", lambda: _vocabulary(interface, task, vocab_size, where)),
     ]
 
@@ -105,12 +105,18 @@ def _template(interface: Interface, task: str, audio: AudioInput | None, folder:
     return repr(rendered[0])
 
 
-def _end_token(interface: Interface, task: str, where: str) -> str:
+def _end_token(interface: Interface, task: str, folder: Path, where: str) -> str:
     stops = interface.allowed(task).stop_ids
     if interface.end_id not in stops:
         raise InputError(
             f"{where}: swapped tokenizer: its end token is id {interface.end_id}, but the model's configuration ends answers with "
             f"{', '.join(map(str, stops))}; give the tokenizer that the model was trained with"
+        )
+    generated = named_ends(folder).get("generation_config.json", (interface.end_id,))
+    if interface.end_id not in generated:
+        raise InputError(
+            f"{where}: its generation_config.json ends answers with id {', '.join(map(str, generated))}, its config.json and tokenizer "
+            f"with {interface.end_id}; correct eos_token_id in the one that is wrong"
         )
     return f"id {interface.end_id} {interface.tokenizer.convert_ids_to_tokens([interface.end_id])[0]!r}"
 

@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 
+from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE
 from arkfast.data.tasks import Task, find_task
 from arkfast.distill import CTCHead
 from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
 from arkfast.engine import Decodes, Engine
-from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, find_family
+from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, check_positions, find_family
 from arkfast.records import Batch, InputError, Interface, Rollout, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
@@ -81,6 +82,13 @@ class LoadedStudent:
             raise InputError(f"--student_model {folder}: the model hears nothing, and task {config.task} needs that; give another")
         self.n_mels = self.interface.n_mels if self.task.hears else None
         """Mel filters of the features that are made; None: the task hears nothing."""
+        check_positions(
+            self.model,
+            self.prompt,
+            frames=0 if self.n_mels is None else round(config.max_audio_seconds * SAMPLING_RATE / HOP_LENGTH),
+            new_tokens=config.asr_opd_max_new_tokens,
+            asked=f"--max_audio_seconds {config.max_audio_seconds:g} and --asr_opd_max_new_tokens {config.asr_opd_max_new_tokens}",
+        )
         self.ctc_head = self._ctc_head(device)
         self.frozen = self._freeze(device, compute)
         """Weights that are not trained, by name, as the checkpoint has them."""

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from arkfast import cli
 from arkfast.models.family import find_family
+from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checks import interface_checks
+from arkfast.train.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,11 @@ def ends_otherwise(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
+def generates_otherwise(folder: Path) -> None:
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": [3, 4]}))
+
+
 @pytest.mark.parametrize(
     ("broken", "check", "cause"),
     [
@@ -73,6 +80,7 @@ def ends_otherwise(folder: Path) -> None:
         (has_anothers_tokenizer, "tokenizer", "its tokenizer is another model's"),
         (has_another_template, "prompt template", "wrong prompt: its chat_template.jinja makes"),
         (ends_otherwise, "end token", "swapped tokenizer: its end token is id"),
+        (generates_otherwise, "end token", "its generation_config.json ends answers with id 3, 4, its config.json and tokenizer with"),
     ],
 )
 def test_each_fault_is_a_failed_check_with_its_cause(
@@ -180,3 +188,24 @@ def test_gates_that_are_off_judge_nothing_and_say_so(world: Path, capsys: pytest
     code, found, _ = calibrated(world, capsys, "--teacher_model", world / "teacher", "--gates", "off")
     assert code == 0
     assert found["go"] == "nothing was judged: --gates off"
+
+
+@pytest.mark.parametrize("flag", ["max_audio_seconds", "asr_opd_max_new_tokens"])
+def test_training_refuses_what_transcribe_refuses_for_want_of_positions(world: Path, tmp_path: Path, flag: str) -> None:
+    """The tiny model has 4096 positions."""
+    from arkfast.train.models import LoadedStudent
+    from arkfast.train.parallel import Parallel
+
+    fields = {
+        "stage": "sft",
+        "student_model": world / "student",
+        "train_data": world / "train.jsonl",
+        "output_dir": tmp_path,
+        "device": "cpu",
+    }
+    fitting = LoadedStudent(TrainConfig(**fields), Parallel("cpu"), sharded=False)
+    with pytest.raises(
+        InputError, match=r"--max_audio_seconds \S+ and --asr_opd_max_new_tokens \d+ take \d+ positions, the model has 4096"
+    ):
+        LoadedStudent(TrainConfig(**fields, **{flag: 4096}), Parallel("cpu"), sharded=False)
+    assert fitting.model.config.max_position_embeddings == 4096

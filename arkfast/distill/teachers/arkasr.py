@@ -8,11 +8,11 @@ from __future__ import annotations
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers.base import TeacherRequest
 from arkfast.distill.teachers.direct import DirectTeacher
-from arkfast.distill.teachers.vocabulary import check_same_vocabulary
+from arkfast.distill.teachers.vocabulary import check_ends, check_same_prompt, check_same_vocabulary
 from arkfast.models.arkasr.cost import ArkasrCost
 from arkfast.models.arkasr.family import family
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
-from arkfast.models.family import Audio, read_config
+from arkfast.models.family import Audio, named_ends, read_config
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout
 
 KIND = "arkasr"
@@ -22,7 +22,7 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
     """The teacher of a checkpoint, whole.
 
     Raises:
-        InputError: the checkpoint cannot be used, or does not fit the student's vocabulary or features.
+        InputError: the checkpoint cannot be used, or does not fit the student's vocabulary, end of an answer, prompt or features.
     """
     kind = read_config(request.model).get("model_type")
     if kind != KIND:
@@ -30,9 +30,14 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
             f"--teacher_model {request.model}: model_type is {kind!r}, and --teacher_backend arkasr runs {KIND!r} alone; give "
             "--teacher_backend qwen3_asr_teacher_forcing for Qwen3-ASR, or hf_causal_lm for another speech model"
         )
-    check_same_vocabulary(request.interface.tokenizer, family.tokenizer(request.model), request.allowed)
+    student, tokenizer = request.interface, family.tokenizer(request.model)
+    check_same_vocabulary(student.tokenizer, tokenizer, request.allowed)
+    ends = {end for ids in named_ends(request.model).values() for end in ids}
+    check_ends(student, tokenizer, ends, request.model, allowed=request.allowed)
     attention = request.attn_implementation
     model = family.load(request.model, dtype=request.dtype, attn_implementation=attention, device=request.device)
+    own = family.interface(tokenizer, model, where=f"--teacher_model {request.model}")
+    check_same_prompt(student, own, request.task, request.model)
     heard = request.student.audio_input
     bins, ours = model.audio_input.n_mels, None if heard is None else heard.n_mels
     if bins != ours:

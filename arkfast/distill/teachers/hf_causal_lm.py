@@ -7,7 +7,7 @@ student's it scores the student's own ids; otherwise both tokenisations are alig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +102,7 @@ class HfTeacher:
         where: what an error calls the teacher.
 
     Raises:
-        InputError: its vocabulary can be neither shared nor aligned.
+        InputError: its vocabulary can be neither shared nor aligned, or its tokenizer is another model's.
     """
 
     cost = None
@@ -119,6 +119,7 @@ class HfTeacher:
         """The student's ids are the teacher's."""
         special = {int(i) for i in theirs.added_tokens_decoder} | set(eos)
         self._ends = set(eos)
+        _check_own_ids(model.model, theirs, eos, inputs.prompt_ids, rows=model.width, where=where)
         spoken = torch.zeros(model.width, dtype=torch.bool)
         spoken[: min(len(theirs), model.width)] = True
         spoken[sorted(i for i in special if i < model.width)] = False
@@ -245,6 +246,40 @@ def _eos(model: Any, where: str) -> list[int]:
         if eos is not None:
             return [int(eos)] if isinstance(eos, int) else [int(i) for i in eos]
     raise InputError(f"{where}: neither its generation_config.json nor its config.json names an end token (eos_token_id); add it there")
+
+
+def _check_own_ids(model: Any, tokenizer: Any, eos: Sequence[int], prompt: Collection[int], *, rows: int, where: str) -> None:
+    """Whether the teacher's end, audio and prompt ids are the same tokens to its configuration and to its tokenizer.
+
+    Raises:
+        InputError: naming an id and what it is to either.
+    """
+    known = len(tokenizer)
+    special = {int(i) for i in tokenizer.added_tokens_decoder} | set(tokenizer.all_special_ids)
+    for end in eos:
+        if end >= min(known, rows):
+            raise InputError(
+                f"{where}: its configuration ends answers with id {end}, and it has {min(known, rows)} tokens; correct eos_token_id in its "
+                "generation_config.json, or give the tokenizer that the model was trained with"
+            )
+        if end not in special:
+            raise InputError(
+                f"{where}: its configuration ends answers with id {end}, which its tokenizer writes as the text "
+                f"{str(tokenizer.convert_ids_to_tokens([end])[0])!r}; correct eos_token_id in its generation_config.json, or give the "
+                "tokenizer that the model was trained with"
+            )
+    table = int(model.get_input_embeddings().weight.shape[0])
+    if outside := sorted(i for i in prompt if i >= table):
+        raise InputError(
+            f"{where}: its prompt holds id {outside[0]}, and the model has {table}; give the tokenizer that it was trained with"
+        )
+    audio = next((i for name in ("audio_token_id", "audio_token_index") if (i := getattr(model.config, name, None)) is not None), None)
+    if audio is not None and audio not in prompt:
+        named = f"{str(tokenizer.convert_ids_to_tokens([audio])[0])!r} in its tokenizer" if audio < known else "no token of its tokenizer"
+        raise InputError(
+            f"{where}: its configuration puts audio in the place of id {audio}, which is {named} and not in its prompt; give its own "
+            "processor, or a --teacher_prompt that holds the audio token"
+        )
 
 
 def _shared_end(teacher: Any, eos: Sequence[int], name: str) -> int:

@@ -19,7 +19,7 @@ from arkfast.audio import SAMPLING_RATE, LogMel
 from arkfast.audio.reference import HOP_LENGTH, WINDOW_LENGTH
 from arkfast.data.teacher_audio import Samples, Window
 from arkfast.distill.teachers.base import Prepare
-from arkfast.metrics.languages import canonical
+from arkfast.metrics.languages import canonical, rules_of
 from arkfast.records import Batch, InputError
 
 INSTRUCTION = "Please transcribe this audio into text"
@@ -55,6 +55,8 @@ class Inputs(Protocol):
     tokenizer: Any
     leading_blank: bool
     """The model's answers begin with a blank."""
+    prompt_ids: frozenset[int]
+    """Every id that a prompt may hold."""
 
     def rows(self, batch: Batch, detect: Detect) -> list[RowInputs]:
         """The inputs of each row."""
@@ -87,7 +89,7 @@ class ChatInputs:
             self.tokenizer = self._processor.tokenizer
             marker = str(getattr(self._processor, "audio_token", ""))
             self._text = prompt if prompt and marker and marker in prompt else self._templated(prompt or INSTRUCTION)
-            self._row(torch.zeros(SAMPLING_RATE))
+            self.prompt_ids = frozenset(self._row(torch.zeros(SAMPLING_RATE)).prompt)
         except (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError) as error:
             raise InputError(
                 f"--teacher_model {folder}: its processor cannot make a prompt with audio ({_first_line(error)}); give a checkpoint with "
@@ -158,8 +160,14 @@ class EncoderDecoderInputs:
         elif START in ids:
             self._end_of_prompt = [ids[NO_TIMESTAMPS]] if NO_TIMESTAMPS in ids else []
             if getattr(model.generation_config, "is_multilingual", model.config.vocab_size != ENGLISH_ONLY):
-                self._languages = {found[1]: i for name, i in ids.items() if (found := LANGUAGE.fullmatch(name))}
+                self._languages = {canonical(found[1]) or found[1]: i for name, i in ids.items() if (found := LANGUAGE.fullmatch(name))}
                 self._end_of_prompt = [ids[TRANSCRIBE], *self._end_of_prompt] if TRANSCRIBE in ids else self._end_of_prompt
+            if self._prompt != [ids[START]]:
+                raise InputError(
+                    f"--teacher_model {folder}: its answers start with id {self._prompt[0]} by its configuration (decoder_start_token_id), "
+                    f"and {START} is id {ids[START]} in its tokenizer; give the tokenizer that the model was trained with"
+                )
+        self.prompt_ids = frozenset([*self._prompt, *self._languages.values(), *self._end_of_prompt])
 
     def _window(self) -> Window | None:
         """The feature workers' part; None where the extractor is not Whisper's with its usual settings."""
@@ -181,7 +189,7 @@ class EncoderDecoderInputs:
         rows = [RowInputs(prompt=list(self._prompt), heard=own) for own in heard]
         if not self._languages:
             return [RowInputs(prompt=row.prompt + self._end_of_prompt, heard=row.heard) for row in rows]
-        told = [self._languages.get(canonical(name) or "") for name in batch.languages or (None,) * batch.size]
+        told = [self._languages.get(rules_of(canonical(name)) or "") for name in batch.languages or (None,) * batch.size]
         unknown = [i for i, language in enumerate(told) if language is None]
         heard_as = iter(detect([rows[i] for i in unknown], sorted(self._languages.values())) if unknown else [])
         spoken = [next(heard_as) if language is None else language for language in told]

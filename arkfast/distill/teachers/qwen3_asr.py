@@ -18,15 +18,15 @@ from arkfast.distill.prefix import at_predicting_positions_after
 from arkfast.distill.references import put_in, references
 from arkfast.distill.teachers.base import TeacherRequest
 from arkfast.distill.teachers.direct import DirectTeacher
-from arkfast.distill.teachers.vocabulary import check_direct_ids
+from arkfast.distill.teachers.vocabulary import check_direct_ids, check_ends
 from arkfast.engine.prefill import prefill
 from arkfast.kernels import linear_log_softmax
-from arkfast.models.family import Audio
+from arkfast.models.family import Audio, named_ends
 from arkfast.models.qwen3_asr.cost import Qwen3AsrCost
 from arkfast.models.qwen3_asr.languages import Spoken, spoken
 from arkfast.models.qwen3_asr.load import least_samples, load_model, load_tokenizer
 from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel
-from arkfast.models.qwen3_asr.prompt import LANGUAGES, Prompts
+from arkfast.models.qwen3_asr.prompt import END_OF_TEXT, LANGUAGES, Prompts
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
 
 OPTIONS = ("teacher_full_attention", "unsupported_language")
@@ -37,12 +37,17 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
     """The teacher of a checkpoint, whole, in Transformers' layout or in that of the model's first publication.
 
     Raises:
-        InputError: the checkpoint cannot be used, or its vocabulary is not the student's.
+        InputError: the checkpoint cannot be used, or its vocabulary or end of an answer is not the student's.
     """
-    folder, device = request.model, request.device
+    folder, device, student = request.model, request.device, request.interface
     if request.task != "asr":
         raise InputError(f"--teacher_model {folder}: Qwen3-ASR transcribes and does nothing else; give --task asr")
     tokenizer = load_tokenizer(folder)
+    named = named_ends(folder)
+    ends = named.get("generation_config.json") or named.get("config.json") or ()
+    # Official files name the end of a text too, with which no turn of a chat ends.
+    unused = [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
+    check_ends(student, tokenizer, ends, folder, allowed=request.allowed, unused=unused)
     model = load_model(
         folder,
         dtype=request.dtype,
@@ -51,7 +56,7 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
         full_attention=request.full_attention,
     )
     backend, rows = "Qwen3-ASR", model.lm_head.weight.shape[0]
-    check_direct_ids(request.interface.tokenizer, tokenizer, request.allowed, rows=rows, backend=backend)
+    check_direct_ids(student.tokenizer, tokenizer, request.allowed, rows=rows, backend=backend)
     return Qwen3AsrTeacher(model, tokenizer, folder, allowed=request.allowed, top_k=request.top_k, unsupported=request.unsupported_language)
 
 

@@ -11,7 +11,7 @@ import torch
 from arkfast.models.qwen3_asr.languages import NAMES
 from arkfast.records import InputError, TokenizerLike
 
-START, END = "<|im_start|>", "<|im_end|>"
+START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 BEGIN_OF_AUDIO, AUDIO, END_OF_AUDIO, TRANSCRIPT = "<|audio_start|>", "<|audio_pad|>", "<|audio_end|>", "<asr_text>"
 BEFORE = f"{START}system\n{END}\n{START}user\n{BEGIN_OF_AUDIO}"
 AFTER = f"{END_OF_AUDIO}{END}\n{START}assistant\n"
@@ -44,6 +44,13 @@ class Prompts:
         encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
         tails = [encode(AFTER + language_prefix(name)) for name in LANGUAGES] + [encode(AFTER)]
         before, after = encode(BEFORE), tails[-1]
+        for text, ids in ((BEFORE, before), (AFTER + language_prefix(LANGUAGES[0]), tails[0])):
+            apart = [token for token, id_ in special.items() if text.count(token) != ids.count(id_)]
+            if apart or tokenizer.decode(ids, skip_special_tokens=False) != text:
+                raise InputError(
+                    f"{where}: its tokenizer makes {tokenizer.decode(ids, skip_special_tokens=False)!r} of the prompt {text!r}"
+                    f"{f', where {apart[0]} is no token of its own' if apart else ''}; it is not Qwen3-ASR's, give a complete checkpoint"
+                )
         self.before, self.untold = len(before), len(LANGUAGES)
         """Ids before the placeholders, and the row of the table below that tells no language."""
         self._width = max(len(tail) for tail in tails)
