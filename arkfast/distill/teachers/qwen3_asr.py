@@ -43,11 +43,6 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
     if request.task != "asr":
         raise InputError(f"--teacher_model {folder}: Qwen3-ASR transcribes and does nothing else; give --task asr")
     tokenizer = load_tokenizer(folder)
-    named = named_ends(folder)
-    ends = named.get("generation_config.json") or named.get("config.json") or ()
-    # Official files name the end of a text too, with which no turn of a chat ends.
-    unused = [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
-    check_ends(student, tokenizer, ends, folder, allowed=request.allowed, unused=unused)
     model = load_model(
         folder,
         dtype=request.dtype,
@@ -57,6 +52,11 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
     )
     backend, rows = "Qwen3-ASR", model.lm_head.weight.shape[0]
     check_direct_ids(student.tokenizer, tokenizer, request.allowed, rows=rows, backend=backend)
+    named = named_ends(folder)
+    ends = named.get("generation_config.json") or named.get("config.json") or ()
+    # Official files name the end of a text too, with which no turn of a chat ends.
+    unused = [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
+    check_ends(student, tokenizer, ends, folder, allowed=request.allowed, unused=unused)
     return Qwen3AsrTeacher(model, tokenizer, folder, allowed=request.allowed, top_k=request.top_k, unsupported=request.unsupported_language)
 
 
