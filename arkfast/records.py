@@ -72,6 +72,10 @@ class Utterance:
     """Start of the segment within the recording in seconds; None is the recording's start."""
     end: float | None = None
     """End of the segment in seconds; None is the recording's end."""
+    channel: tuple[int, ...] | None = None
+    """Channels of the recording, from 0, whose average is heard; () is the average of all, and so is None, where nothing was said."""
+    audio_track: int | None = None
+    """Audio track of a container such as mp4, from 0; None is the first."""
     text: str | None = None
     """Reference transcript, where one is known."""
     language: str | None = None

@@ -52,6 +52,20 @@ def parse_channel(value: object) -> tuple[int, ...] | None:
     return found
 
 
+def check_choice(channel: str | None, audio_track: int | None) -> None:
+    """Refuses what ``--channel`` and ``--audio_track`` may not be.
+
+    Raises:
+        InputError: text that names no channel, or a negative track.
+    """
+    try:
+        parse_channel(channel)
+    except ValueError as error:
+        raise InputError(f"--channel: {error}, got '{channel}'") from error
+    if audio_track is not None and audio_track < 0:
+        raise InputError(f"--audio_track must be an audio track's number from 0, got {audio_track}")
+
+
 def _number(value: object) -> int | None:
     """A whole number from 0; tables with gaps hold such numbers as floats."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

@@ -6,7 +6,7 @@ Knows types, shapes and the messages about them; knows no spectra and no backend
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,19 +20,30 @@ if TYPE_CHECKING:
 _INT16_SCALE = np.float32(1 / 32768)  # a power of two: exact
 
 
+def as_array(item: object) -> NDArray[Any]:
+    """What NumPy makes of an array, a tensor or a list of numbers.
+
+    A tensor may be on any device, need a gradient, or be of a type that NumPy lacks, such as bfloat16, which becomes float32.
+    """
+    if _is_tensor(item):
+        item = item.detach().cpu()
+        item = item.float() if item.is_floating_point() and item.element_size() < 4 else item
+    return np.asarray(item)
+
+
 def as_samples(label: str, item: object) -> NDArray[np.float32]:
     """One waveform as contiguous float32, checked but for its values.
 
     Args:
         label: what messages call it.
-        item: [n] samples: float32 (not copied when contiguous and aligned), float64 (rounded) or int16 (divided by 32768); a NumPy array,
-            a CPU tensor or a list of floats.
+        item: [n] samples: float32 (not copied when contiguous and aligned), float16, float64 (rounded) or int16 (divided by 32768); a NumPy
+            array, a tensor (of bfloat16 too, on any device, with or without a gradient) or a list of floats.
 
     Raises:
         InputError: it is not one-dimensional.
         TypeError: its samples have another type.
     """
-    array = np.asarray(item)
+    array = as_array(item)
     if array.ndim != 1:
         raise InputError(
             f"{label}: expected one dimension, got shape {list(array.shape)}: mix channels down to mono, pass a batch as a list"
@@ -41,10 +52,10 @@ def as_samples(label: str, item: object) -> NDArray[np.float32]:
         return array if array.flags.c_contiguous and array.flags.aligned else np.require(array, requirements=["C", "A"])
     if array.dtype == np.int16:
         return array.astype(np.float32) * _INT16_SCALE
-    if array.dtype == np.float64:
+    if array.dtype.kind == "f":
         with np.errstate(over="ignore"):  # a value past float32 becomes infinite, and is reported as such
             return array.astype(np.float32)
-    raise TypeError(f"{label}: samples must be float32, float64 or int16, got {array.dtype}: convert and scale them to -1..1")
+    raise TypeError(f"{label}: samples must be floats or int16, got {array.dtype}: convert and scale them to -1..1")
 
 
 def nonfinite(label: str, sample: int, value: np.float32) -> InputError:

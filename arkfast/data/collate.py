@@ -13,8 +13,10 @@ from numpy.typing import NDArray
 
 from arkfast import audio
 from arkfast.audio import Loaded
+from arkfast.audio.channels import check_channel, check_track
+from arkfast.audio.levels import doubts
 from arkfast.audio.segment import cut_samples
-from arkfast.audio.waveform import as_samples
+from arkfast.audio.waveform import as_array, as_samples
 from arkfast.data.shards import open_audio
 from arkfast.records import Batch, InputError, Padded, Prompt, Utterance
 
@@ -24,19 +26,37 @@ if TYPE_CHECKING:
     from arkfast.audio import LogMel
 
 
-def read_clip(utterance: Utterance, *, max_seconds: float = 30.0) -> Loaded:
-    """One utterance's samples at 16 kHz, and what is doubtful about them.
+def read_clip(utterance: Utterance, *, max_seconds: float | None = 30.0) -> Loaded:
+    """One utterance's samples at 16 kHz, what is doubtful about them, and what was heard of several channels and tracks.
+
+    Args:
+        utterance: has audio.
+        max_seconds: the longest clip allowed; None allows any.
 
     Raises:
-        InputError: the audio is missing, unreadable, empty, longer than ``max_seconds``, or its segment lies outside it.
+        InputError: the audio is missing, unreadable, empty, longer than ``max_seconds``, senseless by its levels, or has no such segment,
+            channel or track.
         TypeError: samples in memory have a type that is no audio.
     """
     samples = utterance.audio
     if isinstance(samples, str):
         source, name = open_audio(utterance)
-        return audio.read(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
-    cut = cut_samples(np.asarray(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
-    return Loaded(as_samples(utterance.name, cut))
+        return audio.read(
+            source,
+            begin=utterance.begin,
+            end=utterance.end,
+            channel=utterance.channel,
+            audio_track=utterance.audio_track,
+            max_seconds=max_seconds,
+            name=name,
+        )
+    if samples is None:
+        raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
+    check_channel(utterance.name, utterance.channel or (), 1)
+    check_track(utterance.name, utterance.audio_track or 0, 1)
+    segment = cut_samples(as_array(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
+    cut = as_samples(utterance.name, segment)
+    return Loaded(cut, doubts(utterance.name, cut, audio.SAMPLING_RATE))
 
 
 def features_of(samples: NDArray[np.float32], log_mel: LogMel, name: str) -> NDArray[np.float32]:
@@ -61,7 +81,7 @@ def extract(utterance: Utterance, log_mel: LogMel, *, max_seconds: float = 30.0)
     """One utterance's log-mel features, float32 [n_mels, T] at 100 frames a second.
 
     Raises:
-        InputError: the audio is missing, unreadable, empty, not finite, longer than ``max_seconds``, or its segment lies outside it.
+        InputError: as ``read_clip``, or a sample is not finite.
         TypeError: samples in memory have a type that is no audio.
     """
     return features_of(read_clip(utterance, max_seconds=max_seconds).samples, log_mel, clip_name(utterance))

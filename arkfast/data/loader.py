@@ -34,7 +34,8 @@ def row_seconds(utterance: Utterance) -> float:
         return float(duration) - (utterance.begin or 0.0)
     if isinstance(utterance.audio, str):
         source, name = open_audio(utterance)
-        return audio.duration(source, name=name) - (utterance.begin or 0.0)
+        whole = audio.duration(source, channel=utterance.channel, audio_track=utterance.audio_track, name=name)
+        return whole - (utterance.begin or 0.0)
     if utterance.audio is None:
         raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
     return len(utterance.audio) / audio.SAMPLING_RATE

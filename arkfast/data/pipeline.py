@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arkfast.audio import LogMel
+from arkfast.audio.load import NOTHING_CHOSEN, Used
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.data.pool import Job, Pool, WorkersBroken
 from arkfast.data.worker import Features, Prepare
@@ -26,6 +27,8 @@ from arkfast.records import InputError, Utterance
 MAX_WINDOW = 1024  # clips in flight: bounds the memory, and their slot numbers always fit into a pipe that nobody reads yet
 
 
+Outcome = tuple[np.ndarray | InputError, object, tuple[str, ...], Used]
+"""All of a ``FeatureItem`` but its utterance."""
 UNHEARD: np.ndarray = np.zeros((0, 0), dtype=np.float32)
 """The features of an utterance where nothing is heard."""
 
@@ -40,6 +43,8 @@ class FeatureItem(NamedTuple):
     """What the second extractor made of the same waveform."""
     warnings: tuple[str, ...] = ()
     """A sentence for each thing about the clip that is doubtful and no error."""
+    used: Used = NOTHING_CHOSEN
+    """What was heard of several channels or audio tracks, as ``Loaded.used`` has it."""
 
 
 class BadAudioPolicy:
@@ -171,7 +176,7 @@ class FeaturePipeline:
             else:
                 yield self._item(item, partial(features, item))
 
-    def _item(self, utterance: Utterance, make: Callable[[], tuple[np.ndarray | InputError, object, tuple[str, ...]]]) -> FeatureItem:
+    def _item(self, utterance: Utterance, make: Callable[[], Outcome]) -> FeatureItem:
         try:
             return FeatureItem(utterance, *make())
         except InputError as error:

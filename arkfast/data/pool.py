@@ -26,6 +26,7 @@ from types import TracebackType
 import numpy as np
 
 from arkfast.audio import SAMPLING_RATE
+from arkfast.audio.load import NOTHING_CHOSEN, Used
 from arkfast.data.worker import BROKEN, OUT_OF_MEMORY, READY, REPLY, REQUEST, Features, dump, dump_outcome, load
 from arkfast.records import InputError, Utterance
 
@@ -42,9 +43,9 @@ _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THR
 # glibc otherwise gives a clip's arrays back to the kernel after every clip, and their pages cost faults anew: a sixth of a worker's time.
 _WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 26)}
 
-# Ctrl-C and the notice before a kill are the consumer's to handle: torchrun sends it to the process group, Slurm to every process, and
-# workers that went at once would leave the consumer without the batches of its last steps.
-_CONSUMERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Ctrl-C, a lost terminal and the notice before a kill are the consumer's to handle: torchrun sends them to the process group, Slurm to every
+# process, and workers that went at once would leave the consumer without the batches of its last steps.
+_CONSUMERS_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
 # What a worker runs, its signals before all else, which its parent blocked for it. It takes over the import path, as a spawned process of
 # multiprocessing would, but never imports the main module.
@@ -131,8 +132,9 @@ class Pool:
             self._assign(job)
         return job
 
-    def take(self, job: Job) -> tuple[np.ndarray | InputError, object, tuple[str, ...]]:
-        """A job's features, or why there are none, its prepared value and its warnings, waited for; its slot is free afterwards.
+    def take(self, job: Job) -> tuple[np.ndarray | InputError, object, tuple[str, ...], Used]:
+        """A job's outcome as a ``FeatureItem`` has it, waited for: features or why there are none, the prepared value, warnings and what
+        was used of several channels. Its slot is free afterwards.
 
         Raises:
             WorkersBroken: workers cannot be started.
@@ -145,9 +147,9 @@ class Pool:
         finally:
             self._free.append(job.slot)
         if kind == "ok":
-            return rest[0], rest[1], rest[2]
+            return rest[0], rest[1], rest[2], rest[3]
         if kind == "bad":
-            return InputError(rest[0]), None, ()
+            return InputError(rest[0]), None, (), NOTHING_CHOSEN
         error, trace = rest
         cause = RuntimeError(f"in a feature worker, at {job.utterance.name}:\n{trace}")
         raise (error if isinstance(error, Exception) else RuntimeError(error)) from cause

@@ -1,8 +1,8 @@
 """One manifest row as an ``Utterance``, or as the reason why it is none.
 
 Knows the names and kinds of a row's fields, arkfast's and NeMo's; knows no files but the folder that relative paths start from. Fields are
-the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus ``id`` and ``language``; any other field passes through in
-``Utterance.extra`` (so do ``audio`` and ``task``, as the row gives them).
+the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus ``id``, ``language``, ``channel`` and ``audio_track``; any
+other field passes through in ``Utterance.extra`` (so do ``audio``, ``task``, ``channel`` and ``audio_track``, as the row gives them).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from arkfast.audio.channels import parse_channel
 from arkfast.data.shards import TarMember
 from arkfast.records import InputError, JsonObject, JsonRow, Utterance
 
@@ -33,7 +34,7 @@ class RowError(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """Under which names a row keeps what."""
+    """Under which names a row keeps what, and what holds for rows that do not say."""
 
     audio: str = "audio"
     """The recording's path."""
@@ -43,6 +44,10 @@ class Fields:
     """The segment's start in seconds; −1 or null is the recording's start."""
     end: str = "end_time"
     """The segment's end in seconds; −1 or null is the recording's end."""
+    channel: tuple[int, ...] | None = None
+    """``Utterance.channel`` of rows without a ``channel``."""
+    audio_track: int | None = None
+    """``Utterance.audio_track`` of rows without an ``audio_track``."""
 
 
 ORIGINAL = Fields()
@@ -112,6 +117,7 @@ def to_utterance(
     Raises:
         RowError: a field is missing or of the wrong kind, or the row is of another task.
     """
+    channel, audio_track = _channel(row, fields.channel, where), _audio_track(row, fields.audio_track, where)
     if form == "nemo" or (form == "auto" and NEMO_AUDIO in row and fields.audio not in row):
         row, fields = _from_nemo(row, where), ORIGINAL
         audio_field = NEMO_AUDIO
@@ -141,6 +147,8 @@ def to_utterance(
         audio=audio if folder is None or audio is None else _resolved(audio, folder),
         begin=begin,
         end=end,
+        channel=channel,
+        audio_track=audio_track,
         text=text,
         language=language,
         task=row_task,
@@ -179,6 +187,28 @@ def _from_nemo(row: JsonRow, where: str) -> JsonObject:
         if given:
             converted[ours] = given[0]
     return converted
+
+
+def _channel(row: JsonRow, otherwise: tuple[int, ...] | None, where: str) -> tuple[int, ...] | None:
+    """The row's choice of channels. Text that is none, such as the name of a broadcaster, is another field of that name."""
+    value = row.get("channel")
+    if value is None:
+        return otherwise
+    try:
+        return parse_channel(value)
+    except ValueError as error:
+        if isinstance(value, str):
+            return otherwise
+        raise RowError(f"{where}: field 'channel': {error}, got {_shown(value)}", "channel field") from error
+
+
+def _audio_track(row: JsonRow, otherwise: int | None, where: str) -> int | None:
+    value = row.get("audio_track")
+    if value is None:
+        return otherwise
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RowError(f"{where}: field 'audio_track' must be an audio track's number from 0, got {_shown(value)}", "audio_track field")
+    return value
 
 
 def _resolved(audio: str, folder: Path) -> str:

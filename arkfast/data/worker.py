@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arkfast.audio import LogMel
+from arkfast.audio.load import Used
 from arkfast.data.collate import clip_name, features_of, read_clip
 from arkfast.records import InputError, Utterance
 
@@ -55,8 +56,8 @@ class Features:
         instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
         return _restored, (self.log_mel.n_mels, instruction_set, self.max_seconds, self.prepare)
 
-    def __call__(self, utterance: Utterance) -> tuple[NDArray[np.float32], object, tuple[str, ...]]:
-        """Features, float32 [n_mels, T], the prepared value (None without ``prepare``), and what is doubtful about the clip.
+    def __call__(self, utterance: Utterance) -> tuple[NDArray[np.float32], object, tuple[str, ...], Used]:
+        """Features, float32 [n_mels, T], the prepared value (None without ``prepare``), and ``warnings`` and ``used`` as in ``Loaded``.
 
         Both extractors see the same samples, and the file is decoded once.
 
@@ -65,7 +66,7 @@ class Features:
         """
         clip = read_clip(utterance, max_seconds=self.max_seconds)
         features = features_of(clip.samples, self.log_mel, clip_name(utterance))
-        return features, None if self.prepare is None else self.prepare(clip.samples), clip.warnings
+        return features, None if self.prepare is None else self.prepare(clip.samples), clip.warnings, clip.used
 
 
 def _restored(n_mels: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
@@ -112,7 +113,7 @@ def outcome(features: Features, utterance: Utterance) -> tuple[object, ...]:
     """What is said of an utterance.
 
     Returns:
-        ("ok", features, prepared value, warnings), ("bad", message), or ("raise", exception or its text, traceback).
+        ("ok", features, prepared value, warnings, what was used), ("bad", message), or ("raise", exception or its text, traceback).
     """
     try:
         return ("ok", *features(utterance))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from arkfast.command_line import parse
 from arkfast.console import Console
-from arkfast.data import Fields, count_rows
+from arkfast.data import count_rows
 from arkfast.data.manifest import iter_rows
 from arkfast.data.sources import expand
 from arkfast.infer.jsonl import AtomicJsonl
@@ -123,7 +123,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
 
 def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Result]:
     """The manifest's utterances, with a failed result in the place of each bad line."""
-    fields = Fields(audio=options.audio_field, text=options.text_field, begin=options.begin_field, end=options.end_field)
+    fields = options.row_fields
     for row in iter_rows(path, fields=fields):
         yield row.utterance or bad_line(row, fields=fields)
 

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from arkfast.audio import SAMPLING_RATE
+from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
+from arkfast.data import Fields
 from arkfast.infer.transcriber import Attention, DType, check_limits
 from arkfast.records import InputError
 
@@ -66,6 +68,11 @@ class TranscribeOptions(ConsoleOptions):
     """Input field with the segment's start in seconds."""
     end_field: str = "end_time"
     """Input field with the segment's end in seconds."""
+    channel: str | None = None
+    """Which channel is heard in rows that do not say it: a number from 0, several with commas whose average is heard, or average; the
+    average of all by default."""
+    audio_track: int | None = None
+    """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
     allow_failures: bool = False
     """Exit with 0 although rows failed."""
     target_sr: int = SAMPLING_RATE
@@ -84,6 +91,7 @@ class TranscribeOptions(ConsoleOptions):
             num_workers=self.num_workers,
             audio_gain=self.audio_gain,
         )
+        check_choice(self.channel, self.audio_track)
         self._check()
 
     def _check(self) -> None:
@@ -102,6 +110,18 @@ class TranscribeOptions(ConsoleOptions):
                 raise InputError(
                     f"--{error}; expected temperature > 0, 0 < top_p ≤ 1, top_k ≥ 0 and repetition_penalty > 0, all finite"
                 ) from error
+
+    @property
+    def row_fields(self) -> Fields:
+        """What a manifest's rows call their fields, and what holds for rows that do not say."""
+        return Fields(
+            audio=self.audio_field,
+            text=self.text_field,
+            begin=self.begin_field,
+            end=self.end_field,
+            channel=parse_channel(self.channel),
+            audio_track=self.audio_track,
+        )
 
     def sampling(self) -> Sampling:
         """How ids are chosen.

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
+from arkfast.audio.load import Used
 from arkfast.data import Fields
 from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
@@ -22,7 +23,7 @@ CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
-    "warnings",
+    "warnings", "audio_used",
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, or a stale transcript could."""
 
@@ -46,6 +47,8 @@ class Result:
     """Seconds of audio that were transcribed."""
     warnings: tuple[str, ...] = ()
     """A sentence for each thing about the recording that is doubtful and no error."""
+    used: Used = field(default_factory=dict)
+    """What was heard of several channels or audio tracks, as ``arkfast.audio.Loaded.used`` has it."""
 
     def __post_init__(self) -> None:
         assert (self.text_raw is None) == (self.error is not None), "a result is either a transcript or an error"
@@ -56,8 +59,8 @@ class Result:
         return self.error is not None
 
     def row(self) -> JsonObject:
-        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only, ``warnings`` where there are any), then the
-        input's other fields.
+        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only, ``warnings`` and ``audio_used`` where there is
+        something to say), then the input's other fields.
 
         ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
         recording's own. A failed row's ``pred_text`` is None, never an empty transcript.
@@ -80,6 +83,8 @@ class Result:
             row["error"] = self.error
         if self.warnings:
             row["warnings"] = list(self.warnings)
+        if self.used:
+            row["audio_used"] = dict(self.used)
         return row | {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
 
 
@@ -109,6 +114,7 @@ def bad_line(bad: Row, *, fields: Fields) -> Result:
     return Result(utterance=utterance, error=str(bad.error))
 
 
-def _seconds(value: Any) -> float | None:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(value) if sound else None
+def _seconds(value: object) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    return None

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from arkfast.audio.load import Used
 from arkfast.data.pipeline import FeatureItem
 from arkfast.infer.result import FinishReason, Result
 from arkfast.records import InputError, Utterance
@@ -57,6 +58,7 @@ class _Place:
     result: Result | None = None
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
+    used: Used = field(default_factory=dict)
 
 
 Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem, None, None]]
@@ -111,24 +113,30 @@ def _as_features(items: Iterable[Utterance | Result]) -> Iterator[Utterance | Fe
 
 
 def _begun(item: FeatureItem, decoder: Decoder, waiting: dict[int, _Place], frames_per_second: float) -> _Place:
-    utterance, features, known, warnings = item
+    utterance, features, known, warnings, used = item
     if isinstance(known, Result):
         return _Place(utterance, known)
     if isinstance(features, InputError):
         return _Place(utterance, Result(utterance=utterance, error=str(features)))
-    place = _Place(utterance, seconds=features.shape[1] / frames_per_second, warnings=warnings)
+    place = _Place(utterance, seconds=features.shape[1] / frames_per_second, warnings=warnings, used=used)
     try:
         waiting[decoder.submit(utterance, features)] = place
     except Exception as error:  # one clip's fault, whatever it is, must not cost the others
-        place.result = Result(utterance=utterance, error=_message(utterance, error), warnings=warnings)
+        place.result = Result(utterance=utterance, error=_message(utterance, error), warnings=warnings, used=used)
     return place
 
 
 def _result(place: _Place, outcome: Outcome) -> Result:
-    utterance, warnings = place.utterance, place.warnings
-    if outcome.text is None:
-        return Result(utterance=utterance, error=f"{utterance.name}: {outcome.error}", warnings=warnings)
-    return Result(utterance=utterance, text_raw=outcome.text, finish_reason=outcome.finish_reason, seconds=place.seconds, warnings=warnings)
+    failed = outcome.text is None
+    return Result(
+        utterance=place.utterance,
+        text_raw=outcome.text,
+        finish_reason=None if failed else outcome.finish_reason,
+        error=f"{place.utterance.name}: {outcome.error}" if failed else None,
+        seconds=0.0 if failed else place.seconds,
+        warnings=place.warnings,
+        used=place.used,
+    )
 
 
 def _message(utterance: Utterance, error: Exception) -> str:

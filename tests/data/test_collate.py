@@ -5,12 +5,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from transformers import AutoTokenizer
 
 import arkfast.models  # noqa: F401  (registers the tokenizer's model type)
 from arkfast.audio import LogMel
 from arkfast.data import collate, extract, read_manifest
+from arkfast.data.collate import read_clip
 from arkfast.data.tasks import find_task
 from arkfast.models.arkasr.prompt import Prompt, audio_token_count
 from arkfast.records import InputError, Utterance
@@ -130,10 +132,12 @@ def test_samples_in_memory_are_cut_as_a_file_of_theirs_is(tmp_path, begin, end):
     assert memory == file if isinstance(file, str) else np.array_equal(memory, file)
 
 
-@pytest.mark.parametrize("audio", [np.float32(3), None, np.zeros((2, 800), dtype=np.float32)])
+@pytest.mark.parametrize("audio", [np.float32(3), np.zeros((2, 800), dtype=np.float32)])
 def test_what_is_no_row_of_samples_is_a_bad_clip(audio):
     with pytest.raises(InputError, match=r"^u: expected samples in one dimension, got shape \["):
         extract(Utterance(id="u", audio=audio), LogMel(8))
+    with pytest.raises(InputError, match=r"^u: no audio; the task needs a recording"):
+        extract(Utterance(id="u", audio=None), LogMel(8))
 
 
 @pytest.mark.parametrize("seconds", [2.01, 4.06, 8.19])
@@ -146,3 +150,36 @@ def test_a_clip_of_exactly_the_limit_is_allowed(tmp_path, seconds):
         if longer is not None:
             with pytest.raises(InputError, match=rf"^u: .* s of audio, over the limit of {seconds:g} s: split it"):
                 extract(Utterance(id="u", audio=longer), log_mel, max_seconds=seconds)
+
+
+def test_a_clip_is_heard_as_its_row_says(tmp_path):
+    left, right = synthetic_speech(1.0, seed=1), synthetic_speech(1.0, seed=2)
+    path = str(tmp_path / "call.wav")
+    soundfile.write(path, np.stack([left, right], axis=1), 16000, subtype="FLOAT")
+    for channel, expected in (((0,), left), ((1,), right), (None, (left + right) / 2), ((), (left + right) / 2)):
+        clip = read_clip(Utterance(id="u", audio=path, channel=channel))
+        np.testing.assert_allclose(clip.samples, expected, atol=1e-7)
+        assert clip.used == {"channel": channel[0] if channel else "average", "channels": 2}
+    with pytest.raises(InputError, match=r"^m\.jsonl:3: .*call\.wav: there is no channel 2: the recording has 2 channels"):
+        read_clip(Utterance(id="u", audio=path, channel=(2,), where="m.jsonl:3"))
+    with pytest.raises(InputError, match=r"^u: there is no channel 1: the recording has one channel"):
+        read_clip(Utterance(id="u", audio=left, channel=(1,)))
+    with pytest.raises(InputError, match=r"^u: there is no audio track 1"):
+        read_clip(Utterance(id="u", audio=left, audio_track=1))
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "float16", "int16", "bfloat16", "with a gradient", "list"])
+def test_samples_in_memory_are_judged_as_files_are(kind):
+    samples = synthetic_speech(0.5, seed=1)
+    given = {
+        "int16": lambda x: (x * 32767).astype(np.int16),
+        "bfloat16": lambda x: torch.from_numpy(x).bfloat16(),
+        "with a gradient": lambda x: torch.from_numpy(x).requires_grad_(),
+        "list": lambda x: x.tolist(),
+    }.get(kind, lambda x: x.astype(kind))
+    assert read_clip(Utterance(id="u", audio=given(samples))).warnings == ()
+    assert read_clip(Utterance(id="u", audio=given(samples[2000:2800]))).warnings == ("a clip of 0.050 s is too short for a word",)
+    assert read_clip(Utterance(id="u", audio=given(0 * samples))).warnings == ("digital silence: every sample is 0",)
+    if kind != "int16":
+        with pytest.raises(InputError, match=r"^m:1: samples reach .* integers stored as floats"):
+            read_clip(Utterance(id="u", audio=given(np.float32(32768) * samples), where="m:1"))

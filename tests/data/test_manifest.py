@@ -34,6 +34,29 @@ def test_other_field_names(tmp_path):
     assert (row.text, row.begin, row.end) == ("one", 0.0, 3.0)
 
 
+def test_channels_and_audio_tracks(tmp_path):
+    """Rows of ours and of NeMo's say them alike; a flag holds for rows that do not."""
+    rows = [
+        {"channel": 1, "audio_track": 2},
+        {"channel": [0, 2]},
+        {"channel": "0"},
+        {"channel": "average"},
+        {"channel": None, "audio_track": None},
+        {},
+        {"channel": "National Broadcaster"},
+    ]
+    ours = write(tmp_path / "a.jsonl", *[{"audio": "a.wav", **row} for row in rows])
+    theirs = write(tmp_path / "b.jsonl", *[{"audio_filepath": "a.wav", **row} for row in rows])
+    for path in (ours, theirs):
+        found = read_manifest(path)
+        assert [row.channel for row in found] == [(1,), (0, 2), (0,), (), None, None, None]
+        assert [row.audio_track for row in found] == [2, None, None, None, None, None, None]
+        assert [row.extra.get("channel") for row in found] == [row.get("channel") for row in rows], "outputs have it as it was given"
+        found = read_manifest(path, fields=Fields(channel=(3,), audio_track=1))
+        assert [row.channel for row in found] == [(1,), (0, 2), (0,), (), (3,), (3,), (3,)]
+        assert [row.audio_track for row in found] == [2, 1, 1, 1, 1, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -43,6 +66,10 @@ def test_other_field_names(tmp_path):
         ({"audio": 3}, "field 'audio' must be the path of a recording, got 3"),
         ({"audio": "a.wav", "text": 3}, "field 'text' must be text, got 3"),
         ({"audio": "a.wav", "language": 3}, "field 'language' must be text"),
+        ({"audio": "a.wav", "channel": -1}, "field 'channel': expected a channel's number from 0, several of them, or average, got -1"),
+        ({"audio": "a.wav", "channel": [0, 0]}, "field 'channel': expected a channel's number from 0"),
+        ({"audio": "a.wav", "channel": True}, "field 'channel': expected a channel's number from 0"),
+        ({"audio": "a.wav", "audio_track": "1"}, "field 'audio_track' must be an audio track's number from 0"),
         ({"audio": "a.wav", "task": "tts"}, "task 'tts' in a run of task 'asr'"),
         ({"audio": "a.wav", "begin_time": 7.2, "end_time": 3.1}, "begin_time 7.2 is past end_time 3.1"),
         ({"audio": "a.wav", "begin_time": 3, "end_time": 3}, "begin_time 3 is at end_time 3"),

@@ -82,6 +82,8 @@ def corpus(tmp_path_factory):
         Utterance(id="segment", audio=str(root / "stereo.flac"), begin=0.5, end=1.25),
         Utterance(id="mp3", audio=str(root / "a.mp3"), where="list.jsonl:9"),
         Utterance(id="absent", audio=str(root / "absent.wav"), where="list.jsonl:10"),
+        Utterance(id="second channel", audio=str(root / "stereo.flac"), channel=(1,)),
+        Utterance(id="silent", audio=np.zeros(1000, dtype=np.float32)),
         Utterance(id="array", audio=speech(0.7, seed=10)),
         Utterance(id="cut array", audio=speech(3, seed=11), begin=1.0, end=1.5),
         Utterance(id="int16", audio=(speech(0.5, seed=12) * 32767).astype(np.int16)),
@@ -92,6 +94,14 @@ def corpus(tmp_path_factory):
         Utterance(id="far too long", audio=np.zeros(200 * 16000, dtype=np.float32)),  # more than a slot
     ]
     return found
+
+
+DOUBTS = {"silent": ("digital silence: every sample is 0", "a clip of 0.062 s is too short for a word")}
+USED = {
+    "flac": {"channel": "average", "channels": 2},
+    "segment": {"channel": "average", "channels": 2},
+    "second channel": {"channel": 1, "channels": 2},
+}
 
 
 def bits(prepared):
@@ -127,6 +137,8 @@ def test_same_as_a_plain_loop_to_the_bit(corpus, workers, helpers):
                 assert str(item.features) == expected
                 assert item.utterance.name in expected
                 continue
+            assert item.warnings == DOUBTS.get(item.utterance.id, ())
+            assert item.used == USED.get(item.utterance.id, {})
             assert item.features.dtype == np.float32
             assert item.features.shape == expected.shape
             assert item.features.tobytes() == expected.tobytes()

@@ -303,7 +303,7 @@ def test_a_worker_ignores_them_before_it_has_imported_anything(faults):
         for number in (signal.SIGTERM, signal.SIGINT):
             os.kill(process.pid, number)
         assert os.getsid(process.pid) == process.pid, "a signal to the consumer's group passes it by"
-        _, prepared, _ = pool.take(pool.submit(clips(1)[0]))
+        _, prepared, *_ = pool.take(pool.submit(clips(1)[0]))
     assert prepared == (process.pid, set(), [signal.SIG_IGN] * 2)
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
     assert gone({process.pid})
