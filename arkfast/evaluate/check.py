@@ -5,7 +5,7 @@ Knows manifests and flags; transcribes and scores nothing.
 
 from __future__ import annotations
 
-from arkfast.data import Fields, iter_manifest
+from arkfast.data import iter_manifest
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.rows import read_item
 from arkfast.infer.result import Result
@@ -24,6 +24,8 @@ def load_normalizer(config: EvaluateConfig) -> Normalizer:
         python=config.text_normalize_python,
         workdir=config.text_normalize_workdir,
         leaderboard_path=config.leaderboard_path,
+        options=config.normalizer_options,
+        filler_words=config.filler_words,
     )
 
 
@@ -36,11 +38,10 @@ def check_manifest(config: EvaluateConfig, normalizer: Normalizer) -> None:
         InputError: the manifest cannot be read, no row has a reference, a row lacks the field of ``--group_by``, or the normaliser has no
             rules for a row's language.
     """
-    names = Fields(audio=config.audio_field, text=config.text_field, begin=config.begin_field, end=config.end_field)
     bad: list[int] = []
     languages: dict[str | None, str] = {}
     rows, referenced = 0, False
-    for utterance in iter_manifest(config.input, fields=names, on_error=lambda error, number, line: bad.append(number)):
+    for utterance in iter_manifest(config.input, fields=config.row_fields, on_error=lambda error, number, line: bad.append(number)):
         try:
             item = read_item(Result(utterance=utterance, text_raw="").row(), rows, config.fields)
         except InputError as error:

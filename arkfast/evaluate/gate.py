@@ -7,14 +7,13 @@ are compared too, and the larger difference decides.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from arkfast.evaluate.compare import Comparison, points
 from arkfast.evaluate.scores import Scores
-from arkfast.metrics import Difference, unpaired_difference
+from arkfast.metrics import Difference, canonical, label, unpaired_difference
 from arkfast.records import InputError, JsonObject, JsonRow
 
 _ROUNDING = 1e-9  # percentage points; a difference of exactly the limit is no regression
@@ -97,7 +96,7 @@ class Verdict:
             "pairing": self.pairing,
             "max_regression_points": self.max_regression,
             "passed": not self.regressed,
-            "entries": [entry.to_dict() for entry in self.entries],
+            "entries": [{**entry.to_dict(), "passed": entry not in self.regressed} for entry in self.entries],
         }
 
     def table(self) -> str:
@@ -121,9 +120,9 @@ def judge(scores: Scores, baseline: JsonRow, path: str, *, max_regression: float
     Raises:
         InputError: the two cannot be compared: other normaliser rules or units, other rows, or a group that is missing now.
     """
-    if comparison is None and baseline["normalizer"] != scores.normalizer.identity():
+    if comparison is None and {"options": []} | baseline["normalizer"] != scores.normalizer.identity():
         raise InputError(
-            f"{path}: was scored by normaliser {_rules(baseline['normalizer'])}, this by {_rules(scores.normalizer.identity())}, and "
+            f"{path}: was scored by normaliser {label(baseline['normalizer'])}, this by {scores.normalizer.label()}, and "
             f"{pairing}; give the file that the baseline was made from with --compare, or score it anew by this normaliser"
         )
     entries = [_entry(scores, baseline, path, comparison, True)]
@@ -132,7 +131,8 @@ def judge(scores: Scores, baseline: JsonRow, path: str, *, max_regression: float
     by_language = len({then["preset"] for then in groups}) == 1 == len({now.preset for now in scores.groups})
     here = {(None if by_language else now.preset, now.language): now for now in scores.groups}
     for then in groups:
-        group = here.get((None if by_language else then["preset"], then["language"]))
+        # an earlier version may have called the language otherwise
+        group = here.get((None if by_language else then["preset"], canonical(then["language"])))
         if group is None:
             lacking = f"(preset {then['preset']}, language {then['language']}) that this evaluation lacks"
             raise InputError(f"{path}: has a group {lacking}; evaluate the same sets, each under the same name (--preset)")
@@ -173,7 +173,3 @@ def _entry(now: Scores, then: JsonRow, path: str, comparison: Comparison | None,
         difference=difference,
         difference_with_failures=now.rate_with_failures - before_with_failures,
     )
-
-
-def _rules(identity: Mapping[str, str]) -> str:
-    return f"{identity['name']} {identity['version']} ({identity['sha256'][:12]})"

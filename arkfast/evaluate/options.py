@@ -5,6 +5,7 @@ Knows names, defaults and which flags go together; opens no file.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,7 +13,7 @@ from typing import Literal
 from arkfast.evaluate.rows import Fields
 from arkfast.evaluate.scoring import UnitChoice
 from arkfast.infer.options import TranscribeOptions
-from arkfast.metrics import NormalizerName, canonical
+from arkfast.metrics import NormalizerName, NormalizerOption, canonical, is_known, near
 from arkfast.records import InputError
 
 
@@ -45,6 +46,11 @@ class EvaluateConfig(TranscribeOptions):
     """What is counted; auto takes each language's convention: characters in Chinese, Cantonese, Japanese and Thai, else words."""
     normalizer: NormalizerName = "basic"
     """What references and transcripts go through before they are compared."""
+    normalizer_options: tuple[NormalizerOption, ...] = ()
+    """What is taken out of references and transcripts before, several with commas between: prefix (language X<asr_text>, <|en|>), tags
+    ([noise], (laughter), <unk>), fillers (uh, 嗯), vowel_marks (Arabic and Hebrew, and tatweel), dotted_i (Turkish İ and I)."""
+    filler_words: tuple[str, ...] = ()
+    """With --normalizer_options fillers, the words that are dropped in every language, in place of the lists for each."""
     disable_text_normalize: bool = False
     """open-audio-opd's flag: no module text_process; the same as --normalizer basic."""
     text_normalize_python: str | None = None
@@ -70,8 +76,8 @@ class EvaluateConfig(TranscribeOptions):
             raise InputError("--model_path needs --output or --tmp_output: the transcripts have to stand somewhere")
         if not self.max_regression >= 0:
             raise InputError(f"max_regression must be percentage points of at least 0, got {self.max_regression}")
-        if self.language is not None and canonical(self.language) is None:
-            raise InputError(f"--language '{self.language}' names no language; give a code such as zh, or leave it out")
+        if self.language is not None:
+            _check_language(self.language)
         asked = [name for name in ("disable_text_normalize", "text_normalize_python", "leaderboard_path") if getattr(self, name)]
         if len(asked) > 1:
             raise InputError(f"--{' and --'.join(asked)} ask for different normalisers; give one of them")
@@ -108,4 +114,17 @@ class EvaluateConfig(TranscribeOptions):
             language=self.language,
             preset=self.preset if self.preset is not None else self.input.stem.removeprefix("test_"),
             group_by=self.group_by,
+        )
+
+
+def _check_language(language: str) -> None:
+    """Refuse what is no language; a code of three letters may be one that the table lacks, and then the script of the texts decides."""
+    code = canonical(language)
+    if code is None:
+        raise InputError(f"--language '{language}' names no language; give a code such as zh, or leave it out")
+    if not is_known(code) and not re.fullmatch("[a-z]{3}", code):
+        meant = f"; did you mean {' or '.join(near(language))}" if near(language) else ""
+        raise InputError(
+            f"--language '{language}' is not known{meant}; give a code of ISO 639 such as zh or yue, or leave it out: then the script "
+            "of the references decides what is counted"
         )

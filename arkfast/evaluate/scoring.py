@@ -21,8 +21,7 @@ from arkfast.metrics import (
     count_errors,
     get_normalizer,
     tokenize,
-    unit_of,
-    unit_of_script,
+    unit_of_texts,
     without_word_spaces,
 )
 from arkfast.records import InputError, JsonObject, JsonRow
@@ -45,8 +44,8 @@ def evaluate_rows(
         rows: each with a transcript in ``pred_text`` (None, missing, or ``status`` ``error``: the row failed), its reference in
             ``text_field``, and its ``language``.
         normalizer: applied to references and transcripts alike (``arkfast.metrics.get_normalizer``).
-        unit: ``word``, ``char`` or ``mixed``; ``auto`` takes each language's convention (``arkfast.metrics.unit_of``), and for rows without
-            a language the script of all their references.
+        unit: ``word``, ``char`` or ``mixed``; ``auto`` takes each language's convention, and the script of all references for rows without
+            a language or with one that is not known (``arkfast.metrics.unit_of_texts``).
         text_field: the reference's field.
         language: of rows that carry none.
         group_by: field whose equal values (session, speaker) the bootstrap resamples together.
@@ -108,11 +107,7 @@ class _Table:
 
     def _convention(self, language: str | None, members: list[int]) -> tuple[Unit, str]:
         """The unit of a group's language, and the sentence that says why."""
-        if language is not None:
-            natural, rule = unit_of(language), f"language {language}"
-        else:
-            natural = unit_of_script(self.references[i] or "" for i in members)
-            rule = "no language given: script of the references"
+        natural, rule = unit_of_texts(language, (self.references[i] or "" for i in members))
         return natural, rule if self.choice == "auto" else "--unit"
 
     def _count(self, unit: Unit, mask: np.ndarray) -> ErrorCounts:

@@ -11,7 +11,8 @@ Knows the files' fields; counts nothing and reads no audio. Rates are fractions 
                         and in files of earlier versions) and of the written rows, so that a later comparison knows them again
     model_path          the checkpoint, null where the transcripts were given
     model_commit        the commit of the repository that the checkpoint came from; null where it was a folder, or none
-    normalizer          {"name": "basic", "version": "1", "sha256": "…"}
+    normalizer          {"name": "basic", "version": "1", "sha256": "…", "options": ["tags", "fillers: uh um"]}; options say what
+                        was taken out of the texts before, and are missing in files of earlier versions
     confidence          0.95
     resamples, seed     of the bootstrap
     group_by            field whose values are resampled together (session, speaker), or null for utterances
@@ -69,7 +70,7 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.evaluate.scores import Scores
-from arkfast.metrics import CONFIDENCE, RESAMPLES
+from arkfast.metrics import CONFIDENCE, RESAMPLES, label
 from arkfast.records import InputError, JsonObject, JsonRow
 
 SCHEMA = 1
@@ -145,8 +146,7 @@ def markdown(summaries: Sequence[JsonRow]) -> str:
                 "–" if summary["rtfx"] is None else f"{summary['rtfx']:.1f}",
             ]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    rules = {(n["name"], n["version"], n["sha256"][:12]) for n in (summary["normalizer"] for summary in summaries)}
-    normalizers = "; ".join(f"`{name}` {version} ({sha256})" for name, version, sha256 in sorted(rules))
+    normalizers = "; ".join(sorted({label(summary["normalizer"]) for summary in summaries}))
     notes = f"Normaliser: {normalizers}. Rates in %; intervals by bootstrap."
     if any(summary["rtfx"] is not None for summary in summaries):
         notes += " RTFx by processing time, which leaves out the decoding of files and workers' log-mel."

@@ -44,8 +44,7 @@ def text_table(scores: Scores) -> str:
                 f"{_rows(scores.empty_references)}; {scores.insertions_on_empty} {units} inserted in {scores.hallucinated}",
             )
         )
-    rules = scores.normalizer
-    lines.append(("normalizer", f"{rules.name} {rules.version} ({rules.sha256[:12]})"))
+    lines.append(("normalizer", scores.normalizer.label()))
     if len(scores.groups) > 1:
         lines += [(_label(group), _line(group)) for group in scores.groups]
     width = max(len(label) for label, _ in lines)

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from arkfast.manifest.check import Finding
+from arkfast.metrics import canonical, is_known, near
 from arkfast.records import Utterance
 
 EDGES = (1.0, 2.0, 5.0, 10.0, 15.0, 20.0, 30.0, 60.0)  # seconds; the last row of the histogram is what is longer
@@ -31,6 +32,8 @@ class Summary:
     """Good rows without a transcript."""
     corrected: int = 0
     """Good rows whose ``duration`` was not what the recording's header says."""
+    doubtful: int = 0
+    """Good rows with a warning."""
     languages: Counter[str] = field(default_factory=Counter)
     """Good rows of each language; ``-`` where none is given."""
     lengths: list[int] = field(default_factory=lambda: [0] * (len(EDGES) + 1))
@@ -49,6 +52,7 @@ class Summary:
         self.seconds += finding.clip_seconds
         self.without_text += not (utterance.text or "").strip()
         self.corrected += _differs(utterance.extra.get("duration"), finding.seconds)
+        self.doubtful += bool(finding.warnings)
         language = utterance.language or "-"
         if language not in self.languages and len(self.languages) >= _MOST_LANGUAGES:
             language = _OTHERS
@@ -63,15 +67,29 @@ class Summary:
             others = self.rows - sum(count for _, count in common)
             shown = [f"{language} {count:,}" for language, count in common] + ([f"others {others:,}"] if others else [])
             lines.append(f"languages   {', '.join(shown)}")
+            if unknown := self._unknown_languages():
+                lines.append(f"not known   {unknown}; the script of the texts decides how such rows are scored and what a teacher is told")
         if self.without_text:
             lines.append(f"no text     {self.without_text:,}")
         if self.corrected:
             lines.append(f"corrected   {self.corrected:,} rows gave a duration that is not the recording's")
+        if self.doubtful:
+            lines.append(f"doubtful    {self.doubtful:,} rows have warnings")
         if self.rows:
             lines += ["", "length", *self._histogram()]
         if self.rejects:
             lines += ["", "rejected", *(f"  {kind:<22} {count:>10,}" for kind, count in self.rejects.most_common())]
         return "\n".join(lines)
+
+    def _unknown_languages(self) -> str:
+        """Names that the table of languages lacks, each with its rows and with what was perhaps meant."""
+        codes = {name: canonical(name) for name in self.languages if name not in ("-", _OTHERS)}
+        unknown = [name for name, code in codes.items() if code is not None and not is_known(code)]
+        said = []
+        for name in unknown[:_SHOWN_LANGUAGES]:
+            meant = f", perhaps {' or '.join(near(name))}" if near(name) else ""
+            said.append(f"{name} ({self.languages[name]:,} rows{meant})")
+        return ", ".join(said + ([f"{len(unknown) - len(said)} more"] if len(unknown) > len(said) else []))
 
     def _histogram(self) -> list[str]:
         low = [0.0, *EDGES]

@@ -7,12 +7,15 @@ from arkfast.metrics.languages import (
     UNITS,
     Unit,
     canonical,
+    is_known,
+    near,
     tokenize,
     unit_of,
     unit_of_script,
+    unit_of_texts,
     without_word_spaces,
 )
-from arkfast.metrics.normalizers import NORMALIZERS, Normalizer, NormalizerName, get_normalizer, normalize
+from arkfast.metrics.normalizers import NORMALIZERS, Normalizer, NormalizerName, NormalizerOption, get_normalizer, label, normalize
 from arkfast.metrics.paired import Difference, bootstrap_difference, paired_test, unpaired_difference
 from arkfast.metrics.resampling import CONFIDENCE, RESAMPLES
 
@@ -26,6 +29,7 @@ __all__ = [
     "ErrorCounts",
     "Normalizer",
     "NormalizerName",
+    "NormalizerOption",
     "Pair",
     "Unit",
     "align",
@@ -34,12 +38,16 @@ __all__ = [
     "char_errors",
     "count_errors",
     "get_normalizer",
+    "is_known",
+    "label",
+    "near",
     "normalize",
     "paired_test",
     "resampled_rates",
     "tokenize",
     "unit_of",
     "unit_of_script",
+    "unit_of_texts",
     "unpaired_difference",
     "without_word_spaces",
     "word_errors",

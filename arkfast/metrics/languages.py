@@ -1,15 +1,18 @@
 """Languages as data names them, and the unit in which each one's errors are counted by convention.
 
-Knows codes, English names and scripts; guesses no language from a text. The one thing that is read from texts is their script, by
-``unit_of_script``, for data that names no language at all.
+No language is guessed from a text. What is read from texts is their script, by ``unit_of_script``: for data that names no language, or one
+that nobody here knows.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Literal
+
+from arkfast.metrics.language_names import CODES, KNOWN, MACRO, SLIPS, key
 
 Unit = Literal["word", "char", "mixed"]
 UNITS: tuple[Unit, ...] = ("word", "char", "mixed")
@@ -22,18 +25,15 @@ ARK_LANGUAGES = ("zh", "en", "de", "ja", "fr", "ko", "es", "pl", "it", "ro", "hu
 MIXED = "mixed"
 """What ``canonical`` calls data that switches between languages."""
 
-_NAMES = {
-    "zh": "zho chi cmn chinese mandarin putonghua", "yue": "cantonese", "en": "eng english", "de": "deu ger german", "ja": "jpn japanese",
-    "fr": "fra fre french", "ko": "kor korean", "es": "spa spanish castilian", "pl": "pol polish", "it": "ita italian",
-    "ro": "ron rum romanian moldavian", "hu": "hun hungarian", "cs": "ces cze czech", "nl": "nld dut dutch flemish", "fi": "fin finnish",
-    "hr": "hrv croatian", "sk": "slk slo slovak", "sl": "slv slovene slovenian", "et": "est estonian", "lt": "lit lithuanian",
-    "th": "tha thai", "lo": "lao", "km": "khm khmer", "my": "mya bur burmese myanmar",
-}  # fmt: skip
-_CODES = {name: code for code, names in _NAMES.items() for name in (code, *names.split())}
-_WITHOUT_WORD_SPACES = frozenset({"zh", "yue", "wuu", "nan", "hak", "gan", "hsn", "ja", "th", "lo", "km", "my"})
+_WITHOUT_WORD_SPACES = frozenset({"zh", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "mnp", "lzh", "ja", "th", "lo", "km", "my"})
+_ALSO_IN_LATIN = frozenset({"nan", "hak", "cdo"})  # written in Han characters or, with spaces, in Latin letters
+CHINESE = frozenset({"zh", "yue", "wuu", "nan", "hak", "gan", "hsn", "cdo", "cjy", "mnp", "lzh"})
+"""The Chinese languages, written ones included."""
 _TWO_LANGUAGES = frozenset({"zh", "yue", "en", "ja", "ko"})  # none of these codes is a region's, so "zh-en" cannot mean a country
-_SWITCHING = frozenset({"mixed", "codeswitch", "codeswitching"})
-_UNKNOWN = frozenset({"und", "mul", "unknown", "auto", "none", "null"})
+_SWITCHING = frozenset({"mixed", "codeswitch", "codeswitching", "中英", "中英混合", "中英文混合"})
+_UNKNOWN = frozenset({"und", "mul", "mis", "zxx", "unknown", "auto", "none", "null", "n a"})
+_SUBTAG = re.compile(r"[a-z0-9]{1,8}")
+_REGION_OR_SCRIPT = re.compile(r"[a-z]{2}|\d{3}|hans|hant|latn|cyrl|arab|deva")
 # Han (with the iteration mark, zero and Hangzhou numerals), kana (with the prolonged-sound mark and half-width forms); then Thai, Lao,
 # Burmese and Khmer
 _UNSPACED = (
@@ -45,21 +45,54 @@ _UNSPACED_CHARACTER = re.compile(f"[{_UNSPACED}]")
 _MIXED_TOKEN = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=4096)
 def canonical(language: str | None) -> str | None:
-    """The language's ISO code in lower case: ``zh`` for ``zh_CN``, ``cmn-Hans`` or ``Mandarin``; ``mixed`` for two languages (``zh-en``).
+    """The language's code in lower case, ISO 639-1's where there is one: ``zh`` for ``zh_CN``, ``cmn-Hans``, ``Mandarin``, ``中文`` or the
+    slip ``cn``; ``mixed`` for two languages (``zh-en``).
 
-    A code or name that is not in our table comes back as its first part in lower case; None, blank text, ``und`` and ``auto`` are None.
+    Codes and names stand in ``language_names``. One that is not there comes back as its first part in lower case, and ``is_known`` is false
+    of it; None, blank text, ``und`` and ``auto`` are None.
     """
-    parts = [part for part in re.split(r"[^\w]+|_", (language or "").strip().lower()) if part]
-    if not parts or parts[0] in _UNKNOWN:
+    text = (language or "").strip()
+    name = key(text)
+    if not name or name in _UNKNOWN or name.split()[0] in _UNKNOWN - {"n a"}:
         return None
-    if "".join(parts) in _SWITCHING:
+    if name.replace(" ", "") in _SWITCHING:
         return MIXED
-    codes = [_CODES.get(part, part) for part in parts]
-    if len(codes) > 1 and set(codes[:2]) <= _TWO_LANGUAGES and codes[0] != codes[1] and set(codes[:2]) != {"zh", "yue"}:
+    if found := CODES.get(name) or CODES.get(name.replace(" ", "")) or SLIPS.get(name):
+        return found
+    parts = name.split()
+    codes = [CODES.get(part) for part in parts]
+    pair = set(codes[:2])
+    if len(pair) == 2 and pair <= _TWO_LANGUAGES and pair != {"zh", "yue"}:
         return MIXED
-    return "yue" if codes[:2] == ["zh", "yue"] else codes[0]  # zh-yue is Cantonese's old tag
+    if codes[0] == "zh" and len(codes) > 1:  # zh-yue and zh-min-nan are old tags; so are the rest of Chinese's extended ones
+        return next((code for code in (CODES.get(" ".join(parts[1:3])), codes[1]) if code in CHINESE), "zh")
+    if codes[0] is not None and (len(parts[0]) > 3 or _is_tag(text, parts)):
+        return codes[0]
+    named = {code for part, code in zip(parts, codes, strict=True) if code is not None and not (len(part) < 4 and part.isascii())}
+    return named.pop() if len(named) == 1 else parts[0] if codes[0] is None else name
+
+
+def _is_tag(text: str, parts: list[str]) -> bool:
+    """Whether what follows a code belongs to a tag of BCP 47 or of a locale: "en-US-x-old", "en US", and not "no speech"."""
+    joined = not any(c.isspace() for c in text)
+    return all((_SUBTAG if joined else _REGION_OR_SCRIPT).fullmatch(part) for part in parts[1:])
+
+
+def is_known(code: str) -> bool:
+    """Whether ``canonical`` gave the code of a language that stands in the table, or ``mixed``."""
+    return code in KNOWN or code == MIXED
+
+
+def near(language: str) -> list[str]:
+    """At most three names of the table that a name which is not there resembles."""
+    return difflib.get_close_matches(key(language), [name for name in CODES if len(name) > 3], n=3, cutoff=0.75)
+
+
+def rules_of(code: str | None) -> str | None:
+    """The language whose spelling rules hold for a code: its own, or that of the language which it is a variety of."""
+    return MACRO.get(code or "", code)
 
 
 def unit_of(language: str) -> Unit:
@@ -71,6 +104,33 @@ def unit_of(language: str) -> Unit:
     if code == MIXED:
         return "mixed"
     return "char" if code in _WITHOUT_WORD_SPACES else "word"
+
+
+def unit_of_texts(language: str | None, references: Iterable[str]) -> tuple[Unit, str]:
+    """The unit for references of one language, and why it is that one, in words that a result can show.
+
+    The language's convention decides. The script of all references together does where no language is given, where nobody here knows the
+    language, where the language is said to have spaces between words and no reference has a letter of such a script, and where a language
+    is written in two scripts.
+
+    Args:
+        language: as the data gives it.
+        references: normalised texts.
+    """
+    code = canonical(language)
+    if code == MIXED:
+        return "mixed", f"language {code}"
+    script = unit_of_script(references)
+    if code is None:
+        return script, "no language given: script of the references"
+    if not is_known(code):
+        return script, f"language {code} is not known: script of the references"
+    if code in _ALSO_IN_LATIN and script == "word":
+        return script, f"language {code} in letters with spaces between words: script of the references"
+    natural = unit_of(code)
+    if natural == "word" and script == "char":
+        return script, f"language {code}, but the references are in a script without spaces between words: script of the references"
+    return natural, f"language {code}"
 
 
 def unit_of_script(texts: Iterable[str]) -> Unit:

@@ -481,6 +481,10 @@ def test_flags_of_this_teacher_are_refused_by_others(world):
         (None, "language learning takes time", Spoken(None)), (None, "東京は晴れ。", Spoken("Japanese")),
         (None, "请转写这段音频。", Spoken("Chinese")), (None, "the word 水 means water", Spoken(None)),
         (None, "he said カラオケ and left early", Spoken(None)), (None, "안녕하세요", Spoken("Korean")), (None, "Привет мир", Spoken(None)),
+        ("日本語", None, Spoken("Japanese")),
+        ("jp", None, Spoken("Japanese")), ("русский", None, Spoken("Russian")), ("arz", None, Spoken("Arabic")),
+        ("klingon", "안녕하세요", Spoken("Korean")), ("klingon", "nuqneH", Spoken(None)), ("kr", "안녕하세요", Spoken("Korean")),
+        ("kr", "ndu ye", Spoken(None, "kr")), ("wu", "侬好", Spoken(None, "wuu")), ("bzj", "weh di gaan", Spoken(None, "bzj")),
         (None, "สวัสดี", Spoken("Thai")), (None, "καλημέρα", Spoken("Greek")), (None, "2024", Spoken(None)),
     ],
 )  # fmt: skip

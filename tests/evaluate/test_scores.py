@@ -32,6 +32,22 @@ def test_both_rates_and_the_unit() -> None:
     assert evaluate_rows(rows, normalizer="none").wer == 3 / 4
 
 
+@pytest.mark.parametrize("language", ["cn", "jp", "中文", "Simplified Chinese", "zn", "日本語", "wu", "minnan", "klingon", "ch", None])
+def test_no_name_of_a_language_makes_one_word_of_a_chinese_sentence(language: str | None) -> None:
+    scores = evaluate_rows([ok("今天天气怎么样啊", "今天天气怎么样呀", language=language)])
+    assert (scores.name, scores.rate) == ("CER", 1 / 8)
+    assert scores.wer == 1 / 8
+    known = language not in ("klingon", "ch", None)
+    assert ("script of the references" in scores.unit_rule) != known
+    assert "language klingon is not known" in text_table(evaluate_rows([ok("a b", "a b", language="Klingon")]))
+
+
+def test_names_of_one_language_are_one_group() -> None:
+    names = ("zh", "cn", "中文", "Mandarin", "zh-Hans-CN")
+    scores = evaluate_rows([ok("你好", "你好", language=name) for name in names])
+    assert [(group.language, group.utterances) for group in scores.groups] == [("zh", len(names))]
+
+
 def test_a_failed_row_is_coverage_not_errors() -> None:
     rows = [ok("a b c d", "a b c d") for _ in range(399)] + [failed("a b c d")]
     scores = evaluate_rows(rows)

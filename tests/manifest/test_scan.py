@@ -136,6 +136,16 @@ def test_good_rows_keep_their_fields_and_gain_id_and_duration(manifest, recordin
     assert rows_of(again) == rows_of(output)
 
 
+def test_a_language_that_is_not_known_is_named_with_what_was_perhaps_meant(manifest, recordings, capsys):
+    rows = [{"audio": "a.wav", "text": "x", "language": name} for name in ("chinse", "Klingon", "Klingon", "cn", "日本語", "und")]
+    code, output, _ = scan(manifest(rows), recordings)
+    assert code == 0
+    said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("not known"))
+    assert said.startswith("not known   chinse (1 rows, perhaps chinese or ")
+    assert "Klingon (2 rows); the script of the texts decides" in said
+    assert [row["language"] for row in rows_of(output)] == [row["language"] for row in rows]
+
+
 def test_a_clean_manifest_elsewhere_still_finds_its_recordings(manifest, tmp_path, monkeypatch):
     path = manifest([{"audio": "a.wav"}, {"audio": "./d.flac"}])
     monkeypatch.chdir(path.parent)

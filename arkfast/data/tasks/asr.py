@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from arkfast.data.loader import row_seconds
 from arkfast.data.tasks.base import Errors
 from arkfast.data.transcript import clean_transcript
-from arkfast.metrics import normalize, word_errors
+from arkfast.metrics import Unit, canonical, count_errors, normalize, unit_of_texts
 from arkfast.records import InputError, Interface, Utterance
 
 
@@ -41,11 +41,20 @@ class Asr:
         return clean_transcript(interface.tokenizer.decode(ids, skip_special_tokens=False))
 
     def errors(self, utterances: Sequence[Utterance], answers: Sequence[str]) -> Errors:
-        """See ``Task.errors``: word errors, by each row's language as ``arkfast evaluate`` counts them, so that both say the same."""
+        """See ``Task.errors``: word errors, by each row's language as ``arkfast evaluate`` counts them, so that both say the same. In
+        languages without spaces between words, a character of their scripts is a word."""
         references = [normalize(row.text or "", language=row.language) for row in utterances]
         heard = [normalize(text, language=row.language) for row, text in zip(utterances, answers, strict=True)]
-        counts = word_errors(references, heard)
-        return Errors(int(counts.errors.sum()), int(counts.reference.sum()))
+        places: dict[str | None, list[int]] = {}
+        for i, row in enumerate(utterances):
+            places.setdefault(canonical(row.language), []).append(i)
+        errors = units = 0
+        for language, of in places.items():
+            convention, _ = unit_of_texts(language, [references[i] for i in of])
+            unit: Unit = "word" if convention == "word" else "mixed"
+            counts = count_errors([references[i] for i in of], [heard[i] for i in of], unit=unit)
+            errors, units = errors + int(counts.errors.sum()), units + int(counts.reference.sum())
+        return Errors(errors, units)
 
 
 task = Asr()

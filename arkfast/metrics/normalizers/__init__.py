@@ -5,6 +5,7 @@ Knows the normalisers by name; knows no error rates and no rows. One that cannot
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -12,19 +13,26 @@ from typing import Literal
 from arkfast.metrics.normalizers.basic import load_basic
 from arkfast.metrics.normalizers.external import load_external
 from arkfast.metrics.normalizers.leaderboard import load_leaderboard
+from arkfast.metrics.normalizers.options import OPTIONS, NormalizerOption, with_options
 from arkfast.metrics.normalizers.packages import load_wetext, load_whisper
-from arkfast.metrics.normalizers.record import Normalizer, hash_files
+from arkfast.metrics.normalizers.record import Normalizer, hash_files, label
 from arkfast.records import InputError
 
 NormalizerName = Literal["basic", "whisper", "wetext", "external", "leaderboard", "none"]
 NORMALIZERS: tuple[NormalizerName, ...] = ("basic", "whisper", "wetext", "external", "leaderboard", "none")
 """Names that ``get_normalizer`` takes."""
 
-__all__ = ["NORMALIZERS", "Normalizer", "NormalizerName", "get_normalizer", "normalize"]
+__all__ = ["NORMALIZERS", "OPTIONS", "Normalizer", "NormalizerName", "NormalizerOption", "get_normalizer", "label", "normalize"]
 
 
 def get_normalizer(
-    name: str = "basic", *, python: str | None = None, workdir: Path | None = None, leaderboard_path: Path | None = None
+    name: str = "basic",
+    *,
+    python: str | None = None,
+    workdir: Path | None = None,
+    leaderboard_path: Path | None = None,
+    options: Sequence[str] = (),
+    filler_words: Sequence[str] = (),
 ) -> Normalizer:
     """A normaliser, ready to be applied; whatever is missing is told here, so that a long job can ask before it starts.
 
@@ -34,10 +42,17 @@ def get_normalizer(
         python: interpreter of ``external``.
         workdir: folder that ``external`` runs in.
         leaderboard_path: checkout of ``leaderboard``.
+        options: what is taken out of the texts before (``with_options``); nothing by default.
+        filler_words: what the option ``fillers`` drops, in place of its own lists.
 
     Raises:
-        InputError: an unknown name, a package, module or checkout that is not there, or an option that is missing.
+        InputError: an unknown name or option, a package, module or checkout that is not there, or an option that is missing.
     """
+    with_options(_plain("none"), options, filler_words)  # a fault is told before anything is started
+    return with_options(_get(name, python, workdir, leaderboard_path), options, filler_words)
+
+
+def _get(name: str, python: str | None, workdir: Path | None, leaderboard_path: Path | None) -> Normalizer:
     if name == "external":
         if python is None:
             raise InputError("normalizer 'external' needs --text_normalize_python, a Python that has the module text_process")

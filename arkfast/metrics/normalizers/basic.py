@@ -1,4 +1,4 @@
-"""``basic``: our own normaliser. Unicode's rules for every language, and a few of English, Chinese and Romanian that are always right.
+"""``basic``: our own normaliser. Unicode's rules for every language, and a few of English, Chinese, Romanian and Turkish that never fail.
 
 Knows characters and their categories; rewrites no number into words and no word into another spelling, because such a rule that is right
 nine times in ten decides the tenth error rate. What two transcripts may differ in is case, punctuation, width, and the forms below.
@@ -12,10 +12,10 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
-from arkfast.metrics import languages
+from arkfast.metrics import language_names, languages
 from arkfast.metrics.normalizers.record import Normalizer, by_text, hash_files
 
-VERSION = "3"
+VERSION = "4"
 
 # typographic, modifier and full-width forms, the accents typed in their place, and the one letter that NFKC takes apart into such a form
 _APOSTROPHES: dict[int, str] = dict.fromkeys(map(ord, "’‘ʼ＇`´"), "'") | {ord("ŉ"): "'n"}
@@ -59,6 +59,7 @@ _LOOSE = re.compile(r"(?<![^' .])'|'(?![^' .])|(?<!\d)\.|\.(?!\d)")
 _THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3}(?:,\d{3})+)(?![\d,]*\d)", re.ASCII)
 _INITIALS = re.compile(r"(?<![^\W_])[a-z](?:\.[a-z])+(?![^\W_])\.?")
 _PER_CENT = re.compile(r"(?<!\S)per cent(?!\S)")
+_TURKISH_I = {ord("İ"): "i", ord("I"): "ı"}
 _CHINESE_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 
 
@@ -69,8 +70,8 @@ def load_basic() -> Normalizer:
 
 @cache
 def sha256() -> str:
-    """Of this module, of the one that reads languages' names, and of the version of Unicode's tables."""
-    return hash_files([Path(__file__), Path(languages.__file__)], unicodedata.unidata_version)
+    """Of this module, of those that read languages' names, and of the version of Unicode's tables."""
+    return hash_files([Path(__file__), Path(languages.__file__), Path(language_names.__file__)], unicodedata.unidata_version)
 
 
 def of_language(language: str | None) -> Callable[[str], str]:
@@ -79,10 +80,10 @@ def of_language(language: str | None) -> Callable[[str], str]:
     Every language: NFKC and case folding; punctuation and symbols, emoji among them, become spaces (``well-known`` is two words), except
     apostrophes inside a word and decimal points inside a number; invisible format characters and variation selectors go; whitespace
     collapses. Letters, other marks and digits of every script stay. English: 1,000 is 1000, U.S. is us, % and per cent are percent, & is
-    and. Chinese: 1,000 is 1000, 5% is 百分之5, 〇 is 零. Romanian: s and t with a cedilla are the letters with a comma below. The
-    function's result is its own normal form.
+    and. Chinese: 1,000 is 1000, 5% is 百分之5, 〇 is 零. Romanian: s and t with a cedilla are the letters with a comma below.
+    Turkish and Azerbaijani: the small letters of İ and I are i and ı. The function's result is its own normal form.
     """
-    return _LANGUAGES.get(languages.canonical(language) or "", unicode_rules)
+    return _LANGUAGES.get(languages.rules_of(languages.canonical(language)) or "", unicode_rules)
 
 
 def unicode_rules(text: str) -> str:
@@ -105,6 +106,11 @@ def _romanian(text: str) -> str:
     return _words(_fold(text).replace("ş", "ș").replace("ţ", "ț"))
 
 
+def _turkish(text: str) -> str:
+    # dotted and dotless i are two letters there, and case folding knows one of them only
+    return unicode_rules(text.translate(_TURKISH_I))
+
+
 def _fold(text: str) -> str:
     # NFKC(casefold(NFKC(x))): case folding can leave a string that is no longer NFKC
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text.translate(_VISIBLE)).casefold())
@@ -123,4 +129,6 @@ def _initials(match: re.Match[str]) -> str:
     return joined if match.string[match.end() :].startswith("'") else joined + " "
 
 
-_LANGUAGES = {"en": _english, "zh": _chinese, "yue": _chinese, "mixed": _chinese, "ro": _romanian}
+_LANGUAGES = dict.fromkeys((*languages.CHINESE, languages.MIXED), _chinese) | {
+    "en": _english, "ro": _romanian, "tr": _turkish, "az": _turkish,
+}  # fmt: skip

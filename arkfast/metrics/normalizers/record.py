@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from arkfast.records import JsonObject, JsonRow
+
 
 @dataclass(frozen=True, kw_only=True)
 class Normalizer:
@@ -21,15 +23,27 @@ class Normalizer:
     version: str
     """Of its rules or its package."""
     sha256: str
-    """Of the files that hold its rules: equal hashes are equal rules."""
+    """Of the files that hold its rules, and of its options: equal hashes are equal rules."""
+    options: tuple[str, ...] = ()
+    """What is taken out of the texts before (``normalizers.options``)."""
     apply: Callable[[Sequence[str], Sequence[str | None]], list[str]]
     """(texts, their languages) → normalised texts, as many as there are texts and in their order."""
     close: Callable[[], None] = lambda: None
     """Ends what it started; after that ``apply`` must not be called."""
 
-    def identity(self) -> dict[str, str]:
-        """Name, version and hash, for results."""
-        return {"name": self.name, "version": self.version, "sha256": self.sha256}
+    def identity(self) -> JsonObject:
+        """Name, version, hash and options, for results: figures are comparable where these are equal."""
+        return {"name": self.name, "version": self.version, "sha256": self.sha256, "options": list(self.options)}
+
+    def label(self) -> str:
+        """The identity as a reader sees it."""
+        return label(self.identity())
+
+
+def label(identity: JsonRow) -> str:
+    """The identity of a result's normaliser as a reader sees it: name, version, the hash's beginning, and options where there are any."""
+    options = f", options {', '.join(identity['options'])}" if identity.get("options") else ""
+    return f"{identity['name']} {identity['version']} ({identity['sha256'][:12]}){options}"
 
 
 def by_text(of_language: Callable[[str | None], Callable[[str], str]]) -> Callable[[Sequence[str], Sequence[str | None]], list[str]]:

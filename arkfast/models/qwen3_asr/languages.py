@@ -1,16 +1,19 @@
 """The languages that Qwen3-ASR was trained to be told, and which of them an utterance is in.
 
-Knows what the data says and the script of a reference; guesses nothing from spelling, so that a text in Latin letters names no language.
+What the data says decides, and else the script of the reference. Nothing is guessed from spelling, so that a text in Latin letters names no
+language.
 """
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
 from typing import NamedTuple
 
-from arkfast.metrics.languages import MIXED, canonical
+from arkfast.metrics.language_names import MISTAKEN
+from arkfast.metrics.languages import MIXED, canonical, is_known, rules_of
 
 NAMES = {
     "ar": "Arabic", "yue": "Cantonese", "zh": "Chinese", "cs": "Czech", "da": "Danish", "nl": "Dutch", "en": "English", "fil": "Filipino",
@@ -20,16 +23,10 @@ NAMES = {
 }  # fmt: skip
 """Codes → the names that stand in its prompts."""
 
-_ALSO = {
-    "ara": "ar", "arb": "ar", "dan": "da", "tl": "fil", "tgl": "fil", "tagalog": "fil", "ell": "el", "gre": "el", "hin": "hi", "ind": "id",
-    "mkd": "mk", "mac": "mk", "msa": "ms", "may": "ms", "zsm": "ms", "fas": "fa", "per": "fa", "pes": "fa", "farsi": "fa", "por": "pt",
-    "rus": "ru", "swe": "sv", "tur": "tr", "vie": "vi",
-}  # fmt: skip
-_CODES = {name.lower(): code for code, name in NAMES.items()} | _ALSO
-
 _SCRIPTS = {"HIRAGANA": "ja", "KATAKANA": "ja", "HANGUL": "ko", "CJK": "zh", "THAI": "th", "GREEK": "el", "DEVANAGARI": "hi"}
 """Scripts that one of its languages is written in, by the first word of their characters' names. Cyrillic and Arabic letters are those of
 two of its languages each, Latin letters of many."""
+_CODE = re.compile("[a-z]{3}")
 
 
 class Spoken(NamedTuple):
@@ -45,15 +42,23 @@ class Spoken(NamedTuple):
 def spoken(language: str | None, text: str | None) -> Spoken:
     """What is spoken: what the data says, or else what the reference's script says.
 
+    The script also decides where the data names a language that nobody here knows (``metrics.language_names``), or writes the code of
+    another language than it means, as ``kr`` for Korean.
+
     Args:
-        language: a code or an English name as the data gives it, such as ``de``, ``zh_CN`` or ``Portuguese``.
+        language: a code or a name as the data gives it, such as ``de``, ``zh_CN``, ``Portuguese`` or ``日本語``.
         text: the reference.
     """
-    code = canonical(language)
-    if code is not None and code != MIXED:
-        code = _CODES.get(code, code)
-        return Spoken(NAMES[code]) if code in NAMES else Spoken(None, code)
-    return Spoken(_of_script(text or "") if code is None else None)
+    code = rules_of(canonical(language))
+    if code == MIXED:
+        return Spoken(None)
+    if code is not None and code in NAMES:
+        return Spoken(NAMES[code])
+    seen = _of_script(text or "")
+    if code is None or (seen is not None and (not is_known(code) or seen == NAMES.get(MISTAKEN.get(code, "")))):
+        return Spoken(seen)
+    # a code of three letters may be a language's that the table lacks; anything else is a slip, and the model detects the language
+    return Spoken(None, code if is_known(code) or _CODE.fullmatch(code) else None)
 
 
 def _of_script(text: str) -> str | None:
