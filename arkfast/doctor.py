@@ -18,9 +18,9 @@ from arkfast.installation import DISTRIBUTION, install_hint, namesakes
 
 DOORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "import (kernels)": ((), ()),
-    "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml"), ("asr",)),
-    "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm"), ("asr",)),
-    "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer"), ("asr", "quickstart")),
+    "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml", "jinja2"), ("asr",)),
+    "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "jinja2"), ("asr",)),
+    "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer", "jinja2"), ("asr", "quickstart")),
 }
 """Door → (the packages that it needs, the extras that bring them)."""
 
@@ -40,7 +40,7 @@ def version(distribution: str) -> str | None:
 
 def _packages() -> Iterator[str]:
     base = ("torch", "numpy", "triton")
-    extras = sorted({name for names, _ in DOORS.values() for name in names} | {"wetext", "whisper-normalizer", "tensorboard", "av", "vllm"})
+    extras = sorted({name for names, _ in DOORS.values() for name in names} | {"wetext", "whisper-normalizer", "tensorboard", "av"})
     for name in (*base, *extras):
         yield f"  {name:<20} {version(name) or '-'}"
 

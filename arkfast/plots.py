@@ -1,7 +1,8 @@
-"""Line charts and pages without a plotting library: SVG as text, one HTML shell.
+"""Line charts and bars as SVG in text, for the pages of ``arkfast.reports``.
 
-Knows scales, ticks, colours for light and dark, and how to escape; knows nothing of what is drawn. A page made here holds all it needs:
-no script, no font, no address outside, and a policy that forbids the browser to fetch one.
+They are drawn here rather than by a plotting library for three reasons: a page that forbids scripts can show them, their colours are the
+page's own variables, so they follow the reader's dark mode, and their text stays text, which is read aloud and scales with a phone's
+width. Everything that comes from outside is escaped.
 """
 
 from __future__ import annotations
@@ -18,30 +19,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
 _COLUMNS = 120
 """Most points that a line has; more are drawn as the mean of each column between its least and its greatest."""
 
-# Okabe and Ito's hues, darkened on white and lightened on black until a thin line has a contrast of at least 3 : 1.
-STYLE = """
-:root { color-scheme: light dark; --ink: #1d2327; --faint: #5d6870; --paper: #f6f7f8; --card: #ffffff; --grid: #dfe3e6;
-  --s1: #0072b2; --s2: #c04a00; --s3: #00795a; --s4: #a0448a; --s5: #8a6100; --s6: #4b5563; --bad: #b42318; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e8ebed; --faint: #a0abb3; --paper: #14181b; --card: #1c2226; --grid: #343c42;
-  --s1: #56b4e9; --s2: #ff8a4c; --s3: #34c79a; --s4: #e290cb; --s5: #e6b422; --s6: #9aa7b4; --bad: #ff8f82; } }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 80rem; margin: 0 auto;
-  padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.5rem; line-height: 1.3; margin: 0 0 .3rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2.4rem 0 .8rem; }
-.faint { color: var(--faint); } .bad { color: var(--bad); } .wide { overflow-x: auto; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
-figure { margin: 0; padding: .8rem; background: var(--card); border: 1px solid var(--grid); border-radius: .6rem; min-width: 0; }
-figcaption { font-weight: 600; } figcaption .faint { font-weight: 400; font-size: .875rem; }
-svg { display: block; width: 100%; height: auto; } svg text { font: 12.5px system-ui, sans-serif; fill: var(--faint); }
-.key { display: inline-flex; align-items: center; gap: .4rem; margin-right: 1rem; font-size: .875rem; color: var(--faint); }
-.key i { width: .9rem; height: .25rem; border-radius: .2rem; flex: none; }
-.column { fill: transparent; } .column:hover { fill: var(--ink); fill-opacity: .1; }
-table { border-collapse: collapse; font-size: .9375rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
-table.shares { width: 100%; margin-top: .5rem; }
-tr + tr > * { border-top: 1px solid var(--grid); } td.number, th.number { text-align: right; }
-"""
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; media-src 'self' file: data:"
+_DASHES = ("", "7 4", "2 4", "10 3 2 3", "4 2", "1 3")
+"""Of the first line, the second, …: a line that lies on another stays visible, and lines are told apart without their colours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,16 +54,6 @@ class _Column:
     starts: bool  # no line leads here: the first point, or the first after a gap
 
 
-def page(title: str, body: str, *, style: str = "") -> str:
-    """A whole HTML page around ``body`` (markup); ``style`` is CSS that follows the common one."""
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-
-
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About ``count`` round numbers (1, 2 or 5 times a power of ten apart) within [low, high]; ``low < high``."""
     step = 10.0 ** math.floor(math.log10((high - low) / count))
@@ -94,13 +63,19 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def number(value: float) -> str:
-    """A figure as short as three to four digits tell it: 0.0123, 12,345, 2e-06."""
+    """A figure in three digits, or in all of its digits before the point: 0.0123, 6.6, 123, 12,345, 2e-06."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
-    size = abs(value)
-    if size >= 1000:
-        return f"{value:,.0f}"
-    return f"{value:.2g}" if size < 1e-3 else f"{value:.4g}" if size < 1 else f"{value:.3f}".rstrip("0").rstrip(".")
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
+
+
+def tick_labels(marks: Sequence[float]) -> list[str]:
+    """The marks of one axis as text, all with the same number of decimals; very small ones as powers of ten."""
+    largest = max(map(abs, marks), default=0.0)
+    if len(marks) < 2 or largest < 1e-3:
+        return [number(round(mark, 12)) for mark in marks]
+    decimals = max(0, -math.floor(math.log10(marks[1] - marks[0]) + 1e-9))
+    return [f"{mark + 0.0:,.{decimals}f}" for mark in marks]
 
 
 def line_chart(series: Sequence[Series], *, title: str, note: str = "", x_label: str = "step", zero: bool = False) -> str:
@@ -130,28 +105,36 @@ def line_chart(series: Sequence[Series], *, title: str, note: str = "", x_label:
         return round(HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - _TOP - _BOTTOM), 2)
 
     parts = []
-    for y in ticks(y_low, y_high):
+    y_marks, x_marks = ticks(y_low, y_high), ticks(x_low, x_high)
+    for y, label in zip(y_marks, tick_labels(y_marks), strict=True):
         parts.append(f'<path d="M{_LEFT} {down(y)}H{WIDTH - _RIGHT}" stroke="var(--grid)"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{down(y) + 4}" text-anchor="end">{number(round(y, 12))}</text>')
-    for x in ticks(x_low, x_high):
+        parts.append(f'<text x="{_LEFT - 6}" y="{down(y) + 4}" text-anchor="end">{label}</text>')
+    for x, label in zip(x_marks, tick_labels(x_marks), strict=True):
         place, anchor = (across(x), "middle") if across(x) < WIDTH - 2 * _RIGHT else (WIDTH, "end")  # never past the edge
-        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="{anchor}">{number(round(x, 12))}</text>')
+        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
-    for line, drawn in zip(series, columns, strict=True):
-        parts += _drawn(line, drawn, across, down)
+    for i, (line, drawn) in enumerate(zip(series, columns, strict=True)):
+        parts += _drawn(line, drawn, across, down, _DASHES[i % len(_DASHES)])
     parts += _hover(series, columns, across, x_label)
     said = f"{title}. " + " ".join(_sentence(line, drawn, x_label) for line, drawn in zip(series, columns, strict=True) if drawn)
-    key = "".join(f'<span class="key"><i style="background:var(--s{s.tone})"></i>{escape(s.label)}</span>' for s in series)
-    return _figure(title, note, key if len(series) > 1 else "", HEIGHT, said, parts, "")
+    key = "".join(_key(line, _DASHES[i % len(_DASHES)]) for i, line in enumerate(series)) if len(series) > 1 else ""
+    return _figure(title, note, key, HEIGHT, said, parts, "")
 
 
-def share_bar(parts: Sequence[tuple[str, float]], *, title: str, note: str = "") -> str:
+def _key(line: Series, dash: str) -> str:
+    how = f' stroke-dasharray="{dash}"' if dash else ""
+    stroke = f'<path d="M0 4H26" stroke="var(--s{line.tone})" stroke-width="2.5"{how}/>'
+    return f'<span class="key"><svg class="stroke" viewBox="0 0 26 8" aria-hidden="true">{stroke}</svg>{escape(line.label)}</span>'
+
+
+def share_bar(parts: Sequence[tuple[str, float]], *, title: str, note: str = "", unit: str = "") -> str:
     """A figure with one bar cut into shares, and a table of them.
 
     Args:
         parts: (label, amount ≥ 0) in the order drawn; the amounts' sum is the whole and above 0.
         title: the caption.
         note: said beside it.
+        unit: of the amounts; stands behind each.
     """
     whole = sum(amount for _, amount in parts)
     if not whole > 0 or any(amount < 0 for _, amount in parts):
@@ -166,7 +149,8 @@ def share_bar(parts: Sequence[tuple[str, float]], *, title: str, note: str = "")
             f"<title>{words}</title></rect>"
         )
         begin += share * WIDTH
-        cells = f'<td class="number">{100 * share:.1f} %</td><td class="number">{number(amount)}</td>'
+        figure = f"{amount:,.1f} {escape(unit)}".strip()
+        cells = f'<td class="number">{100 * share:.1f} %</td><td class="number">{figure}</td>'
         rows.append(f'<tr><td><span class="key"><i style="background:{tone};{pale}"></i>{escape(label)}</span></td>{cells}</tr>')
     said = f"{title}: " + ", ".join(f"{label} {100 * amount / whole:.1f} %" for label, amount in parts)
     return _figure(title, note, "", 28, said, drawn, f'<table class="shares">{"".join(rows)}</table>')
@@ -176,7 +160,8 @@ def _figure(title: str, note: str, key: str, height: int, said: str, parts: Sequ
     """Caption, key, drawing (``said`` is what a screen reader says of it), and what stands below."""
     beside = f' <span class="faint">{escape(note)}</span>' if note else ""
     drawing = f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(said)}">{"".join(parts)}</svg>'
-    return f"<figure><figcaption>{escape(title)}{beside}</figcaption><div>{key}</div>{drawing}{after}</figure>"
+    keys = f'<div class="keys">{key}</div>' if key else ""
+    return f"<figure><figcaption>{escape(title)}{beside}</figcaption>{keys}{drawing}{after}</figure>"
 
 
 def _finite(value: float | None) -> bool:
@@ -218,7 +203,7 @@ def _columns(line: Series, x_low: float, x_high: float) -> list[_Column]:
 _Place = Callable[[float], float]
 
 
-def _drawn(line: Series, columns: list[_Column], across: _Place, down: _Place) -> list[str]:
+def _drawn(line: Series, columns: list[_Column], across: _Place, down: _Place, dash: str) -> list[str]:
     """The line, the pale band of its columns' ranges below it, and its dots."""
     colour, parts = f"var(--s{line.tone})", []
     if any(c.low < c.high for c in columns):
@@ -226,7 +211,8 @@ def _drawn(line: Series, columns: list[_Column], across: _Place, down: _Place) -
         under = [f"{across(c.x)} {down(c.low)}" for c in reversed(columns)]
         parts.append(f'<path d="M{"L".join(over + under)}Z" fill="{colour}" fill-opacity=".18"/>')
     path = "".join(f"{'M' if c.starts else 'L'}{across(c.x)} {down(c.mean)}" for c in columns)
-    parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round" stroke-linecap="round"/>')
+    how = f' stroke-dasharray="{dash}"' if dash else ' stroke-linecap="round"'
+    parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="2" stroke-linejoin="round"{how}/>')
     lonely = [c for c, following in zip(columns, [*columns[1:], None], strict=True) if c.starts and (following is None or following.starts)]
     parts += [
         f'<circle cx="{across(c.x)}" cy="{down(c.mean)}" r="{3.5 if line.dots else 2}" fill="{colour}"/>'

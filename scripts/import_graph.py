@@ -18,10 +18,11 @@ from pathlib import Path
 # have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records", "installation"}, {"numpy", "torch"}),
-    ({"command_line", "files", "plots"}, {"yaml"}),
+    ({"files"}, {"zstandard"}),
+    ({"command_line", "plots"}, {"yaml"}),
     ({"console"}, {"tqdm"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
-    ({"audio"}, {"soundfile", "soxr", "av"}),
+    ({"audio", "reports"}, {"soundfile", "soxr", "av", "jinja2", "markupsafe"}),
     ({"data"}, {"tokenizers"}),
     ({"models"}, {"transformers", "safetensors", "huggingface_hub"}),
     ({"engine", "testing"}, set()),
@@ -35,7 +36,14 @@ LAYERS: list[tuple[set[str], set[str]]] = [
 RANK = {name: depth for depth, (names, _) in enumerate(LAYERS) for name in names}
 ALLOWED = [set().union(*(extra for _, extra in LAYERS[: depth + 1])) for depth in range(len(LAYERS))]
 # Packages that only some modules of their layer may import.
-ONLY_IN = {"jiwer": {"metrics"}, "matplotlib": {"quickstart"}, "espeakng_loader": {"quickstart"}}
+ONLY_IN = {
+    "jiwer": {"metrics"},
+    "matplotlib": {"quickstart"},
+    "espeakng_loader": {"quickstart"},
+    "jinja2": {"reports"},
+    "markupsafe": {"reports"},
+    "zstandard": {"files"},
+}
 
 
 def module_name(path: Path, root: Path) -> str:

@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from arkfast.plots import Series, line_chart, number, page, share_bar, ticks
+from arkfast.plots import Series, line_chart, number, share_bar, tick_labels, ticks
 
 
 def figure(source: str) -> ElementTree.Element:
@@ -37,9 +37,25 @@ def test_ticks_of_any_span_are_few_and_enough(span):
 
 
 def test_numbers_are_short():
-    assert [number(x) for x in (0, 1e-6, 0.0123, 0.5, 6.6, 12.0, 123.456, 12345, -3.5)] == [
-        "0", "1e-06", "0.0123", "0.5", "6.6", "12", "123.456", "12,345", "-3.5",
+    assert [number(x) for x in (0, 1e-6, 0.0123, 0.5, 6.6, 12.0, 18.383, 123.456, 999.7, 12345, -3.5)] == [
+        "0", "1e-06", "0.0123", "0.5", "6.6", "12", "18.4", "123", "1,000", "12,345", "-3.5",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("marks", "labels"),
+    [
+        ([0, 5, 10], ["0", "5", "10"]),
+        ([0.0, 0.5, 1.0], ["0.0", "0.5", "1.0"]),
+        ([100.2, 100.4, 100.6], ["100.2", "100.4", "100.6"]),
+        ([0, 2000, 4000], ["0", "2,000", "4,000"]),
+        ([-0.0, 0.02], ["0.00", "0.02"]),
+        ([0, 2e-6, 4e-6], ["0", "2e-06", "4e-06"]),
+        ([7], ["7"]),
+    ],
+)
+def test_the_labels_of_an_axis_have_one_precision_and_differ(marks, labels):
+    assert tick_labels(marks) == labels
 
 
 def test_a_line_goes_through_its_points_in_proportion():
@@ -69,7 +85,7 @@ def test_many_points_become_means_with_their_range():
 
 def test_the_words_of_a_chart_are_its_figures():
     source = line_chart([Series(label="WER", x=[0, 800], y=[23.9, 6.6], dots=True), Series(label="CER", x=[0], y=[5.0])], title="Dev")
-    said = next(figure(source).iter("svg")).get("aria-label")
+    said = next(svg.get("aria-label") for svg in figure(source).iter("svg") if svg.get("role") == "img")
     assert said.startswith("Dev. WER: 23.9 at step 0, 6.6 at step 800; between 6.6 and 23.9. CER: 5 at step 0")
     assert [t.text for t in figure(source).iter("title")] == ["step 0: WER 23.9, CER 5", "step 800: WER 6.6"]
 
@@ -90,24 +106,31 @@ def test_nothing_to_draw_is_said():
 
 
 def test_shares_are_of_the_whole():
-    source = share_bar([("rollout", 3.0), ("teacher", 1.0)], title="Step", note="seconds")
+    source = share_bar([("rollout", 3.0), ("teacher", 1.0)], title="Step", unit="s")
     widths = [float(r.get("width")) for r in figure(source).iter("rect")]
     assert widths[0] == pytest.approx(3 * widths[1])
     assert sum(widths) == pytest.approx(420, abs=0.1)
     assert "75.0 %" in source
     assert "25.0 %" in source
+    assert "3.0 s" in source
+    assert "<div></div>" not in source
+
+
+def test_every_line_after_the_first_is_dashed_in_its_own_way():
+    series = [Series(label=str(i), x=[0, 1], y=[1.0, 1.0], tone=i + 1) for i in range(3)]
+    source = line_chart(series, title="t")
+    drawn = [path.get("stroke-dasharray") for path in figure(source).iter("path") if path.get("fill") == "none"]
+    assert drawn[0] is None
+    assert len(set(drawn)) == 3
+    keys = [path.get("stroke-dasharray") for path in figure(source).iter("path") if path.get("d") == "M0 4H26"]
+    assert keys == drawn
 
 
 def test_all_text_is_escaped_and_nothing_is_fetched():
     evil = "</title><script>alert(1)</script>&\"'"
-    source = page(
-        evil,
-        line_chart([Series(label=evil, x=[1], y=[1.0]), Series(label=evil, x=[1], y=[2.0])], title=evil, note=evil, x_label=evil)
-        + share_bar([(evil, 1.0)], title=evil, note=evil),
-    )
+    source = line_chart([Series(label=evil, x=[1], y=[1.0]), Series(label=evil, x=[1], y=[2.0])], title=evil, note=evil, x_label=evil)
+    source += share_bar([(evil, 1.0)], title=evil, note=evil, unit=evil)
     assert "<script" not in source
     assert "http:" not in source
     assert "https:" not in source
     assert "url(" not in source
-    assert "default-src 'none'" in source
-    assert "prefers-color-scheme: dark" in source

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from arkfast.files import new_files
-from arkfast.plots import Series, line_chart, number, page
+from arkfast.plots import Series, line_chart, number
 from arkfast.prove.outcome import Outcome, Part
 from arkfast.prove.training import Trained
 from arkfast.records import JsonObject, JsonRow
-
-_STYLE = ".pass { color: var(--s3); font-weight: 600; } .bad { font-weight: 600; } td { max-width: 44rem; overflow-wrap: anywhere; }"
+from arkfast.reports import Cell, Column, Row, Table, dated, duration, render
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +78,7 @@ def write(report: Report, folder: Path) -> None:
     """
     with new_files([folder / "report.json", folder / "report.html"]) as (fields, html):
         fields.write_text(json.dumps(to_json(report), ensure_ascii=False, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        html.write_text(render(report), encoding="utf-8")
+        html.write_text(page(report), encoding="utf-8")
 
 
 def to_json(report: Report) -> JsonObject:
@@ -108,35 +107,52 @@ def versions() -> dict[str, str]:
             "python": platform.python_version(), "gpu": gpu}  # fmt: skip
 
 
-def render(report: Report) -> str:
-    """The page."""
-    tone = "pass" if report.passed else "bad"
-    head = ("comparison", "verdict", "found", "limit", "what was compared", "why this limit")
-    rows = [
-        "<tr>"
-        + f"<td>{escape(outcome.name)}</td>"
-        + f'<td class="{_TONES[outcome.verdict]}">{outcome.verdict}</td>'
-        + "".join(
-            f'<td class="number">{"" if value is None else escape(number(value))}</td>' for value in (outcome.found, outcome.tolerance)
-        )
-        + f'<td>{escape(outcome.detail)}</td><td class="faint">{escape(outcome.reason)}</td></tr>'
-        for outcome in report.outcomes
-    ]
-    parts = [f'<tr><td>{escape(part.name)}</td><td class="number">{part.seconds:.1f} s</td><td class="number">{_memory(part)}</td></tr>'
-             for part in report.parts]  # fmt: skip
-    sections = [
-        "<h1>Proof of two checkpoints</h1>",
-        f'<p class="{tone}">{escape(report.headline)}</p>',
-        f'<div class="wide"><table><tr>{"".join(f"<th>{name}</th>" for name in head)}</tr>{"".join(rows)}</table></div>',
-        *_curves(report.trained),
-        f'<h2>Time and memory</h2><div class="wide"><table>{"".join(parts)}</table></div>',
-        "<h2>Settings</h2>",
-        _values({**report.settings, **versions()}),
-    ]
-    return page("arkfast prove", "<main>\n" + "\n".join(sections) + "\n</main>", style=_STYLE)
+def page(report: Report, day: datetime.date | None = None) -> str:
+    """The page, with its verdict first; ``day`` is the proof's, today where none is given."""
+    passed, left = (sum(outcome.verdict == verdict for outcome in report.outcomes) for verdict in ("pass", "not compared"))
+    models = [(what, report.settings.get(f"{what}_model")) for what in ("student", "teacher")]
+    when = dated(day or datetime.date.today())
+    hero = {
+        "figure": "PASS" if report.passed else "FAIL",
+        "unit": f"{passed:,} of {len(report.outcomes):,} comparisons pass" + (f", {left:,} not compared" if left else ""),
+        "what": "" if report.passed else "Failed: " + ", ".join(outcome.name for outcome in report.failed),
+        "tone": "pass" if report.passed else "bad",
+    }
+    return render(
+        "proof.html",
+        title=f"arkfast prove: {hero['figure']}, {when}",
+        drawings={"charts": "".join(_curves(report.trained))},
+        about=[*(f"{what} {PurePath(str(path)).name}" for what, path in models if path), when],
+        hero=hero,
+        comparisons=_comparisons(report.outcomes),
+        parts_of=_parts(report.parts),
+        settings=[(str(name), str(value)) for name, value in {**report.settings, **versions()}.items()],
+    )
 
 
 _TONES = {"pass": "pass", "FAIL": "bad", "not compared": "faint"}
+
+
+def _comparisons(outcomes: Sequence[Outcome]) -> Table:
+    rows = [
+        Row(cells=[
+            Cell(text=outcome.name),
+            Cell(text=outcome.verdict, tone=_TONES[outcome.verdict]),
+            *(Cell(text="–" if value is None else number(value)) for value in (outcome.found, outcome.tolerance)),
+            Cell(text=outcome.detail),
+            Cell(text=outcome.reason, tone="faint"),
+        ])
+        for outcome in outcomes
+    ]  # fmt: skip
+    names = ("comparison", "verdict", "found", "limit", "what was compared", "why this limit")
+    columns = [Column(name=name, is_number=name in ("found", "limit")) for name in names]
+    return Table(label="Comparisons", columns=columns, rows=rows)
+
+
+def _parts(parts: Sequence[Part]) -> Table:
+    rows = [Row(cells=[Cell(text=part.name), Cell(text=duration(part.seconds)), Cell(text=_memory(part) or "–")]) for part in parts]
+    columns = [Column(name="part"), Column(name="time", is_number=True), Column(name="memory", is_number=True)]
+    return Table(label="Time and memory", columns=columns, rows=rows)
 
 
 def _curves(trained: Trained) -> list[str]:
@@ -146,13 +162,8 @@ def _curves(trained: Trained) -> list[str]:
         charts.append(line_chart([Series(label="loss", x=range(1, len(losses) + 1), y=losses)], title="Loss", zero=True))
     if trained.wer:
         points = Series(label="WER", x=[step for step, _ in trained.wer], y=[rate for _, rate in trained.wer], tone=2, dots=True)
-        charts.append(line_chart([points], title="WER", note="% of words", zero=True))
-    return ["<h2>The steps</h2>", f'<div class="charts">{"".join(charts)}</div>'] if charts else []
-
-
-def _values(values: JsonRow) -> str:
-    rows = "".join(f"<tr><td>{escape(str(name))}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in values.items())
-    return f'<div class="wide"><table>{rows}</table></div>'
+        charts.append(line_chart([points], title="WER", note="% of the reference", zero=True))
+    return charts
 
 
 def _finite(value: float) -> float | None:

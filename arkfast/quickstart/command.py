@@ -11,7 +11,8 @@ from arkfast.installation import install_hint
 from arkfast.quickstart.config import QuickstartConfig
 from arkfast.records import InputError
 
-NEEDED = {"espeakng_loader": "espeakng-loader", "matplotlib": "matplotlib", "soundfile": "soundfile", "soxr": "soxr", "jiwer": "jiwer"}
+NEEDED = {"espeakng_loader": "espeakng-loader", "matplotlib": "matplotlib", "soundfile": "soundfile", "soxr": "soxr", "jiwer": "jiwer",
+          "jinja2": "jinja2"}  # fmt: skip
 """What the quickstart imports at some time, the last of it when everything is trained → the package that brings it."""
 DESCRIPTION = "Synthesise speech, train a teacher and a student, and lower the student's word error rate by on-policy distillation."
 

@@ -1,172 +1,244 @@
-"""The report as one HTML page that needs nothing else: styles inside, picture embedded, no script, no link outward.
+"""What stands on the quickstart's page: the held-out test set first, what the intervals allow to say, and the limits of such a run.
 
-Knows how to say what the figures say; every figure in a sentence is computed from the report, and everything that comes from outside is
-escaped.
+Every figure in a sentence is computed from the report.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
-from html import escape
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from arkfast.metrics import align
-from arkfast.quickstart.results import ARM_LABELS, TABLE_HEADER, ArmRow, Report, Transcription, table_cells
+from arkfast.plots import Series, line_chart
+from arkfast.quickstart.results import ARM_LABELS, ArmRow, Rate, Report, Transcription
+from arkfast.reports import Cell, Column, Row, Run, Table, dated, duration, interval, percent, points, render, runs
 
-_SETS: dict[Literal["dev", "test"], str] = {"dev": "dev set", "test": "held-out test set"}
-
-_STYLE = """
-body { font: 16px/1.55 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; line-height: 1.35; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-img { max-width: 100%; height: auto; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; white-space: nowrap; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
-th:first-child, td:first-child { text-align: left; }
-tr.opd td { font-weight: bold; background: #eef5fb; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; } dt { font-weight: bold; } dd { margin: 0; }
-.wrong { color: #b84a00; font-weight: bold; background: none; text-decoration: underline; } del.wrong { text-decoration: line-through; }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; } .faint { color: #666; }
-"""
+Split = Literal["dev", "test"]
+_SETS: dict[Split, str] = {"test": "held-out test set", "dev": "dev set"}
+_DIGITS = 1  # of a rate: the sets are small
+LIMITS = (
+    "More SFT sees only the student's few labels, while OPD and the pseudo-labels also hear the unlabelled pool: a gain over more SFT is "
+    "the worth of the pool and the teacher together, and not of OPD alone.",
+    "The intervals say how far other utterances of the same kind could move a figure. They do not say how far another random seed, teacher "
+    "or student could: this is one run.",
+    "Synthetic voices saying digits are far easier than speech. The page shows that the machinery works from end to end, and not how "
+    "accurate a model would be on recordings.",
+    "The test set has texts, voices and noises that training never heard; the dev set shares its voices and noises with training.",
+)
 
 
-def render_page(report: Report, picture: bytes) -> str:
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """How two arms compare on a set, no stronger than the intervals allow."""
+
+    ours: float
+    """The first arm's rate."""
+    theirs: float
+    """The second arm's rate."""
+    interval: str
+    """What decides it, in words."""
+    verdict: Literal["fewer errors", "more errors", "not told apart"]
+    """Of the first arm against the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShownClip:
+    """A test clip as the page shows it."""
+
+    name: str
+    figures: Sequence[str]
+    mel: str
+    """Address of its picture; empty where it has none."""
+    source: str
+    """What its player opens; empty where there is no recording."""
+    said: str
+    transcripts: Sequence[tuple[str, Sequence[Run]]]
+
+
+def render_page(report: Report, mels: Mapping[str, bytes] | None = None) -> str:
     """The whole page.
 
     Args:
         report: what to say.
-        picture: a PNG file's bytes.
+        mels: a clip's id → the bytes of a PNG file, its log-mel.
     """
-    headline = headline_of(report)
-    image = base64.b64encode(picture).decode("ascii")
-    sections = [
-        f"<h1>{escape(headline)}</h1>",
-        f'<div class="wide">{_table(report)}</div>',
-        '<p class="faint">WER: word error rate, lower is better; in brackets its 95&nbsp;% bootstrap interval over utterances. Support: '
-        "mean number of ids on which teacher and student are compared at a position. Steps and seconds are those of the arm itself.</p>",
-        f'<p><img alt="Learning curves on the dev set; a test clip with its transcripts" src="data:image/png;base64,{image}"></p>',
-    ]
-    if report.clips:
-        sections += ["<h2>Test clips, before and after</h2>", *map(_clip, report.clips)]
-        sections.append(
-            '<p class="faint"><span class="wrong">underlined</span>: wrong or added word; <del class="wrong">struck</del>: left out.</p>'
-        )
-    sections += [
-        "<h2>What this shows, and what it does not</h2>",
-        "<ul>",
-        *(f"<li>{escape(line)}</li>" for line in findings(report)),
-        "</ul>",
-    ]
-    if report.commands:
-        sections += ["<h2>Commands</h2>", f"<pre>{escape(chr(10).join(report.commands))}</pre>"]
-    for title, mapping in (("Recipe", report.recipe), ("Machine and versions", report.environment)):
-        if mapping:
-            sections += [f"<h2>{title}</h2>", _settings(mapping)]
-    body = "\n".join(sections)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>arkfast quickstart report</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    day = dated(report.day or datetime.date.today())
+    data = report.data or "synthetic speech"
+    return render(
+        "quickstart.html",
+        title=f"arkfast quickstart, {day}",
+        drawings={"curves": _curves(report)},
+        about=[report.student, data, day],
+        hero=_hero(report),
+        headline=headline_of(report),
+        arms=_arms(report),
+        curves_note=_curves_note(report),
+        comparisons=_comparisons(report),
+        limits=LIMITS,
+        clips=[_clip(clip, (mels or {}).get(clip.id)) for clip in report.clips],
+        commands=report.commands,
+        settings=[
+            (name, [(str(key), str(value)) for key, value in values.items()])
+            for name, values in (("Recipe", report.recipe), ("Machine and versions", report.environment))
+            if values
+        ],
     )
 
 
 def headline_of(report: Report) -> str:
-    """What OPD did to the dev word error rate, in one sentence, from the rows alone."""
-    base, opd, sft = (report.row(arm) for arm in ("base", "opd", "sft"))
-    if base is None or opd is None or base.dev is None or opd.dev is None:
+    """What OPD did to the word error rate on the held-out test set, and whether pseudo-labels do as well, from the rows alone."""
+    base, opd = report.row("base"), report.row("opd")
+    if base is None or opd is None or base.test is None or opd.test is None:
         return "On-policy distillation has not been measured yet."
-    before, after = base.dev.value, opd.dev.value
+    before, after = base.test.value, opd.test.value
     if before == after:
-        change = f"left the word error rate at {_percent(after)}"
+        change = f"left the word error rate on the {_SETS['test']} at {_percent(after)}"
     else:
-        change = f"{'lowered' if after < before else 'raised'} the word error rate from {_percent(before)} to {_percent(after)}"
-    sentence = f"On-policy distillation {change} on the {_SETS['dev']}{f' in {opd.steps:,} steps' if opd.steps else ''}"
-    if sft is not None and sft.dev is not None:
-        steps = f", {sft.steps:,} steps," if sft.steps else ""
-        sentence += f"; further training on the student's own labels{steps} gave {_percent(sft.dev.value)}"
+        verb = "lowered" if after < before else "raised"
+        change = f"{verb} the word error rate on the {_SETS['test']} from {_percent(before)} to {_percent(after)}"
+    sentence = f"On-policy distillation {change}{f' in {opd.steps:,} steps' if opd.steps else ''}"
+    pseudo = compared(report, "opd", "pseudo", "test")
+    if pseudo is not None:
+        tie = pseudo.verdict == "not told apart"
+        beside = "which this run does not tell apart from it" if tie else f"against which OPD makes {pseudo.verdict}"
+        sentence += f"; pseudo-labels of the same teacher give {_percent(pseudo.theirs)}, {beside}"
+    sft = report.row("sft")
+    if sft is not None and sft.test is not None:
+        sentence += f"; further training on the student's own labels gives {_percent(sft.test.value)}"
     return sentence + "."
 
 
-def findings(report: Report) -> list[str]:
-    """Sentences on what the run shows: OPD against each other arm as the intervals allow, then the limits of such a run."""
-    comparisons = [verdict(report, "opd", other, split) for other in ("base", "sft", "pseudo", "td_opd") for split in _SETS]
-    return [
-        *(sentence for sentence in comparisons if sentence),
-        "More SFT sees only the student's few labels, while OPD and the pseudo-labels also hear the unlabelled pool: a gain over more SFT "
-        "is the worth of the pool and the teacher together, and not of OPD alone.",
-        "The intervals say how far other utterances of the same kind could move a figure. They do not say how far another random seed, "
-        "teacher or student could: this is one run.",
-        "Synthetic voices saying digits are far easier than speech. The page shows that the machinery works from end to end, and not how "
-        "accurate a model would be on recordings.",
-        "The test set has texts, voices and noises that training never heard; the dev set shares its voices and noises with training.",
-    ]
-
-
-def verdict(report: Report, first: str, second: str, split: Literal["dev", "test"]) -> str:
-    """How two arms compare on a set, no stronger than the intervals allow; empty where either is not measured.
+def compared(report: Report, first: str, second: str, split: Split) -> Comparison | None:
+    """How two arms compare on a set; None where either is not measured.
 
     A paired interval of the difference decides where the report has one. Otherwise two intervals that overlap leave it open, although a
     paired comparison might have settled it.
     """
-    rows = report.row(first), report.row(second)
-    ours, theirs = (None if row is None else row.dev if split == "dev" else row.test for row in rows)
+    ours, theirs = (_rate(report.row(arm), split) for arm in (first, second))
     if ours is None or theirs is None:
-        return ""
-    figures = f"{_name(first)} against {_name(second)} on the {_SETS[split]}: {_percent(ours.value)} and {_percent(theirs.value)}"
+        return None
     paired = next((d for d in report.differences if (d.first, d.second, d.split) == (first, second, split)), None)
     if paired is not None:
         low, high = paired.low, paired.high
-        interval = f"paired difference {100 * paired.value:+.1f} points, 95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
+        said = f"{points(paired.value, digits=_DIGITS)} points, 95 % interval {points(low, high, digits=_DIGITS)}, paired"
     else:
         low, high = ours.low - theirs.high, ours.high - theirs.low
-        interval = "95 % intervals overlap" if low <= 0 <= high else "95 % intervals do not overlap"
-    if high < 0:
-        return f"{figures} ({interval}): {_name(first)} makes fewer errors."
-    if low > 0:
-        return f"{figures} ({interval}): {_name(first)} makes more errors."
-    return f"{figures} ({interval}): this run does not tell them apart."
-
-
-def _name(arm: str) -> str:
-    return {"base": "the base student"}.get(arm, ARM_LABELS[arm])
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.1f} %"
-
-
-def _table(report: Report) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in TABLE_HEADER)
-    order = list(ARM_LABELS)
-    rows = "\n".join(_table_row(row) for row in sorted(report.rows, key=lambda row: order.index(row.arm)))
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
-
-
-def _table_row(row: ArmRow) -> str:
-    return f'<tr class="{row.arm}">' + "".join(f"<td>{escape(cell)}</td>" for cell in table_cells(row)) + "</tr>"
-
-
-def _clip(clip: Transcription) -> str:
-    note = f", {clip.note}" if clip.note else ""
-    return (
-        f'<h3>{escape(clip.id)} <span class="faint">{clip.seconds:.1f} s{escape(note)}</span></h3>\n<dl>\n'
-        f"<dt>said</dt><dd>{escape(clip.reference)}</dd>\n"
-        f"<dt>base student</dt><dd>{_marked(clip.reference, clip.before)}</dd>\n"
-        f"<dt>after OPD</dt><dd>{_marked(clip.reference, clip.after)}</dd>\n</dl>"
+        said = "95 % intervals overlap" if low <= 0 <= high else "95 % intervals do not overlap"
+    return Comparison(
+        ours=ours.value,
+        theirs=theirs.value,
+        interval=said,
+        verdict="fewer errors" if high < 0 else "more errors" if low > 0 else "not told apart",
     )
 
 
-def _marked(reference: str, hypothesis: str) -> str:
-    """The hypothesis with its wrong words marked and the left-out ones struck in their places."""
-    words = []
-    for word in align(reference.split(), hypothesis.split()):
-        if word.hypothesis is None:
-            words.append(f'<del class="wrong">{escape(word.reference or "")}</del>')
-        else:
-            words.append(escape(word.hypothesis) if word.right else f'<mark class="wrong">{escape(word.hypothesis)}</mark>')
-    return " ".join(words)
+def _rate(row: ArmRow | None, split: Split) -> Rate | None:
+    return None if row is None else row.dev if split == "dev" else row.test
 
 
-def _settings(mapping: Mapping[str, object]) -> str:
-    return "<dl>\n" + "\n".join(f"<dt>{escape(str(name))}</dt><dd>{escape(str(value))}</dd>" for name, value in mapping.items()) + "\n</dl>"
+def _percent(rate: float) -> str:
+    return percent(rate, _DIGITS)
+
+
+def _hero(report: Report) -> dict[str, str]:
+    base, opd = (_rate(report.row(arm), "test") for arm in ("base", "opd"))
+    if base is None or opd is None:
+        return {"figure": "not measured yet", "unit": "", "what": "The arms are still in training.", "tone": ""}
+    against_base = compared(report, "opd", "base", "test")
+    tone = {"fewer errors": "pass", "more errors": "bad"}.get(against_base.verdict if against_base else "", "")
+    what = "base student, then after on-policy distillation"
+    return {"figure": f"{_percent(base.value)} → {_percent(opd.value)}", "unit": "WER on the held-out test set", "what": what, "tone": tone}
+
+
+def _arms(report: Report) -> Table:
+    names = ("WER, held-out test set", "WER, dev set", "support, ids", "steps", "time")
+    order = list(ARM_LABELS)
+    rows = []
+    for row in sorted(report.rows, key=lambda row: order.index(row.arm)):
+        blank = "–" if row.state == "done" else "…"
+        steps = blank if row.steps is None else f"{row.steps:,}"
+        if row.state == "running" and row.total_steps is not None:
+            steps = f"{row.steps or 0:,}/{row.total_steps:,}"
+        figures = [
+            blank if row.support is None else f"{row.support:.1f}",
+            steps,
+            blank if row.seconds is None else duration(row.seconds),
+        ]
+        rates = [_rate_cell(rate, blank) for rate in (row.test, row.dev)]
+        cells = [Cell(text=row.label), *rates, *(Cell(text=figure) for figure in figures)]
+        rows.append(Row(cells=cells, is_chosen=row.arm == "opd"))
+    return Table(label="The arms", columns=[Column(name="arm"), *(Column(name=name, is_number=True) for name in names)], rows=rows)
+
+
+def _rate_cell(rate: Rate | None, blank: str) -> Cell:
+    return Cell(text=blank) if rate is None else Cell(text=_percent(rate.value), note=interval(rate.low, rate.high, _DIGITS))
+
+
+def _comparisons(report: Report) -> Table | None:
+    rows = []
+    for other in ("base", "sft", "pseudo", "td_opd"):
+        on = {split: compared(report, "opd", other, split) for split in _SETS}
+        if not any(on.values()):
+            continue
+        cells = [Cell(text=ARM_LABELS[other])]
+        for found in on.values():
+            if found is None:
+                cells += [Cell(text="–"), Cell(text="–")]
+                continue
+            tone = {"fewer errors": "pass", "more errors": "bad"}.get(found.verdict, "")
+            cells += [Cell(text=f"{_percent(found.ours)} against {_percent(found.theirs)}", note=found.interval)]
+            cells += [Cell(text=found.verdict, tone=tone)]
+        rows.append(Row(cells=cells))
+    columns = [Column(name="OPD against")]
+    for name in ("test set", "dev set"):
+        columns += [Column(name=name), Column(name=f"{name}: OPD makes")]
+    return Table(label="OPD against the other arms", columns=columns, rows=rows) if rows else None
+
+
+def _curves(report: Report) -> str:
+    """The dev error rate of each arm over its steps; base student and teacher as level lines."""
+    lines = []
+    tones = {"opd": 1, "sft": 5, "pseudo": 3, "td_opd": 4, "base": 6, "teacher": 2}
+    curves = [
+        (row.arm, row.curve) for arm in tones if (row := report.row(arm)) is not None and row.curve and arm not in ("base", "teacher")
+    ]
+    longest = max((curve[-1][0] for _, curve in curves), default=0)
+    for arm, curve in curves:
+        steps, rates = zip(*curve, strict=True)
+        lines.append(Series(label=ARM_LABELS[arm], x=steps, y=[100 * rate for rate in rates], tone=tones[arm], dots=True))
+    for arm in ("base", "teacher"):
+        row = report.row(arm)
+        if lines and row is not None and row.dev is not None:
+            lines.append(Series(label=row.label, x=[0, longest], y=[100 * row.dev.value] * 2, tone=tones[arm]))
+    if not lines:
+        return ""
+    return line_chart(
+        lines, title="Word error rate on the dev set", note="%, while the arms train", x_label="steps after the base student", zero=True
+    )
+
+
+def _curves_note(report: Report) -> str:
+    note = "Every arm begins with a new and higher learning rate than the base student ended with, so a curve may rise before it falls."
+    for row in report.rows:
+        for step in row.stage_begins:
+            note += f" The arm “{row.label}” goes over to its next stage at step {step:,}, where its learning rate starts anew."
+    return note
+
+
+def _clip(clip: Transcription, mel: bytes | None) -> ShownClip:
+    reference, heard_by = clip.reference.split(), (("base student", clip.before), ("after OPD", clip.after))
+    return ShownClip(
+        name=clip.id,
+        figures=[figure for figure in (duration(clip.seconds), clip.note) if figure],
+        mel=_address("image/png", mel),
+        source=_address("audio/wav", clip.wav),
+        said=clip.reference,
+        transcripts=[(label, runs(align(reference, heard.split()), "word")) for label, heard in heard_by],
+    )
+
+
+def _address(kind: str, content: bytes | None) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}" if content else ""

@@ -1,10 +1,8 @@
-"""Reading runs while they go on: how far, how fast, which WER, how large a union.
-
-Knows the trainer's log; starts nothing.
-"""
+"""Reading the logs of runs while they go on: how far, how fast, which WER, how large a union."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -58,4 +56,5 @@ def row_of(arm: Arm, *, done: bool, dev: Rate | None = None, test: Rate | None =
         total_steps=arm.steps,
         seconds=seconds or None,
         curve=tuple(curve),
+        stage_begins=tuple(itertools.accumulate(stage.steps for stage in arm.stages[:-1])),
     )

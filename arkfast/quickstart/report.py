@@ -1,31 +1,27 @@
-"""The quickstart's report: one call writes the table, the picture and the page.
-
-Knows the names of the files and what callers import; the records and the table are ``results``, the drawing is ``picture``, the sentences
-are ``page``.
-"""
+"""The quickstart's report: one call writes the table, the picture and the page, all of them or none."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from arkfast.files import new_files
-from arkfast.quickstart.page import findings, headline_of, render_page, verdict
-from arkfast.quickstart.picture import draw_picture
+from arkfast.quickstart.page import Comparison, compared, headline_of, render_page
+from arkfast.quickstart.picture import draw_mel, draw_picture
 from arkfast.quickstart.results import ARM_LABELS, ArmRow, Difference, Rate, Report, Transcription, render_table
 
 __all__ = [
     "ARM_LABELS",
     "ArmRow",
+    "Comparison",
     "Difference",
     "Rate",
     "Report",
     "Transcription",
+    "compared",
     "draw_picture",
-    "findings",
     "headline_of",
     "render_page",
     "render_table",
-    "verdict",
     "write_report",
 ]
 
@@ -49,5 +45,6 @@ def write_report(folder: Path, report: Report) -> Path:
     with new_files(paths) as (table, picture, page):
         draw_picture(report, picture)
         table.write_text(render_table(report.rows) + "\n", encoding="utf-8")
-        page.write_text(render_page(report, picture.read_bytes()), encoding="utf-8")
+        mels = {clip.id: draw_mel(clip.mel) for clip in report.clips if clip.mel is not None}
+        page.write_text(render_page(report, mels), encoding="utf-8")
     return paths[-1]

@@ -1,10 +1,8 @@
-"""What the quickstart's arms came to: records and the table in text.
-
-Knows rates, intervals and transcripts as plain data; knows no model, no picture and no page.
-"""
+"""What the quickstart's arms came to: rates, intervals and transcripts as plain records, and the table in text."""
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -62,6 +60,8 @@ class ArmRow:
     """Wall-clock seconds that the arm trained."""
     curve: tuple[tuple[int, float], ...] = ()
     """(step, dev word error rate as a fraction) during training."""
+    stage_begins: tuple[int, ...] = ()
+    """Steps at which an arm of several stages goes over to the next one, whose learning rate starts anew."""
 
     def __post_init__(self) -> None:
         if self.arm not in ARM_LABELS:
@@ -107,6 +107,8 @@ class Transcription:
     """Length of the clip."""
     mel: np.ndarray | None = None
     """Its log-mel, float [n_mels, frames], low bands first; the picture shows the first clip that has one."""
+    wav: bytes | None = None
+    """Its recording as the bytes of a WAV file, for the page's player."""
     note: str = ""
     """Its voice and noise, in words."""
 
@@ -127,13 +129,19 @@ class Report:
     """Command lines that repeat it and that use its models."""
     environment: Mapping[str, object] = field(default_factory=dict)
     """Machine and versions."""
+    student: str = ""
+    """The student in a few words."""
+    data: str = ""
+    """What it hears, in a few words."""
+    day: datetime.date | None = None
+    """Of the run; today where none is given."""
 
     def row(self, arm: str) -> ArmRow | None:
         """The row of an arm, None where there is none."""
         return next((row for row in self.rows if row.arm == arm), None)
 
 
-TABLE_HEADER = ("arm", "WER dev % [95 % CI]", "WER test % [95 % CI]", "support", "steps", "seconds")
+TABLE_HEADER = ("arm", "WER test % [95 % CI]", "WER dev % [95 % CI]", "support", "steps", "seconds")
 """Columns of the table."""
 
 
@@ -145,8 +153,8 @@ def table_cells(row: ArmRow) -> tuple[str, ...]:
         steps = f"{row.steps or 0:,}/{row.total_steps:,}"
     return (
         row.label,
-        _rate_cell(row.dev, blank),
         _rate_cell(row.test, blank),
+        _rate_cell(row.dev, blank),
         blank if row.support is None else f"{row.support:.1f}",
         steps,
         blank if row.seconds is None else f"{row.seconds:.0f}",

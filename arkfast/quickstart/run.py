@@ -1,7 +1,7 @@
 """The quickstart from end to end: corpus, models, training, evaluation, report.
 
-Knows what follows what and what can be used again; every training is a call of ``arkfast train`` in a process of its own, two at a time
-with one thread each. What a finished or killed earlier call left is used: a complete corpus, complete models, checkpoints of the others.
+Every training is a call of ``arkfast train`` in a process of its own, two at a time with one thread each. What a finished or killed earlier
+call left is used: a complete corpus, complete models, checkpoints of the others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from arkfast.quickstart.arms import INITIALIZER_RANGE, STUDENT_SIZE, TEACHER_SIZ
 from arkfast.quickstart.config import QuickstartConfig
 from arkfast.quickstart.corpus import Corpus, CorpusRecipe, build_corpus
 from arkfast.quickstart.progress import row_of, steps_done
-from arkfast.quickstart.report import render_table, write_report
+from arkfast.quickstart.report import headline_of, render_table, write_report
 from arkfast.quickstart.results import ArmRow, Difference, Rate, Report, Transcription
 from arkfast.records import InputError
 
@@ -106,6 +106,7 @@ class Quickstart:
         better = lowered(dev)
         self._say(f"OPD's dev WER {100 * dev['opd']:.1f} %, base student {100 * dev['base']:.1f} %, more SFT {100 * dev['sft']:.1f} %: "
                   + ("OPD lowered it" if better else "OPD did not lower it below both"))  # fmt: skip
+        self._say(headline_of(report))
         self._say(f"report {page}\npicture {self.root / 'picture.png'}\nOPD model {self._arm('opd').stages[-1].model}")
         return better
 
@@ -256,9 +257,12 @@ class Quickstart:
             },
             commands=(
                 "bash scripts/quickstart.sh",
+                "source .venv/bin/activate",
                 f"arkfast transcribe --model_path {root}/opd/last --input {root}/three.jsonl --output {root}/three.transcribed.jsonl",
                 f"arkfast evaluate --model_path {root}/opd/last --input {root}/corpus/test.jsonl --output {root}/opd.test.scored.jsonl",
             ),
+            student=f"student with {STUDENT_SIZE['hidden_size']} units and {STUDENT_SIZE['num_hidden_layers']} decoder layers",
+            data=f"{self.config.min_digits} to {self.config.max_digits} digits said by synthetic voices in noise",
             environment={
                 "arkfast": __version__,
                 "python": platform.python_version(),
@@ -282,6 +286,7 @@ class Quickstart:
                 after=after[i]["pred_text"],
                 seconds=float(row.extra["duration"]),
                 mel=extract(row, log_mel),
+                wav=Path(str(row.audio)).read_bytes(),
                 note=f"voice {row.extra['voice']}, noise {row.extra['noise']}",
             )
             for i, row in enumerate(utterances)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import random
@@ -14,7 +15,9 @@ import pytest
 from arkfast.cli import main
 from arkfast.metrics import count_errors, word_errors
 from arkfast.records import InputError
-from arkfast.train.report.page import headline, marked, render
+from arkfast.reports import runs
+from arkfast.train.report.page import aligned, headline
+from arkfast.train.report.page import page as render
 from arkfast.train.report.run_records import RunRecords, read_run
 
 PHASES = {"data_wait_max": 0.1, "encode_time_max": 0.1, "rollout_time_max": 0.4, "teacher_time_max": 0.2, "backward_max": 0.1}
@@ -61,6 +64,8 @@ class Page(HTMLParser):
     """Text, tags and figures' captions; fails on tags that do not match."""
 
     VOID = frozenset({"meta", "br", "img"})
+    CLOSED = frozenset({"path", "circle"})
+    """Elements of a drawing that are closed where they are opened."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -75,11 +80,11 @@ class Page(HTMLParser):
         self.tags.append(tag)
         if tag == "figcaption":
             self.captions.append("")
-        if tag not in self.VOID and tag not in ("path", "circle"):
+        if tag not in self.VOID | self.CLOSED:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "circle"):
+        if tag not in self.CLOSED:
             assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
@@ -107,7 +112,7 @@ def test_the_page_has_every_curve_that_was_logged():
         "Share of the step", "Longest phases",
     ]  # fmt: skip
     assert "lowest 6.50 % at step 10" in page.text
-    for figure in ("20", "30.0 min", "90"):  # steps, audio, audio seconds a second
+    for figure in ("20", "30.0 min", "90 s"):  # steps, audio, audio a second of training
         assert figure in page.text
     for share in ("rollout40.0 %", "teacher20.0 %", "the rest10.0 %"):
         assert share in page.text.replace("\n", "")
@@ -116,11 +121,11 @@ def test_the_page_has_every_curve_that_was_logged():
 def test_transcripts_are_normalised_by_their_language():
     text, heard = "it's 5%", "it's 5 percent"
     sample = {"step": 20, "id": "clip", "language": "en", "text": text, "pred_text": heard}
-    assert "<mark>" not in marked(text, heard, "en")
-    assert "<mark>" in marked(text, heard)
+    assert marked(text, heard, "en") == ["it's 5 percent"]
+    assert len(marked(text, heard)) > 1
     source = render(a_run(samples=[sample]))
     assert "5 percent" in source
-    assert source.count("<mark>") == 1, "in the key alone"
+    assert source.count("<ins>") == 2, "in the key alone"
 
 
 def test_the_kl_has_a_chart_of_its_own_where_the_loss_is_more_than_it():
@@ -134,7 +139,7 @@ def test_steps_that_were_not_measured_in_full_do_not_distort_speed_and_shares():
     steps = [step(i) if i % 2 == 0 else {k: v for k, v in step(i).items() if k not in bare} for i in range(1, 21)]
     source = render(a_run(steps=steps))
     text = Page(source).text.replace("\n", "")
-    assert "audio seconds a second90" in text
+    assert "audio a second of training90 s" in text
     assert "rollout40.0 %" in text
     assert "<dt>audio</dt>" not in source, "the whole is not known"
     assert source.count("<circle") == 3, "no gaps: every line is one line, and only WER has its points marked"
@@ -171,20 +176,31 @@ def test_what_must_not_be_overlooked_stands_at_the_top():
     steps = [step(1), step(2, skipped=True, loss=math.nan, opd_loss=math.nan), step(3, bad_audio=["a.jsonl:7: broken"])]
     source = render(a_run(steps=steps, evaluations=[evaluation(3, 5.0, eval_cut=4)]))
     top = source[: source.index("<h2>Curves")]
-    assert "1 steps were skipped because loss or gradient was not finite, first at step 2" in top
-    assert "1 clips could not be read and were passed over, the first: a.jsonl:7: broken" in top
-    assert "4 transcripts of the last evaluation were cut" in top
+    assert "1 step was skipped because loss or gradient was not finite, first at step 2" in top
+    assert "1 clip could not be read and was passed over, the first: a.jsonl:7: broken" in top
+    assert "4 transcripts of the last evaluation ended at the length limit" in top
     assert 'class="bad"' not in render(a_run())
 
 
+def marked(reference: str, hypothesis: str, language: str | None = None) -> list[str]:
+    """A transcript's runs: right ones as they are, wrong ones as "said>heard", "-" before what was left out, "+" before what was added."""
+    return [
+        run.heard if run.kind == "right" else f"{run.said}>{run.heard}" if run.kind == "wrong"
+        else f"-{run.said}" if run.kind == "left out" else f"+{run.heard}"
+        for run in runs(aligned(reference, hypothesis, language), "mixed")
+    ]  # fmt: skip
+
+
 def test_transcripts_are_marked_where_they_differ():
-    assert marked("one two three", "one too three") == "one <mark>too</mark> three"
-    assert marked("one two three", "one three") == "one <del>two</del> three"
-    assert marked("one three", "one two three") == "one <mark>two</mark> three"
-    assert marked("one two three four", "one x four") == "one <mark>x</mark> <del>three</del> four"
-    assert marked("one", "") == "<del>one</del>"
-    assert marked("", "") == '<span class="faint">nothing</span>'
-    assert marked("四五 six", "四六 six") == "四 <mark>六</mark> six", "Han by the character, Latin by the word"
+    assert marked("one two three", "one too three") == ["one", "two>too", "three"]
+    assert marked("one two three", "one three") == ["one", "-two", "three"]
+    assert marked("one three", "one two three") == ["one", "+two", "three"]
+    assert marked("one two three four", "one x four") == ["one", "two>x", "-three", "four"]
+    assert marked("one", "") == ["-one"]
+    assert marked("", "") == []
+    assert marked("四五 six", "四六 six") == ["四", "五>六", "six"], "Han by the character, Latin by the word"
+    source = render(a_run(samples=[{"step": 20, "id": "clip", "text": "one", "pred_text": ""}]))
+    assert '<p class="diff" dir="auto"><del>one</del></p>' in source
 
 
 @pytest.mark.parametrize(("words", "unit"), [("abcd", "word"), ("一二ab", "mixed")])
@@ -196,9 +212,10 @@ def test_as_many_words_are_marked_as_errors_are_counted(words, unit):
         assert (counted.errors == word_errors([said for said, _ in pairs], [heard for _, heard in pairs]).errors).all()
     assert counted.errors.sum() > 3000
     for i, (said, heard) in enumerate(pairs):
-        source = marked(said, heard)
-        assert source.count("<mark>") == counted.substitutions[i] + counted.insertions[i], (said, heard)
-        assert source.count("<del>") == counted.deletions[i], (said, heard)
+        shown = [(run.kind, len((run.heard or run.said).split() if unit == "word" else (run.heard or run.said).replace(" ", "")))
+                 for run in runs(aligned(said, heard), "mixed")]  # fmt: skip
+        for kind, errors in (("wrong", counted.substitutions), ("added", counted.insertions), ("left out", counted.deletions)):
+            assert sum(length for of, length in shown if of == kind) == errors[i], (said, heard)
 
 
 def test_samples_show_the_first_and_the_last_evaluation():
@@ -209,9 +226,46 @@ def test_samples_show_the_first_and_the_last_evaluation():
     assert "five" not in page.text
 
 
+def test_clips_that_changed_are_chosen_and_come_first():
+    def clip(name: str, first: str, last: str) -> list[dict[str, Any]]:
+        return [{"step": s, "id": name, "text": "one two three", "pred_text": t} for s, t in ((0, first), (20, last))]
+
+    same = [sample for i in range(14) for sample in clip(f"same {i}", "one two", "one two")]
+    samples = [*same, *clip("mended", "nine", "one two three"), *clip("broken", "one two three", "one two")]
+    source = render(a_run(samples=samples))
+    shown = source[source.index("Transcripts before") :]
+    names = [part.split("</h3>")[0] for part in shown.split("<h3>")[1:]]
+    assert names == ["mended", "broken", *(f"same {i}" for i in range(10))]
+    assert "12 of the 16 clips whose transcripts were logged, those that changed most first; 2 changed." in shown
+    assert "3 errors → 0 errors" in shown
+    assert "0 errors → 1 error" in shown
+
+
+def test_the_error_rate_before_and_after_is_the_hero():
+    config = {"stage": "opd", "max_steps": 20, "student_model": "/models/ARK-0.6B", "train_data": "/data/pool.jsonl"}
+    page = " ".join(Page(render(a_run(config=config, day=datetime.date(2026, 3, 7)))).text.split())
+    assert "model ARK-0.6B · data pool.jsonl · last step logged 7 March 2026 23.90 % → 6.60 % WER on the evaluation set" in page
+    none = " ".join(Page(render(a_run(evaluations=[]))).text.split())
+    assert "20 steps of 20 WER was not measured." in none
+
+
+def test_two_lines_that_lie_on_each_other_are_both_seen():
+    source = render(a_run(steps=[step(i, generated_stopped=1.0) for i in range(1, 5)]))
+    figure = next(part for part in source.split("<figure>") if part.startswith("<figcaption>Rollouts"))
+    lines = [part.split("/>")[0] for part in figure.split("<path ")[1:] if 'fill="none"' in part.split("/>")[0]]
+    assert len(lines) == 2
+    assert [("stroke-dasharray" in line) for line in lines] == [False, True]
+    assert len({line.split('"')[1] for line in lines}) == 1
+
+
+def test_times_have_their_unit():
+    assert '<td class="number">8.0 s</td>' in render(a_run())
+
+
 def test_settings_that_were_chosen_come_first():
     source = render(a_run(config={"stage": "opd", "learning_rate": 1e-4, "seed": 1}))
     chosen, everything = source[source.index("<h2>Settings") :].split("<details>")
+    assert "<dt>learning_rate</dt><dd>0.0001</dd>" in chosen
     assert "learning_rate" in chosen
     assert "seed" not in chosen
     assert "seed" in everything

@@ -1,7 +1,6 @@
 """The evaluation page's drawings: error-rate bars with intervals, and errors over length.
 
-Knows SVG and the page's colours. Places run in per cent across and in pixels down, so that a drawing fills its column at any width and its
-text keeps its size.
+Places run in per cent across and in pixels down, so that a drawing fills its column at any width and its text keeps its size.
 """
 
 from __future__ import annotations
@@ -15,24 +14,21 @@ from html import escape
 
 from arkfast.evaluate.page.facts import Point
 from arkfast.evaluate.page.paths import without_folders
-from arkfast.plots import number, ticks
+from arkfast.plots import number, tick_labels, ticks
 from arkfast.records import JsonRow
+from arkfast.reports import interval, percent
 
 MOST_POINTS = 1200
 """Clips drawn one by one; of more, those that lie close together are one dot whose area is their number."""
 
 _BAR_HEIGHT, _AXIS_HEIGHT = 34, 20
-_HEIGHT, _TOP, _BOTTOM = 340, 18, 24  # of the scatter: the top has room for the highest label
+_HEIGHT, _TOP, _BOTTOM = 360, 28, 44  # of the scatter: room for the axes' names, and below for the labels of the ticks
+_GUTTER = 46  # left of the scatter, for its labels: the stylesheet's padding of .scatter
 _INSIDE = 0.99  # share of the clips that each of the scatter's scales is made for; the others stand at its edge
 _COLUMNS, _ROWS = 80, 40  # cells of a crowded scatter
 _BINS = 10  # of a line
 _LEAST = 40  # clips of a language that has a line
 _TONES = 5  # languages with a colour of their own; the sixth is all others'
-
-
-def percent(rate: float | None, digits: int = 2) -> str:
-    """A rate as text; a dash where there is none."""
-    return "–" if rate is None else f"{100 * rate:.{digits}f} %"
 
 
 def label_of(group: JsonRow) -> tuple[str, str]:
@@ -71,7 +67,7 @@ def _bar(group: JsonRow, top: float, lines: str) -> str:
     metric = metric_of(group)
     middle = _BAR_HEIGHT / 2
     drawn, said = [lines], f"{name} {language}: {metric} {percent(rate)}"
-    interval = ""
+    ends_said = ""
     if rate is not None:
         drawn.append(f'<rect x="0" y="7" width="{_of(rate, top)}" height="{_BAR_HEIGHT - 14}" rx="3" class="fill"/>')
     if low is not None and high is not None:
@@ -79,8 +75,8 @@ def _bar(group: JsonRow, top: float, lines: str) -> str:
             f'<line x1="{_of(x, top)}" x2="{_of(x, top)}" y1="{middle - 5}" y2="{middle + 5}" class="whisker"/>' for x in (low, high)
         )
         drawn.append(f'<line x1="{_of(low, top)}" x2="{_of(high, top)}" y1="{middle}" y2="{middle}" class="whisker"/>{ends}')
-        interval = f"{100 * low:.2f} to {100 * high:.2f}"
-        said += f", 95 % interval {interval} %"
+        ends_said = interval(low, high)
+        said += f", 95 % interval {ends_said}"
     if group.get("failed") and group.get("rate_with_failures") is not None:
         worse = group["rate_with_failures"]
         drawn.append(f'<line x1="{_of(worse, top)}" x2="{_of(worse, top)}" y1="3" y2="{_BAR_HEIGHT - 3}" class="failures"/>')
@@ -88,7 +84,7 @@ def _bar(group: JsonRow, top: float, lines: str) -> str:
     return (
         f'<div class="bar"><div class="name">{escape(name)} <span class="faint">{escape(language)}</span></div>'
         f'<svg class="track" height="{_BAR_HEIGHT}" role="img" aria-label="{escape(said)}">{"".join(drawn)}</svg>'
-        f'<div class="figure"><b>{percent(rate)}</b> {escape(metric)} <span class="faint">{interval}</span></div></div>'
+        f'<div class="figure"><b>{percent(rate)}</b> {escape(metric)} <span class="faint">{ends_said}</span></div></div>'
     )
 
 
@@ -108,6 +104,11 @@ class Bin:
 def has_seconds(points: Sequence[Point]) -> bool:
     """Whether lengths are told for most clips, so that a scatter can stand over time."""
     return sum(point.seconds is not None for point in points) * 2 > len(points)
+
+
+def length_unit(points: Sequence[Point]) -> str:
+    """What the lengths are counted in."""
+    return "seconds" if has_seconds(points) else "units of the reference"
 
 
 def lengths(points: Sequence[Point]) -> list[tuple[float, Point]]:
@@ -140,19 +141,21 @@ def scatter(points: Sequence[Point]) -> str:
         points: at least one.
     """
     placed = lengths(points)
-    unit = "seconds" if has_seconds(points) else "reference units"
+    unit = length_unit(points)
     (top, right), tones = edges(points), tones_of(points)
 
     def down(rate: float) -> float:
         return round(_HEIGHT - _BOTTOM - min(rate / top, 1.0) * (_HEIGHT - _TOP - _BOTTOM), 1)
 
-    parts = []
-    for rate in ticks(0.0, top, 5):
+    parts = [f'<text x="{-_GUTTER}" y="12">errors, % of the clip\'s reference</text>']
+    rates, places = ticks(0.0, top, 5), ticks(0.0, right, 6)
+    for rate, label in zip(rates, tick_labels([100 * rate for rate in rates]), strict=True):
         parts.append(f'<line x1="0" x2="100%" y1="{down(rate)}" y2="{down(rate)}" class="grid"/>')
-        parts.append(f'<text x="0" y="{down(rate) - 4}">{number(round(100 * rate, 9))} %</text>')
-    for x in ticks(0.0, right, 6):
+        parts.append(f'<text x="-8" y="{down(rate) + 4}" text-anchor="end">{label} %</text>')
+    for x, label in zip(places, tick_labels(places), strict=True):
         anchor = "start" if x == 0 else "end" if x > 0.96 * right else "middle"
-        parts.append(f'<text x="{_of(x, right)}" y="{_HEIGHT - 6}" text-anchor="{anchor}">{number(round(x, 9))}</text>')
+        parts.append(f'<text x="{_of(x, right)}" y="{_HEIGHT - 24}" text-anchor="{anchor}">{label}</text>')
+    parts.append(f'<text x="100%" y="{_HEIGHT - 5}" text-anchor="end">length in {unit}</text>')
     parts += _dots(placed, right, top, down, tones)
     for tone in sorted(set(tones.values())):
         members = [(x, point) for x, point in placed if tones[point.language] == tone]

@@ -1,23 +1,26 @@
-"""What a page shows of scored rows, gathered in one pass: lengths and errors, confusions, the worst clips, the failures.
+"""What a page shows of scored rows, gathered in one pass: lengths and errors, confusions, the worst clips, the failures, and beside
+another system's rows the clips that changed most.
 
-Knows scored rows and groups (``summary``'s contract); knows no markup. What it keeps does not grow with the rows, but for a few numbers
-each.
+What it keeps does not grow with the rows, but for a few numbers each.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from arkfast.metrics import Pair, align, canonical, tokenize
 from arkfast.records import JsonRow
 
 WORST = 24
 """Clips shown with their alignment."""
+CHANGED = 8
+"""Clips shown that lost errors against another system, and as many that gained some."""
 FAILURES = 100
 """Failed rows named; the others are counted."""
 
@@ -32,6 +35,7 @@ class Point:
     """Of the reference, above 0."""
     errors: int
     language: str
+    """Its code; empty where the row names none."""
     name: str
     """Its id."""
 
@@ -44,6 +48,18 @@ class Clip:
     pairs: Sequence[Pair]
     excess: float
     """Errors beyond those that the group's own rate would give a reference of this length: what makes it one of the worst."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A clip that both systems have scored, with both transcripts beside the reference."""
+
+    row: JsonRow
+    pairs: Sequence[Pair]
+    other: Sequence[Pair]
+    """The other system's transcript."""
+    difference: int
+    """Errors of this system minus errors of the other; never 0."""
 
 
 @dataclass
@@ -59,19 +75,29 @@ class Facts:
     """The ``WORST`` clips with the largest excess, the worst first; only clips with errors."""
     failed: list[JsonRow] = field(default_factory=list)
     """The first ``FAILURES`` rows without a transcript."""
+    gained: list[Change] = field(default_factory=list)
+    """The ``CHANGED`` clips that have most errors more than the other system's."""
+    lost: list[Change] = field(default_factory=list)
+    """The ``CHANGED`` clips that have most errors fewer."""
+    changed: Counter[str] = field(default_factory=Counter)
+    """How many clips have ``more``, ``fewer`` and ``equal`` errors, and how many are right now (``mended``) or wrong now (``broken``)."""
 
 
-def gather(summary: JsonRow, rows: Iterable[JsonRow]) -> Facts:
+def gather(summary: JsonRow, rows: Iterable[JsonRow], others: Iterable[JsonRow] | None = None) -> Facts:
     """Go over the rows once.
 
     Args:
         summary: as ``summary.json`` has it; the groups' rates say which clips are worse than usual.
         rows: scored rows.
+        others: another system's scored rows in the same order, whose clips are compared one by one.
     """
     rates = {(group.get("preset"), group.get("language")): group.get("rate") or 0.0 for group in summary.get("groups", [])}
     facts = Facts()
     heap: list[tuple[float, int, Clip]] = []
-    for number, row in enumerate(rows):
+    gained: list[tuple[int, int, Change]] = []
+    lost: list[tuple[int, int, Change]] = []
+    beside = itertools.repeat(None) if others is None else others
+    for number, (row, other) in enumerate(zip(rows, beside, strict=False)):  # what is repeated has no end
         if row.get("outcome") == "failed" and len(facts.failed) < FAILURES:
             facts.failed.append(row)
         if row.get("outcome") != "scored":
@@ -79,20 +105,41 @@ def gather(summary: JsonRow, rows: Iterable[JsonRow]) -> Facts:
         errors, units = int(row["errors"]), int(row["ref_units"])
         if units:
             name = str(row.get("id") or f"row {number + 1}")
-            facts.points.append(Point(clip_seconds(row), units, errors, canonical(row.get("language")) or "–", name))
+            facts.points.append(Point(clip_seconds(row), units, errors, canonical(row.get("language")) or "", name))
+        if other is not None and other.get("outcome") == "scored":
+            difference = errors - int(other["errors"])
+            facts.changed["more" if difference > 0 else "fewer" if difference else "equal"] += 1
+            facts.changed["mended"] += bool(not errors and other["errors"])
+            facts.changed["broken"] += bool(errors and not other["errors"])
+            if difference:
+                change = Change(row, aligned(row), aligned(other), difference)
+                _keep(gained if difference > 0 else lost, (abs(difference), -number, change), CHANGED)
         if not errors:
             continue
-        unit = row["unit"]
-        pairs = align(tokenize(row["ref_text_clean"], unit), tokenize(row["pred_text_clean"], unit))
+        pairs = aligned(row)
         _count(facts, pairs)
         excess = errors - rates.get((row.get("preset"), canonical(row.get("language"))), 0.0) * units
         entry = (excess, -number, Clip(row, pairs, excess))  # of equals the first row; the number also spares clips a comparison
-        if len(heap) < WORST:
-            heapq.heappush(heap, entry)
-        elif entry > heap[0]:
-            heapq.heapreplace(heap, entry)
+        _keep(heap, entry, WORST)
     facts.worst = [clip for *_, clip in sorted(heap, reverse=True)]
+    facts.gained, facts.lost = ([change for *_, change in sorted(kept, reverse=True)] for kept in (gained, lost))
     return facts
+
+
+def aligned(row: JsonRow) -> list[Pair]:
+    """A scored row's transcript beside its reference."""
+    return align(tokenize(row["ref_text_clean"], row["unit"]), tokenize(row["pred_text_clean"], row["unit"]))
+
+
+_Entry = TypeVar("_Entry", tuple[float, int, Clip], tuple[int, int, Change])
+
+
+def _keep(heap: list[_Entry], entry: _Entry, most: int) -> None:
+    """Keep the ``most`` largest entries."""
+    if len(heap) < most:
+        heapq.heappush(heap, entry)
+    elif entry > heap[0]:
+        heapq.heapreplace(heap, entry)
 
 
 def clip_seconds(row: JsonRow) -> float | None:

@@ -1,7 +1,4 @@
-"""``arkfast report RUN``: one HTML page of what a run's log holds.
-
-Knows the command's words; what the log holds is read by ``run_records``, the page is ``report_page``'s.
-"""
+"""``arkfast report RUN``: one HTML page of what a run's log holds."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from pathlib import Path
 from arkfast.command_line import parse
 from arkfast.files import write_text
 from arkfast.records import InputError
-from arkfast.train.report.page import render
+from arkfast.train.report.page import page
 from arkfast.train.report.run_records import read_run
 
 DESCRIPTION = "Write one self-contained HTML page about a training run: curves, where the time goes, transcripts before and after."
@@ -39,6 +36,6 @@ def main(argv: Sequence[str]) -> int:
     output = config.output or config.run / "report.html"
     if not output.parent.is_dir():
         raise InputError(f"--output {output}: there is no folder {output.parent}; make it or give another path")
-    write_text(output, render(records))
+    write_text(output, page(records))
     print(f"{output}: {len(records.steps)} steps, {len(records.evaluations)} evaluations", file=sys.stderr)
     return 0

@@ -1,7 +1,6 @@
-"""The page of a run: a sentence on what came of it, curves, where the time went, transcripts, settings.
+"""What stands on the page of a run: what came of it, curves, where the time went, the transcripts that changed, settings.
 
-Knows the log's names and how to say what they say. A chart whose figures the run did not log is left out; every figure on the page is
-computed from the records.
+A chart whose figures the run did not log is left out; every figure on the page is computed from the records.
 """
 
 from __future__ import annotations
@@ -9,59 +8,88 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
-from html import escape
+from dataclasses import dataclass
+from pathlib import PurePath
 
-from arkfast.metrics import align, normalize, tokenize
-from arkfast.plots import Series, line_chart, number, page, share_bar
+from arkfast.metrics import Pair, align, normalize, tokenize
+from arkfast.plots import Series, line_chart, number, share_bar
 from arkfast.records import JsonObject
+from arkfast.reports import Run, dated, duration, render, runs
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP, parts_of, phase_named
 from arkfast.train.report.run_records import RunRecords
-
-_STYLE = """
-.lead { font-size: 1.0625rem; max-width: 60rem; margin: .4rem 0 1.2rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: .8rem; margin: 0; }
-.tiles div { background: var(--card); border: 1px solid var(--grid); border-radius: .6rem; padding: .6rem .8rem; }
-.tiles dt { font-size: .8125rem; color: var(--faint); } .tiles dd { margin: 0; font-size: 1.3rem; font-weight: 600; }
-.sample { background: var(--card); border: 1px solid var(--grid); border-radius: .6rem; padding: .8rem; }
-.sample h3 { font-size: .875rem; color: var(--faint); margin: 0 0 .4rem; overflow-wrap: anywhere; }
-.sample dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; margin: 0; } .sample dt { color: var(--faint); }
-.sample dd { margin: 0; overflow-wrap: anywhere; }
-mark { background: none; color: var(--bad); font-weight: 600; text-decoration: underline; } del { color: var(--bad); }
-details { margin-top: .8rem; } summary { cursor: pointer; width: fit-content; } td code { overflow-wrap: anywhere; }
-"""
 
 # (title, note, whether the axis starts at 0, (log name, key) of each line).
 _CHARTS: tuple[tuple[str, str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", "", True, (("loss", "loss"),)),
     ("KL to the teacher", "τ²·KL(p‖q) a position, on the union", True, (("opd_loss", "KL"),)),
-    ("Cross-entropy", "a token", True, (("asr_loss", "cross-entropy"), ("ctc_loss", "CTC"))),
+    ("Cross-entropy", "nats a token", True, (("asr_loss", "cross-entropy"), ("ctc_loss", "CTC"))),
     ("Learning rate", "", True, (("lr", "learning rate"),)),
     ("Gradient norm", "before clipping", True, (("grad_norm", "gradient norm"),)),
     ("Union and overlap", "ids a position", True, (("opd_valid_topk_mean", "union"), ("opd_overlap_mean", "in both top-k"))),
     ("Rollout length", "tokens", True, (("generated_tokens_mean", "tokens"),)),
     ("Rollouts", "share", True, (("generated_stopped", "stopped by themselves"), ("generated_nonempty", "not empty"))),
     ("Step time", "seconds", True, tuple((timed.logged, timed.label) for timed in (STEP, phase_named("data_wait")))),
-    ("Speed", "audio seconds a second", True, (("audio_seconds_per_second", "audio"),)),
+    ("Speed", "seconds of audio a second", True, (("audio_seconds_per_second", "audio"),)),
     ("MFU", "share of the device's peak", True, (("mfu", "MFU"),)),
 )
 _PHASES = parts_of(STEP.name)
 _MOST_SAMPLES = 12
 
 
-def render(run: RunRecords) -> str:
+@dataclass(frozen=True, kw_only=True)
+class ShownClip:
+    """A clip of the evaluation set with what was heard at the first and at the last evaluation."""
+
+    name: str
+    figures: str
+    """How many errors it had and has."""
+    said: str
+    transcripts: Sequence[tuple[str, Sequence[Run]]]
+    """(which step, the transcript beside the reference)."""
+    change: int
+    """Errors at the last evaluation minus errors at the first."""
+
+
+def page(run: RunRecords) -> str:
     """The whole page."""
-    sections = [f"<h1>{escape(run.name)}</h1>", f'<p class="lead">{escape(headline(run))}</p>', _tiles(run), *_warnings(run)]
-    charts = _charts(run)
-    if charts:
-        sections += ["<h2>Curves</h2>", f'<div class="charts">{"".join(charts)}</div>']
-        sections.append('<p class="faint">A pale band is the range of the steps that share a point. Values show on hovering.</p>')
-    shares = _shares(run)
-    if shares:
-        sections += ["<h2>Where a step's time goes</h2>", f'<div class="charts">{shares}</div>']
-    sections += ["<h2>Transcripts before and after</h2>", *_samples(run)]
-    sections += ["<h2>Settings</h2>", _settings(run.config)]
-    return page(f"{run.name}: arkfast training report", "<main>\n" + "\n".join(sections) + "\n</main>", style=_STYLE)
+    model, data = (PurePath(str(run.config[key])).name if run.config.get(key) else "" for key in ("student_model", "train_data"))
+    day = dated(run.day) if run.day else ""
+    clips = _samples(run)
+    shown = clips[:_MOST_SAMPLES]
+    return render(
+        "training.html",
+        title=f"{run.name}: arkfast training report",
+        drawings={"charts": "".join(_charts(run)), "shares": _shares(run)},
+        name=run.name,
+        about=[f"model {model}" if model else "", f"data {data}" if data else "", f"last step logged {day}" if day else ""],
+        hero=_hero(run),
+        lead=headline(run),
+        tiles=_tiles(run),
+        warnings=_warnings(run),
+        clips=shown,
+        clips_note=_clips_note(clips, shown),
+        chosen=_chosen(run.config),
+        settings=[(str(name), str(value)) for name, value in run.config.items()],
+    )
+
+
+def _rates(run: RunRecords) -> list[tuple[int, float]]:
+    return [(record["step"], record["eval_wer"]) for record in run.evaluations if _is_number(record["eval_wer"])]
+
+
+def _hero(run: RunRecords) -> dict[str, str]:
+    """The page's one figure: the error rate before and after, else how far the run is."""
+    rates = _rates(run)
+    if not rates:
+        done, planned = run.steps[-1]["step"] if run.steps else 0, run.config.get("max_steps") or 0
+        return {"figure": f"{done:,} steps", "unit": f"of {planned:,}" if planned else "", "what": "WER was not measured.", "tone": ""}
+    (first_step, first), (last_step, last) = rates[0], rates[-1]
+    if len(rates) == 1:
+        return {"figure": f"{last:.2f} %", "unit": "WER", "what": f"on the evaluation set at step {last_step:,}", "tone": ""}
+    what = f"on the evaluation set, step {first_step:,} to step {last_step:,}"
+    tone = "pass" if last < first else "bad" if last > first else ""
+    return {"figure": f"{first:.2f} % → {last:.2f} %", "unit": "WER", "what": what, "tone": tone}
 
 
 def headline(run: RunRecords) -> str:
@@ -73,7 +101,7 @@ def headline(run: RunRecords) -> str:
         return f"{stage} has not taken a step yet."
     done, planned = run.steps[-1]["step"], run.config.get("max_steps") or 0
     sentence = f"{stage}: {done:,}{f' of {planned:,}' if planned else ''} steps"
-    rates = [(record["step"], record["eval_wer"]) for record in run.evaluations if _is_number(record["eval_wer"])]
+    rates = _rates(run)
     if not rates:
         return f"{sentence}; WER was not measured."
     (first_step, first), (last_step, last) = rates[0], rates[-1]
@@ -93,7 +121,7 @@ def _values(records: Iterable[JsonObject], name: str) -> list[float]:
     return [float(record[name]) for record in records if _is_number(record.get(name))]
 
 
-def _tiles(run: RunRecords) -> str:
+def _tiles(run: RunRecords) -> list[dict[str, object]]:
     seconds = sum(_values(run.steps, STEP.logged))
     heard = [record for record in run.steps if "audio_seconds" in record]  # several ranks measure only some steps in full
     audio, meanwhile = sum(_values(heard, "audio_seconds")), sum(_values(heard, STEP.logged))
@@ -101,20 +129,16 @@ def _tiles(run: RunRecords) -> str:
     if run.steps and _is_number(run.steps[-1].get("epoch")):
         tiles.append(("epochs", f"{run.steps[-1]['epoch']:.2f}"))
     if seconds:
-        tiles.append(("time in steps", _duration(seconds)))
+        tiles.append(("time in steps", duration(seconds)))
     if audio and len(heard) == len(run.steps):
-        tiles.append(("audio", _duration(audio)))
+        tiles.append(("audio", duration(audio)))
     if audio and meanwhile:
-        tiles.append(("audio seconds a second", number(audio / meanwhile)))
+        tiles.append(("audio a second of training", f"{number(audio / meanwhile)} s"))
     losses = _values(run.steps, "loss")
     if losses:
         recent = losses[-max(1, len(losses) // 20) :]
         tiles.append(("loss, last steps", number(sum(recent) / len(recent))))
-    return '<dl class="tiles">' + "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in tiles) + "</dl>"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return [{"name": name, "value": value, "note": "", "alert": False} for name, value in tiles]
 
 
 def _warnings(run: RunRecords) -> list[str]:
@@ -122,20 +146,23 @@ def _warnings(run: RunRecords) -> list[str]:
     said = []
     skipped = [record["step"] for record in run.steps if record.get("skipped")]
     if skipped:
-        said.append(f"{len(skipped)} steps were skipped because loss or gradient was not finite, first at step {skipped[0]:,}")
+        steps = "1 step was" if len(skipped) == 1 else f"{len(skipped):,} steps were"
+        said.append(f"{steps} skipped because loss or gradient was not finite, first at step {skipped[0]:,}")
     bad = [clip for record in run.steps for clip in record.get("bad_audio", ())]
     if bad:
-        said.append(f"{len(bad)} clips could not be read and were passed over, the first: {bad[0]}")
+        clips = "1 clip" if len(bad) == 1 else f"{len(bad):,} clips"
+        said.append(f"{clips} could not be read and {'was' if len(bad) == 1 else 'were'} passed over, the first: {bad[0]}")
     cut = run.evaluations[-1].get("eval_cut") if run.evaluations else 0
     if cut:
-        said.append(f"{cut} transcripts of the last evaluation were cut at the length limit")
-    return [f'<p class="bad">{escape(sentence)}.</p>' for sentence in said]
+        said.append(f"{cut:,} {'transcript' if cut == 1 else 'transcripts'} of the last evaluation ended at the length limit")
+    return [f"{sentence}." for sentence in said]
 
 
 def _charts(run: RunRecords) -> list[str]:
     charts = []
     if any(_is_number(record["eval_wer"]) for record in run.evaluations):
-        charts.append(line_chart([_series(run.evaluations, "eval_wer", "WER", 2, dots=True)], title="WER", note="% of words", zero=True))
+        rates = _series(run.evaluations, "eval_wer", "WER", 2, dots=True)
+        charts.append(line_chart([rates], title="WER", note="% of the reference", zero=True))
     for title, note, zero, names in _CHARTS:
         lines = [
             _series([record for record in run.steps if name in record], name, key, tone)
@@ -167,7 +194,7 @@ def _shares(run: RunRecords) -> str:
     whole, named = sum(_values(steps, STEP.logged)), sum(seconds for _, seconds in totals)
     if not named > 0:
         return ""
-    note = "seconds in all; of each phase that of its slowest rank"
+    note = "time in all; of each phase that of its slowest rank"
     if whole > named:
         totals.append(("the rest", whole - named))
     elif named > 1.02 * whole:
@@ -178,60 +205,61 @@ def _shares(run: RunRecords) -> str:
         if name is not None and len(by_tone) < 5:
             by_tone.setdefault(i % 6 + 1, _series(steps, name, label, i % 6 + 1))
     over_time = [by_tone[tone] for tone in sorted(by_tone)]
-    return share_bar(totals, title="Share of the step", note=note) + line_chart(
+    return share_bar(totals, title="Share of the step", note=note, unit="s") + line_chart(
         over_time, title="Longest phases", note="seconds a step", zero=True
     )
 
 
-def _samples(run: RunRecords) -> list[str]:
-    """The same clips at the first and the last evaluation."""
+def _samples(run: RunRecords) -> list[ShownClip]:
+    """The logged clips at the first and the last evaluation, those whose errors changed most first."""
     by_id: dict[str, list[JsonObject]] = {}
     for sample in run.samples:
         by_id.setdefault(str(sample.get("id", "")), []).append(sample)
-    if not by_id:
-        return ['<p class="faint">The run logged no transcripts; evaluations log a few.</p>']
-    shown = [_sample(name, samples) for name, samples in list(by_id.items())[:_MOST_SAMPLES]]
-    key = '<p class="faint"><mark>underlined</mark>: wrong or added; <del>struck</del>: left out. Texts as they are scored, normalised.</p>'
-    return [f'<div class="charts">{"".join(shown)}</div>', key]
+    return sorted((_sample(name, samples) for name, samples in by_id.items()), key=lambda clip: -abs(clip.change))
 
 
-def _sample(name: str, samples: list[JsonObject]) -> str:
+def _sample(name: str, samples: list[JsonObject]) -> ShownClip:
     first, last = min(samples, key=lambda s: s["step"]), max(samples, key=lambda s: s["step"])
     reference, language = str(last.get("text") or ""), last.get("language")
-    rows = [f"<dt>said</dt><dd>{escape(normalize(reference, language=language))}</dd>"]
+    transcripts, errors = [], []
     for sample in (first, last) if last["step"] > first["step"] else (last,):
-        rows.append(f"<dt>step {sample['step']:,}</dt><dd>{marked(reference, str(sample.get('pred_text') or ''), language)}</dd>")
-    return f'<div class="sample"><h3>{escape(name)}</h3><dl>{"".join(rows)}</dl></div>'
+        pairs = aligned(reference, str(sample.get("pred_text") or ""), language)
+        transcripts.append((f"step {sample['step']:,}", runs(pairs, "mixed")))
+        errors.append(sum(not pair.right for pair in pairs))
+    counted = [f"{count:,} {'error' if count == 1 else 'errors'}" for count in errors]
+    return ShownClip(
+        name=name,
+        figures=" → ".join(counted),
+        said=normalize(reference, language=language),
+        transcripts=transcripts,
+        change=errors[-1] - errors[0],
+    )
 
 
-def marked(reference: str, hypothesis: str, language: str | None = None) -> str:
-    """A transcript as markup, its wrong and added words marked and those it lacks struck in their places: one mark for each error.
+def _clips_note(clips: Sequence[ShownClip], shown: Sequence[ShownClip]) -> str:
+    if not clips:
+        return "The run logged no transcripts; evaluations log a few."
+    changed = sum(clip.change != 0 for clip in clips)
+    note = f"{len(shown):,} of the {len(clips):,} clips whose transcripts were logged" if len(clips) > len(shown) else (
+        f"The {len(clips):,} clips whose transcripts were logged"
+    )  # fmt: skip
+    return f"{note}, those that changed most first; {changed:,} changed. Texts as they are scored, normalised."
 
-    Both texts are normalised as they are scored and aligned as errors are counted. Where a script has no spaces between words, its
-    characters are aligned instead.
+
+def aligned(reference: str, hypothesis: str, language: str | None = None) -> list[Pair]:
+    """A transcript beside its reference, both normalised as they are scored, aligned as errors are counted.
+
+    Where a script has no spaces between words, its characters are aligned instead.
     """
     said, heard = (tokenize(normalize(text, language=language), "mixed") for text in (reference, hypothesis))
-    parts: list[str] = []
-    for pair in align(said, heard):
-        if pair.hypothesis is None:
-            parts.append(f"<del>{escape(pair.reference or '')}</del>")
-        else:
-            parts.append(escape(pair.hypothesis) if pair.right else f"<mark>{escape(pair.hypothesis)}</mark>")
-    return " ".join(parts) or '<span class="faint">nothing</span>'
+    return align(said, heard)
 
 
-def _settings(config: JsonObject) -> str:
-    """What was set, then everything."""
+def _chosen(config: JsonObject) -> list[tuple[str, str]]:
+    """What differs from the defaults."""
     defaults = {field.name: _plain(field.default) for field in dataclasses.fields(TrainConfig) if field.default is not dataclasses.MISSING}
-    chosen = {name: value for name, value in config.items() if name not in defaults or value != defaults[name]}
-    everything = f"<details><summary>All {len(config)} settings</summary>{_table(config)}</details>"
-    return f"{_table(chosen)}{everything}"
+    return [(name, str(value)) for name, value in config.items() if name not in defaults or value != defaults[name]]
 
 
 def _plain(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _table(config: JsonObject) -> str:
-    rows = "".join(f"<tr><td>{escape(str(name))}</td><td><code>{escape(str(value))}</code></td></tr>" for name, value in config.items())
-    return f'<div class="wide"><table>{rows}</table></div>'

@@ -1,10 +1,8 @@
-"""What a run's folder says about it: its flags, its steps, its evaluations.
-
-Knows the files of a run's folder. It only reads, so it may be called while the run goes on.
-"""
+"""What a run's folder says about it: its flags, its steps, its evaluations. It only reads, so it may be called while the run goes on."""
 
 from __future__ import annotations
 
+import datetime
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +24,8 @@ class RunRecords:
     """The records of its evaluations, in order."""
     samples: list[JsonObject]
     """Transcripts of a few rows at each evaluation: step, id, language, text, pred_text; empty where the run logged none."""
+    day: datetime.date | None = None
+    """When the log was last written to."""
 
 
 def read_run(folder: Path) -> RunRecords:
@@ -53,6 +53,7 @@ def read_run(folder: Path) -> RunRecords:
         steps=[record for record in records if "loss" in record],
         evaluations=evaluations,
         samples=[{"step": record["step"], **sample} for record in evaluations for sample in record.get("samples", ())],
+        day=datetime.date.fromtimestamp(log.stat().st_mtime),
     )
 
 
