@@ -73,6 +73,11 @@ def _number(value: object) -> int | None:
     return int(value) if 0 <= value < 1 << 31 and value == int(value) else None
 
 
+def written_channel(channels: Sequence[int]) -> int | str | list[int]:
+    """How a choice is written in a row: ``parse_channel`` reads it."""
+    return AVERAGE if not channels else channels[0] if len(channels) == 1 else list(channels)
+
+
 def chosen(channel: Channel) -> tuple[int, ...]:
     """A choice as the channels' numbers; ``ALL`` for all."""
     return ALL if channel is None else (channel,) if isinstance(channel, int) else tuple(channel)

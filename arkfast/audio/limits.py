@@ -22,10 +22,19 @@ def check_format(label: str, channels: int, rate: int, max_channels: int) -> Non
     Raises:
         InputError: more channels than ``max_channels``, or a rate outside 1 kHz to 1 MHz.
     """
-    if channels > max_channels:
-        raise InputError(f"{label}: {channels} channels, at most {max_channels} can be mixed down: choose the talker's with channel")
+    check_count(label, channels, max_channels)
     if not MIN_RATE <= rate <= MAX_RATE:
         raise InputError(f"{label}: a sampling rate of {rate} Hz is outside {MIN_RATE} to {MAX_RATE} Hz")
+
+
+def check_count(label: str, channels: int, max_channels: int = MAX_CHANNELS) -> None:
+    """Refuses more channels than have a common talker.
+
+    Raises:
+        InputError: more channels than ``max_channels``.
+    """
+    if channels > max_channels:
+        raise InputError(f"{label}: {channels} channels, at most {max_channels} can be mixed down: choose the talker's with channel")
 
 
 def check_options(max_seconds: float | None, max_bytes: int | None, max_channels: int) -> None:

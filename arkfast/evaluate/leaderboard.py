@@ -155,17 +155,15 @@ def _rate() -> int:
 
 def _load(utterance: Utterance, max_seconds: float) -> Utterance | str:
     """The utterance with its samples in memory, or why they cannot be had."""
-    from arkfast import audio
-    from arkfast.data.shards import open_audio
+    from arkfast.data.collate import read_clip
 
     try:
-        source, name = open_audio(utterance)
-        samples = audio.load(source, begin=utterance.begin, end=utterance.end, max_seconds=max_seconds, name=name)
+        samples = read_clip(utterance, max_seconds=max_seconds).samples
     except ImportError:  # a missing package is nobody's clip
         raise
     except Exception as error:  # one clip's fault, whatever the decoder raises, must not cost the others
         return str(error) if isinstance(error, InputError) else f"{utterance.name}: {type(error).__name__}: {error}"
-    return replace(utterance, audio=samples, begin=None, end=None)
+    return replace(utterance, audio=samples, begin=None, end=None, channel=None, audio_track=None)
 
 
 def _result_row(utterance: Utterance, row: JsonRow, duration: float, seconds: float) -> JsonObject:

@@ -15,7 +15,10 @@ from dataclasses import dataclass
 from itertools import islice
 
 from arkfast import audio
+from arkfast.audio.channels import check_channel
+from arkfast.audio.limits import MAX_SECONDS, check_count
 from arkfast.audio.segment import open_end, outside
+from arkfast.data.collate import read_clip
 from arkfast.data.rows import Row, RowError
 from arkfast.data.shards import TarMember, open_audio
 from arkfast.manifest.durations import DurationCache, Length
@@ -55,6 +58,8 @@ class Finding:
     """Length of its whole recording."""
     clip_seconds: float = 0.0
     """Length of its segment."""
+    warnings: tuple[str, ...] = ()
+    """What is doubtful about the clip and no error; known where it was decoded."""
     error: RowError | None = None
     """What is wrong with it, else None."""
 
@@ -105,6 +110,10 @@ def _check(row: Row, utterance: Utterance, known: Mapping[str, Length], measured
     length = _length(utterance, known, measured)
     seconds, cut = length.seconds, length.cut
     name = f"{utterance.where}: {_label(utterance)}"
+    channels = utterance.channel or ()
+    with _blamed(utterance, "no such channel"):
+        check_channel(name, channels, length.channels)
+        check_count(name, len(channels) or length.channels)
     begin = utterance.begin or 0.0
     if reason := outside(begin, utterance.end, seconds):
         raise RowError(f"{name}: {reason}" + (f"; {cut}" if cut else ""), "segment outside")
@@ -114,19 +123,19 @@ def _check(row: Row, utterance: Utterance, known: Mapping[str, Length], measured
     limit = options.max_audio_seconds
     if limit is not None and clip > limit + 1e-6:  # seconds; less than a sample at any rate
         raise RowError(f"{name}: {clip:g} s of audio, over the limit of {limit:g} s: split it into segments", "too long")
+    doubts: tuple[str, ...] = ()
     if options.decode:
         with _blamed(utterance, "damaged recording"):
-            source, label = open_audio(utterance)
-            audio.load(source, begin=utterance.begin, end=utterance.end, name=label)
-    return Finding(row, seconds=seconds, clip_seconds=clip)
+            doubts = read_clip(utterance, max_seconds=MAX_SECONDS).warnings
+    return Finding(row, seconds=seconds, clip_seconds=clip, warnings=doubts)
 
 
 def _length(utterance: Utterance, known: Mapping[str, Length], measured: dict[str, Length]) -> Length:
     """The recording's length and whether its end is missing, from what is known of the file as it is now, else from its header."""
-    recording = _recording(utterance)
-    member = TarMember.parse(recording)
+    recording, path = _recording(utterance), _path(utterance)
+    member = TarMember.parse(path)
     try:
-        state = os.stat(recording if member is None else member.path)
+        state = os.stat(path if member is None else member.path)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = "no such file" if isinstance(error, FileNotFoundError) else getattr(error, "strerror", None) or error
         raise RowError(f"{utterance.where}: {_label(utterance)}: {reason}", "missing recording") from error
@@ -134,7 +143,9 @@ def _length(utterance: Utterance, known: Mapping[str, Length], measured: dict[st
     if length is None or not length.matches(state):
         with _blamed(utterance, "unreadable recording"):
             source, name = open_audio(utterance)
-            length = Length(state.st_size, state.st_mtime_ns, *audio.extent(source, name=name))
+            # One channel, so that a recording of any number of them is measured; whether the row's is there is asked of each row.
+            extent = audio.extent(source, channel=0, audio_track=utterance.audio_track, name=name)
+            length = Length(state.st_size, state.st_mtime_ns, extent.seconds, extent.cut, extent.channels)
         measured[recording] = length
     return length
 
@@ -154,7 +165,12 @@ def _blamed(utterance: Utterance, kind: str) -> Iterator[None]:
 
 
 def _recording(utterance: Utterance) -> str:
-    """What a length is kept under: the recording's absolute path, or the tar member with its place."""
+    """What a length is kept under: the recording's path, with the audio track where one is chosen."""
+    return _path(utterance) + (f"\naudio track {utterance.audio_track}" if utterance.audio_track else "")
+
+
+def _path(utterance: Utterance) -> str:
+    """The recording's absolute path, or the tar member with its place."""
     assert isinstance(utterance.audio, str)
     return os.path.join(os.getcwd(), utterance.audio)
 

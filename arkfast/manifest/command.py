@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.command_line import parse
 from arkfast.data.rows import Fields
 from arkfast.data.sources import Format, expand
@@ -43,11 +44,27 @@ class CheckConfig(CheckOptions):
     """Input field with the segment's start in seconds."""
     end_field: str = "end_time"
     """Input field with the segment's end in seconds."""
+    channel: str | None = None
+    """Which channel is heard in rows that do not say it: a number from 0, several with commas whose average is heard, or average; the
+    average of all by default."""
+    audio_track: int | None = None
+    """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice(self.channel, self.audio_track)
 
     @property
     def fields(self) -> Fields:
-        """The field names as a manifest's reader takes them."""
-        return Fields(audio=self.audio_field, text=self.text_field, begin=self.begin_field, end=self.end_field)
+        """The field names as a manifest's reader takes them, and what holds for rows that do not say."""
+        return Fields(
+            audio=self.audio_field,
+            text=self.text_field,
+            begin=self.begin_field,
+            end=self.end_field,
+            channel=parse_channel(self.channel),
+            audio_track=self.audio_track,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +133,9 @@ def _check(flags: list[str], prog: str) -> int:
         def progress(finding: Finding) -> None:
             if finding.error is not None:
                 bar.say(str(finding.error))
+            elif finding.row.utterance is not None:
+                for warning in finding.warnings:
+                    bar.say(f"{finding.row.utterance.where}: warning: {warning}")
             bar(finding)
 
         summary = check_manifest(

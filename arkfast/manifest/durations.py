@@ -18,8 +18,8 @@ from typing import NamedTuple
 from arkfast.records import InputError
 
 _MAGIC = 0x41524B44  # "ARKD": SQLite's application_id of these files, so that no other database is written to
-_VERSION = 2
-_COLUMNS = "recording TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, seconds REAL, cut TEXT"
+_VERSION = 3
+_COLUMNS = "recording TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, seconds REAL, cut TEXT, channels INTEGER, strict_cut TEXT"
 _COMMIT_SECONDS = 5.0  # what a killed scan has to measure again, at most
 
 
@@ -34,6 +34,10 @@ class Length(NamedTuple):
     """Length of the recording."""
     cut: str | None = None
     """Why its end is missing, else None."""
+    channels: int = 1
+    """How many it has."""
+    strict_cut: str | None = None
+    """``cut``, also for what is refused only on demand: see ``arkfast.audio.Extent``."""
 
     def matches(self, state: os.stat_result) -> bool:
         """Whether the file is still the one that was measured."""
@@ -86,7 +90,7 @@ class DurationCache:
         if self._connection is None:
             return {}
         marks = ",".join("?" * len(recordings))
-        query = f"SELECT recording, size, mtime_ns, seconds, cut FROM durations WHERE recording IN ({marks})"
+        query = f"SELECT recording, size, mtime_ns, seconds, cut, channels, strict_cut FROM durations WHERE recording IN ({marks})"
         try:
             found = self._connection.execute(query, list(recordings)).fetchall()
         except sqlite3.DatabaseError as error:
@@ -100,7 +104,7 @@ class DurationCache:
             return
         rows: Iterable[tuple[str | int | float | None, ...]] = ((recording, *length) for recording, length in lengths.items())
         try:
-            self._connection.executemany("INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?)", rows)
+            self._connection.executemany("INSERT OR REPLACE INTO durations VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             if time.monotonic() - self._committed > _COMMIT_SECONDS:
                 self._connection.commit()
                 self._committed = time.monotonic()

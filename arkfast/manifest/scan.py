@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from arkfast.audio.channels import written_channel
 from arkfast.data.ids import SeenIds
 from arkfast.data.manifest import iter_rows, no_rows, repeated_id
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError
@@ -76,7 +77,7 @@ def scan_manifest(
     """Write a manifest's good rows with their durations to ``output`` and the bad ones with their reasons to ``rejects``.
 
     Both appear when the last row is done, and replace files of those names only then. Clean rows are in arkfast's form whatever the
-    input's; each carries its ``id`` and ``duration``, the whole recording's length in seconds.
+    input's; each carries its ``id`` and ``duration``, the whole recording's length in seconds, and where it was decoded its ``warnings``.
 
     Args:
         path: as ``iter_manifest`` takes it.
@@ -136,7 +137,13 @@ def clean_row(finding: Finding, *, same_folder: bool) -> JsonObject:
     row: JsonObject = {"id": utterance.id, "audio": _reference(utterance, finding.row.source, same_folder)}
     optional = {"text": utterance.text, "language": utterance.language, "begin_time": utterance.begin, "end_time": utterance.end}
     row |= {name: value for name, value in optional.items() if value is not None}
+    if utterance.channel is not None:
+        row["channel"] = written_channel(utterance.channel)
+    if utterance.audio_track is not None:
+        row["audio_track"] = utterance.audio_track
     row["duration"] = round(finding.seconds, 6)
+    if finding.warnings:
+        row["warnings"] = list(finding.warnings)
     return row | {name: value for name, value in utterance.extra.items() if name not in row and name not in optional}
 
 

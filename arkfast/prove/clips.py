@@ -9,14 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from arkfast import audio
-from arkfast.audio.segment import cut_samples
 from arkfast.data import read_manifest
-from arkfast.data.shards import open_audio
+from arkfast.data.collate import read_clip
 from arkfast.data.tasks import find_task
 from arkfast.files import write_text
 from arkfast.prove.config import ProveConfig
-from arkfast.records import InputError, JsonObject, Utterance
+from arkfast.records import JsonObject, Utterance
 
 DEV_ROWS = 100
 """Rows of train_data on which WER is measured where there is no eval_data."""
@@ -52,12 +50,7 @@ def _length(clip: Clip) -> int:
 
 
 def _samples(row: Utterance, most: float) -> np.ndarray:
-    if isinstance(row.audio, str):
-        source, name = open_audio(row)
-        return audio.load(source, begin=row.begin, end=row.end, max_seconds=most, name=name)
-    if row.audio is None:
-        raise InputError(f"{row.name}: no audio; give a manifest of recordings")
-    return cut_samples(np.asarray(row.audio), row.begin, row.end, max_seconds=most, label=row.name)
+    return read_clip(row, max_seconds=most).samples
 
 
 def dev_manifest(config: ProveConfig, path: Path) -> Path | None:

@@ -153,6 +153,11 @@ class TrainConfig(ConsoleOptions):
     """Draw only from this many best tokens; 0 draws from all."""
     ctc_weight: float = 0.0
     """Weight of a CTC term on the adapter's output in stage sft; its head is kept for resuming and never exported."""
+    channel: str | None = None
+    """Which channel is heard in rows that do not say it: a number from 0, several with commas whose average is heard, or average; the
+    average of all by default."""
+    audio_track: int | None = None
+    """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
     max_audio_seconds: float = 30.0
     """Longer audio is an error, never cut."""
     eval_freq: int = 0
@@ -169,8 +174,8 @@ class TrainConfig(ConsoleOptions):
     resume_from_checkpoint: str = ""
     """A checkpoint folder to go on from, or latest or auto (the newest in output_dir; auto starts anew where there is none)."""
     allow_changed: tuple[str, ...] = ()
-    """Contents that may differ from those that the run began with, separated by commas: rows, student_model, teacher_model. A resume refuses
-    them otherwise, and says what differs; with other rows some may come twice in the epoch and some not at all."""
+    """Contents that may differ from those that the run began with, separated by commas: rows, student_model, teacher_model. A resume
+    refuses them otherwise, and says what differs; with other rows some may come twice in the epoch and some not at all."""
     verify_checkpoints: Literal["full", "sizes"] = "full"
     """What a resume checks of a checkpoint: full reads every file beside the loading of the models and compares its checksum; sizes looks
     at sizes and headers."""
@@ -214,10 +219,12 @@ class TrainConfig(ConsoleOptions):
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
             raise ValueError("--batch_seconds: fills micro-batches of up to --per_device_train_batch_size rows, which is 1; raise that too")
+        from arkfast.audio.channels import check_choice
         from arkfast.data.bad_audio import BadAudioLimit
         from arkfast.data.tasks import find_task
 
         BadAudioLimit(self.on_bad_audio)
+        check_choice(self.channel, self.audio_track)
         find_task(self.task)
         if self.stage != "sft":
             from arkfast.distill.teachers import check_backend

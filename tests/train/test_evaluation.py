@@ -52,13 +52,13 @@ def config(world: Path, **overrides: Any) -> TrainConfig:
 def read_here(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that this process decodes from now on."""
     files: list[str] = []
-    load = audio.load
+    read = audio.read
 
     def noted(source: Any, **options: Any) -> Any:
         files.append(Path(source).name)
-        return load(source, **options)
+        return read(source, **options)
 
-    monkeypatch.setattr(audio, "load", noted)
+    monkeypatch.setattr(audio, "read", noted)
     return files
 
 
@@ -158,7 +158,7 @@ def test_workers_end_with_a_run_that_is_told_to_stop_while_it_measures(world, wo
             yield batch
 
     trainer._dev.batches = signalled  # type: ignore[method-assign]
-    with pytest.raises(Interrupted, match="step 1 of 3 is saved"):
+    with pytest.raises(Interrupted, match="step 1 of 3 saved"):
         trainer.run()
     evaluated = [json.loads(line) for line in (world / "run" / "metrics.jsonl").read_text().splitlines() if "eval_wer" in line]
     assert [row["eval_utterances"] for row in evaluated] == [CLIPS], "the evaluation is finished first"

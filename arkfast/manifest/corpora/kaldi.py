@@ -1,7 +1,11 @@
-"""Kaldi's data folders: ``wav.scp``, and ``segments``, ``text``, ``utt2spk`` and ``utt2lang`` where they are there.
+"""Kaldi's data folders: ``wav.scp``, and ``segments``, ``reco2file_and_channel``, ``text``, ``utt2spk`` and ``utt2lang`` if they are there.
 
-Knows that layout (kaldi-asr.org/doc/data_prep.html). Kaldi reads a recording through any shell command that ``wav.scp`` names; arkfast
-runs none, so such recordings are rejected.
+The layout is described at kaldi-asr.org/doc/data_prep.html. Kaldi reads a recording through any shell command that ``wav.scp`` names; none
+is run here, and such recordings are rejected.
+
+A channel is the fifth column of ``segments``, counted from 0, where -1 stands for none. Without one it is the side of the recording in
+``reco2file_and_channel``, A or 1 for the first and B or 2 for the second: recipes write that file for scoring, also for recordings whose
+channels were taken apart already, so it says nothing of a recording that has one channel.
 """
 
 from __future__ import annotations
@@ -10,12 +14,15 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from arkfast.audio import extent
 from arkfast.data.rows import RowError
 from arkfast.manifest.corpora.corpus import Corpus, Split, SplitRow, TranscriptLine, choose, make_row, transcript_lines
 from arkfast.records import InputError
 
 RECORDINGS = "wav.scp"
+SIDES = "reco2file_and_channel"
 
+_SIDES = {"A": 0, "1": 0, "B": 1, "2": 1}
 _IN_ARCHIVE = re.compile(r"\.ark:\d+$")
 
 
@@ -50,6 +57,8 @@ class _Folder:
         self._texts = self._read("text", "text")
         self._speakers, self._languages = self._read("utt2spk", "speaker"), self._read("utt2lang", "language")
         self._recordings = self._read(RECORDINGS, "path") if self._cut else {}
+        self._sides = self._read(SIDES, "file and side")
+        self._channels: dict[str, int | None] = {}
 
     def rows(self) -> Iterator[SplitRow]:
         """The utterances in the order of ``segments``, or else of ``wav.scp``, with their faults; then the faults of the other files."""
@@ -85,7 +94,7 @@ class _Folder:
 
     def _recording(self, line: TranscriptLine) -> dict[str, object] | RowError:
         """An utterance that is a whole recording, from its line of ``wav.scp``."""
-        return self._fields(line, RECORDINGS, line, {})
+        return self._fields(line, RECORDINGS, line, {}, None)
 
     def _segment(self, line: TranscriptLine) -> dict[str, object] | RowError:
         """An utterance that is a part of one, from its line of ``segments``."""
@@ -93,21 +102,33 @@ class _Folder:
         words = line.text.split()
         try:
             recording, begin, end = words[0], float(words[1]), float(words[2])
+            channel = int(words[3]) if len(words) > 3 else -1
+            if channel < -1 or len(words) > 4:
+                raise ValueError("a column too many, or a channel below 0")
         except (IndexError, ValueError):
-            return RowError(f"{where}: expected a recording, its begin and its end in seconds, got '{line.text}'", "segment")
+            what = "a recording, its begin and its end in seconds and perhaps its channel"
+            return RowError(f"{where}: expected {what}, got '{line.text}'", "segment")
         if recording not in self._recordings:
             return RowError(f"{where}: no line of {self._folder / RECORDINGS} has the recording {recording}", "missing recording")
         # -1 stands for the recording's end.
         times = {"begin_time": begin, "recording": recording} | ({} if end == -1 else {"end_time": end})
-        return self._fields(line, "segments", self._recordings[recording], times)
+        return self._fields(line, "segments", self._recordings[recording], times, None if channel == -1 else channel)
 
-    def _fields(self, line: TranscriptLine, file: str, recording: TranscriptLine, times: dict[str, object]) -> dict[str, object] | RowError:
+    def _fields(
+        self, line: TranscriptLine, file: str, recording: TranscriptLine, times: dict[str, object], channel: int | None
+    ) -> dict[str, object] | RowError:
         where, audio = f"{self._folder / file}:{line.number}", recording.text
         if audio.endswith("|"):
             return RowError(f"{where}: '{audio}' is a command, and none is run; write the recording to a file and name that", "command")
         if _IN_ARCHIVE.search(audio):
             return RowError(f"{where}: '{audio}' is a place in an archive; write the recording to a file and name that", "archive")
         fields: dict[str, object] = {"id": line.name, "audio": audio, **times}
+        try:
+            channel = self._side(recording) if channel is None else channel
+        except RowError as error:
+            return error
+        if channel is not None:
+            fields["channel"] = channel
         if self._transcribed:
             if line.name not in self._texts:
                 return RowError(f"{where}: no line of {self._folder / 'text'} has the transcript of {line.name}", "no transcript")
@@ -116,3 +137,20 @@ class _Folder:
             if line.name in known:
                 fields[key] = known[line.name].text
         return fields
+
+    def _side(self, recording: TranscriptLine) -> int | None:
+        """The channel that ``reco2file_and_channel`` says of a recording with several; None where there is none to choose."""
+        if (line := self._sides.get(recording.name)) is None:
+            return None
+        if recording.name not in self._channels:
+            side = line.text.split()[-1].upper()
+            channel = _SIDES.get(side)
+            if channel is None:
+                where = f"{self._folder / SIDES}:{line.number}"
+                raise RowError(f"{where}: expected the side A or B, or the channel 1 or 2, got '{line.text}'", "channel")
+            try:
+                several = extent(Path.cwd() / recording.text, channel=0).channels > 1
+            except InputError:  # told when the row's recording is checked
+                several = False
+            self._channels[recording.name] = channel if several else None
+        return self._channels[recording.name]
