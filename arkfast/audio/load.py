@@ -41,30 +41,27 @@ count of frames alone is too small or behind which less than 0.5 s goes on, a fl
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arkfast.audio.channels import AVERAGE, Channel, Mixer, check_channel, check_track, chosen
+from arkfast.audio.channels import AVERAGE, Channel, Mixer, chosen
 from arkfast.audio.levels import judge
-from arkfast.audio.limits import MAX_BYTES, MAX_CHANNELS, MAX_SECONDS, check_format, check_options, most_samples
-from arkfast.audio.pyav import PyavRecording
+from arkfast.audio.limits import MAX_BYTES, MAX_CHANNELS, MAX_SECONDS, check_options, most_samples
+from arkfast.audio.opening import Recording, open_recording
 from arkfast.audio.reference import SAMPLING_RATE
 from arkfast.audio.resample import Resampler
 from arkfast.audio.segment import END_TOLERANCE, check_samples, open_end, outside, segment_times, too_long
-from arkfast.audio.sndfile import SndfileRecording
-from arkfast.audio.sniff import describe, sniff
-from arkfast.audio.source import Bytes, Source, locate
+from arkfast.audio.source import Source, locate
 from arkfast.records import InputError
 
-Recording = SndfileRecording | PyavRecording
-
-
+SURPLUS_SECONDS = 0.5  # more than encoders fill up or headers round: 0.4 s of AAC at 8 kHz
 Used = Mapping[str, int | str | list[int]]
 NOTHING_CHOSEN: Used = {}
+OnTruncated = Literal["fail", "warn"]
+"""What becomes of an Ogg file that ends on a page's boundary without the mark of its end: it is refused, or read with a warning."""
 
 
 class Loaded(NamedTuple):
@@ -90,6 +87,7 @@ def load(
     max_seconds: float | None = MAX_SECONDS,
     max_bytes: int | None = MAX_BYTES,
     max_channels: int = MAX_CHANNELS,
+    on_truncated: OnTruncated = "warn",
     name: str | None = None,
 ) -> NDArray[np.float32]:
     """Decodes a recording to mono samples at one rate.
@@ -109,7 +107,10 @@ def load(
         max_seconds: the longest stretch allowed; None allows any. Refused before decoding where the header tells, else while decoding.
         max_bytes: the largest file allowed; None allows any.
         max_channels: the most channels that are mixed down.
-        name: what errors call the recording, e.g. a manifest's file and line; None is the path.
+        on_truncated: what becomes of an Ogg file whose last page is whole and does not mark the end, as some encoders leave it and as a
+            broken download may: ``warn`` reads it, ``fail`` refuses it. Every other truncated file is refused.
+        name: what errors call the recording, e.g. a manifest's file and line; None is the path. Of bytes, its suffix says how they are
+            coded where they have no header.
 
     Returns:
         [n] float32, n ≥ 1, finite, full scale at ±1.
@@ -130,6 +131,7 @@ def load(
         max_seconds=max_seconds,
         max_bytes=max_bytes,
         max_channels=max_channels,
+        on_truncated=on_truncated,
         name=name,
     ).samples
 
@@ -145,12 +147,14 @@ def read(
     max_seconds: float | None = MAX_SECONDS,
     max_bytes: int | None = MAX_BYTES,
     max_channels: int = MAX_CHANNELS,
+    on_truncated: OnTruncated = "warn",
     name: str | None = None,
 ) -> Loaded:
     """``load``, and beside the samples whatever is doubtful about the recording.
 
     Args:
-        source, begin, end, channel, audio_track, sampling_rate, max_seconds, max_bytes, max_channels, name: as for ``load``.
+        source, begin, end, channel, audio_track, sampling_rate, max_seconds, max_bytes, max_channels, on_truncated, name: as for
+            ``load``.
 
     Raises:
         InputError, ValueError, TypeError, ImportError: as ``load``.
@@ -161,12 +165,12 @@ def read(
     found = locate(source, name, max_bytes)
     begin, end = segment_times(begin, end, found.label)
     picked = chosen(channel)
-    with _open(found, max_channels, picked, audio_track) as recording:
+    with open_recording(found, max_channels, picked, audio_track, on_truncated == "fail") as recording:
         start, stop = _stretch(recording, begin, end, max_seconds, found.label)
         mixer = Mixer(picked)
         samples = _samples(recording, start, stop, end, max_seconds, sampling_rate, mixer, found.label)
         doubts = judge(found.label, mixer, len(samples) / sampling_rate)
-        return Loaded(samples, doubts, _used(recording, picked, audio_track))
+        return Loaded(samples, (*recording.sound.doubts, *doubts), _used(recording, picked, audio_track))
 
 
 def _used(recording: Recording, channels: Sequence[int], audio_track: int | None) -> Used:
@@ -204,7 +208,7 @@ def duration(
         TypeError: ``source`` is no path and no bytes.
         ImportError: soundfile is not installed.
     """
-    with _open(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track) as recording:
+    with open_recording(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track, False) as recording:
         return recording.seconds
 
 
@@ -217,6 +221,8 @@ class Extent(NamedTuple):
     """Why its end is missing, as a clause for a message; None where nothing shows that."""
     channels: int = 1
     """How many it has."""
+    strict_cut: str | None = None
+    """``cut``, also for an Ogg file that is refused only where ``on_truncated`` is ``fail``."""
 
 
 def extent(
@@ -236,31 +242,11 @@ def extent(
     Raises:
         InputError, TypeError, ImportError: as ``duration``.
     """
-    with _open(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track) as recording:
-        reached = recording.seconds if recording.cut is None or recording.frames is None else recording.frames / recording.rate
-        return Extent(reached, recording.cut, recording.channels)
-
-
-@contextlib.contextmanager
-def _open(found: Bytes, max_channels: int, channels: Sequence[int], audio_track: int | None) -> Iterator[Recording]:
-    """The recording behind the first bytes, with channels, rate and wholeness checked as far as goes without decoding."""
-    with found.open() as stream:
-        form = sniff(stream)
-        if form is None:
-            raise InputError(
-                f"{found.label}: not audio: {describe(stream)}; wav, flac, mp3, ogg and, with PyAV, m4a, webm, wma, aac and amr can be "
-                "read: convert other formats, e.g. ffmpeg -i input -ac 1 -ar 16000 output.wav"
-            )
-    with SndfileRecording(found, form) if form.library == "libsndfile" else PyavRecording(found, form, audio_track or 0) as recording:
-        check_track(found.label, audio_track or 0, recording.tracks)
-        check_channel(found.label, channels, recording.channels)
-        check_format(found.label, len(channels) or recording.channels, recording.rate, max_channels)
-        reason = recording.damage
-        if reason is None and recording.frames == 0:
-            reason = recording.cut or "the recording holds no samples"
-        if reason:
-            raise InputError(f"{found.label}: {reason}")
-        yield recording
+    with open_recording(locate(source, name, max_bytes), max_channels, chosen(channel), audio_track, False) as recording:
+        reached = recording.seconds
+        if recording.cut is not None and recording.frames is not None:
+            reached = min(reached, recording.frames / recording.rate)
+        return Extent(reached, recording.cut, recording.channels, recording.cut or recording.sound.unmarked)
 
 
 def _stretch(recording: Recording, begin: float, end: float | None, max_seconds: float | None, label: str) -> tuple[int, int | None]:
@@ -276,7 +262,7 @@ def _stretch(recording: Recording, begin: float, end: float | None, max_seconds:
     if stop is not None:
         check_samples(begin, start, stop, rate, label)
     if (end is None or stop == total) and recording.cut:
-        raise InputError(f"{label}: {open_end(recording.cut, None if total is None else total / rate)}")
+        raise InputError(f"{label}: {open_end(recording.cut, None if total is None else min(total / rate, recording.seconds))}")
     most, last = most_samples(max_seconds, rate), total if stop is None else stop
     if most is not None and last is not None:
         doubt = recording.slack * rate if recording.stop is None and end is None else 0
@@ -310,6 +296,11 @@ def _samples(
     if most is not None and result.taken > most:
         raise too_long(label, None if last is None else (last - start) / rate, max_seconds)
     reached = (start + result.taken) / rate
+    if end is None and stop is None and total is not None and recording.exact and start + result.taken - total > SURPLUS_SECONDS * rate:
+        raise InputError(
+            f"{label}: its header announces {total / rate:g} s and {reached:g} s are in it: the header is wrong, or files were joined; "
+            "export it again"
+        )
     short = last is not None and last - start - result.taken > recording.slack * rate
     if short and total is not None and recording.exact:
         raise InputError(f"{label}: truncated: the decoder stopped at {reached:g} s of the {total / rate:g} s that the header announces")

@@ -20,7 +20,9 @@ class OggState(NamedTuple):
     damage: str | None
     """Why some page in the middle cannot be decoded, or None."""
     ends: bool
-    """Whether the last page is whole and marks the end of its stream."""
+    """Whether the last page is whole, and what it holds goes on on no other page."""
+    marked: bool
+    """Whether it marks the end of its stream too."""
 
 
 def walk_pages(stream: BinaryIO) -> OggState:
@@ -30,29 +32,35 @@ def walk_pages(stream: BinaryIO) -> OggState:
         stream: the whole file, seekable.
     """
     stream.seek(0)
-    at, ended = 0, False
+    at, whole, ended, begun = 0, False, False, False
     last: dict[bytes, int] = {}  # stream → its last page's number
     for _ in range(_MOST_PAGES):
         head = stream.read(27)
         if not head:
-            return OggState(None, ended)
+            return OggState(None, whole, ended)
         if head[:4] != b"OggS"[: len(head)]:
             # Behind the end stand tags of other formats and padding.
-            return OggState(None, True) if ended else OggState(f"no Ogg page stands at byte {at}, where one is due", False)
+            return OggState(None, True, True) if ended else _damaged(f"no Ogg page stands at byte {at}, where one is due")
         lengths = stream.read(head[26]) if len(head) == 27 else b""
         body = stream.read(sum(lengths))
         if len(head) < 27 or len(lengths) < head[26] or len(body) < sum(lengths):
-            return OggState(None, False)
+            return OggState(None, False, False)
         if int.from_bytes(head[22:26], "little") != _checksum(head[:22] + bytes(4) + head[26:] + lengths + body):
-            return OggState(f"the Ogg page at byte {at} fails its checksum", False)
-        if ended and head[5] & _BEGIN:
-            return OggState(f"at byte {at} another recording is chained on, which the decoder would leave out", False)
+            return _damaged(f"the Ogg page at byte {at} fails its checksum")
+        if begun and head[5] & _BEGIN:  # the first pages of all streams of a recording stand before everything else
+            return _damaged(f"at byte {at} another recording is chained on, which the decoder would leave out")
         serial, number = head[14:18], int.from_bytes(head[18:22], "little")
         if serial in last and number != last[serial] + 1:
-            return OggState(f"an Ogg page is missing before byte {at}", False)
-        last[serial], ended = number, bool(head[5] & _END)
+            return _damaged(f"an Ogg page is missing before byte {at}")
+        # A packet whose last piece has 255 bytes goes on on the next page.
+        last[serial], ended, whole = number, bool(head[5] & _END), not lengths or lengths[-1] < 255
+        begun = begun or not head[5] & _BEGIN
         at += 27 + len(lengths) + len(body)
-    return OggState(f"it has more than {_MOST_PAGES} Ogg pages", False)
+    return _damaged(f"it has more than {_MOST_PAGES} Ogg pages")
+
+
+def _damaged(reason: str) -> OggState:
+    return OggState(reason, False, False)
 
 
 def _checksum(page: bytes) -> int:

@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from arkfast.audio.channels import check_track
-from arkfast.audio.container import fragmented_mp4, missing_end
+from arkfast.audio.container import fragmented_mp4
 from arkfast.audio.flac import FlacOrder
-from arkfast.audio.sniff import ADTS, AMR, MP4, PIPED_FLAC, Format
-from arkfast.audio.source import Bytes
+from arkfast.audio.sniff import ADTS, AMR, CAF, MP4, PIPED_FLAC, TS, Format
+from arkfast.audio.soundness import Soundness
 from arkfast.installation import install_hint
 from arkfast.records import InputError
 
@@ -32,13 +32,18 @@ if TYPE_CHECKING:
 
 _JUMP = 0.1  # seconds from one frame to the next that timestamps may be off: rounding to milliseconds, and a lost frame at most
 _BLOCK = 1 << 16  # samples given at a time
+_MOST_FILLING = 0.5  # seconds behind the header's end: an encoder's delay and two of its frames are 0.4 s of AAC at 8 kHz
+
+
+class PyavMissing(InputError):
+    """PyAV is not installed."""
 
 
 def _av(label: str, form: Format) -> ModuleType:
     try:
         import av
     except ModuleNotFoundError as error:
-        raise InputError(f"{label}: reading {form.name} needs PyAV: {install_hint('containers')}, or convert the file") from error
+        raise PyavMissing(f"{label}: reading {form.name} needs PyAV: {install_hint('containers')}, or convert the file") from error
     return av
 
 
@@ -46,7 +51,7 @@ class PyavRecording:
     """An audio track of an open file.
 
     Args:
-        source: the file.
+        sound: the file and what is known of its wholeness.
         form: what it is; no other demuxer is tried on its bytes.
         audio_track: which of its audio tracks, from 0.
 
@@ -58,17 +63,16 @@ class PyavRecording:
         stop: where reading ends when all is wanted: an mp4's edit list cuts the encoder's padding off; elsewhere None, the packets' end.
         slack: seconds by which the header's length may be off; Matroska's and ASF's count the encoder's delay and round.
         exact: where there is a length at all, it is the file's word.
-        damage: nothing is known before decoding.
 
     Raises:
         InputError: the file has no such audio track, or one that FFmpeg cannot decode, or it is damaged at its head; PyAV is not installed.
     """
 
     exact = True
-    damage = None
 
-    def __init__(self, source: Bytes, form: Format, audio_track: int = 0) -> None:
-        self._source, self._form, self._av, self._which = source, form, _av(source.label, form), audio_track
+    def __init__(self, sound: Soundness, form: Format, audio_track: int = 0) -> None:
+        self.sound, self._source, self._form, self._which = sound, sound.source, form, audio_track
+        self._av = _av(self._source.label, form)
         self.frames: int | None = None
         with contextlib.ExitStack() as stack:
             self._container, self._track = self._open(stack)
@@ -77,14 +81,14 @@ class PyavRecording:
             stack.callback(self._ahead.close)
             first = next(self._ahead, None)
             if first is None:
-                raise InputError(f"{source.label}: {self.cut or 'the recording holds no samples'}")
+                raise InputError(f"{self._source.label}: {self.cut or 'the recording holds no samples'}")
             self._first: av.AudioFrame = first
             self.rate: int = first.sample_rate
             self.channels: int = first.layout.nb_channels
             announced = self._announced()
             self.frames = None if announced is None else round(announced * self.rate)
-            self.stop = self.frames if form is MP4 else None
-            self.slack = 0.1 if form is MP4 else 0.25
+            self.stop = self.frames if form in (MP4, CAF) else None
+            self.slack = 0.1 if form in (MP4, CAF) else 0.25
             self._stack = stack.pop_all()
 
     def _open(self, stack: contextlib.ExitStack) -> tuple[av.container.InputContainer, av.AudioStream]:
@@ -94,7 +98,7 @@ class PyavRecording:
             # Tags in old code pages must not make the audio unreadable.
             container = self._av.open(stream, format=self._form.demuxer, metadata_errors="replace")
         except self._av.FFmpegError as error:
-            reason = missing_end(stream, math.inf) or f"damaged at its head ({error.strerror}): export it again"
+            reason = self.cut or f"damaged at its head ({error.strerror}): export it again"
             raise InputError(f"{label}: {reason}") from error
         stack.callback(container.close)
         if not container.streams.audio:
@@ -106,6 +110,8 @@ class PyavRecording:
         track.codec_context.thread_count = 1  # callers run one process per core
         if self._form is PIPED_FLAC:
             track.codec_context.options = {"err_detect": "crccheck+explode"}
+        if self._form is CAF and track.codec_context.name == "alac":  # it would cut the filling off twice; the header's end cuts it once
+            track.codec_context.options = {"flags2": "skip_manual"}
         return container, track
 
     def __enter__(self) -> PyavRecording:
@@ -116,7 +122,7 @@ class PyavRecording:
 
     def _announced(self) -> float | None:
         """Seconds from the timeline's zero to the end by the header."""
-        if self._form in (ADTS, AMR):  # FFmpeg's figure is a guess from the bit rate
+        if self._form in (ADTS, AMR, TS) or self._form.raw is not None:  # FFmpeg's figure is a guess from the bit rate
             return None
         if self._form is MP4:
             with self._source.open() as stream:
@@ -140,8 +146,7 @@ class PyavRecording:
     @functools.cached_property
     def cut(self) -> str | None:
         """Why part of the recording is missing, told from the container, or None."""
-        with self._source.open() as stream:
-            return missing_end(stream, self.frames / self.rate if self.frames else math.inf)
+        return self.sound.cut(self.frames / self.rate if self.frames else math.inf)
 
     @property
     def seconds(self) -> float:
@@ -187,8 +192,14 @@ class PyavRecording:
         """
         gathered: list[NDArray[Any]] = []
         held = 0
+        to_end = stop is not None and stop == self.stop
         for at, piece in self._pieces(start):
             part = piece[max(0, start - at) : None if stop is None else max(0, stop - at)]
+            if to_end and self.stop is not None and at + len(piece) - self.stop > _MOST_FILLING * self.rate:
+                raise InputError(
+                    f"{self._source.label}: its header ends it at {self.stop / self.rate:g} s and its packets go on: the header is wrong, "
+                    "or files were joined; export it again"
+                )
             # A frame is some 20 ms; larger blocks cost less. They are of one kind.
             if held >= _BLOCK or (gathered and (part.dtype, part.shape[1]) != (gathered[0].dtype, gathered[0].shape[1])):
                 yield _full_scale(np.concatenate(gathered))
@@ -196,7 +207,7 @@ class PyavRecording:
             if len(part):
                 gathered.append(part)
                 held += len(part)
-            if stop is not None and at + len(piece) >= stop:
+            if stop is not None and at + len(piece) >= stop and not to_end:
                 break
         if held:
             yield _full_scale(np.concatenate(gathered))

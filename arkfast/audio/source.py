@@ -9,9 +9,12 @@ import io
 import os
 import stat
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from arkfast.records import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Source = str | os.PathLike[str] | bytes
 
@@ -36,13 +39,55 @@ class Bytes:
     """Its bytes (any buffer), or None when it is a file."""
     version: tuple[int, int] | None
     """Size and time of the last change of a file, by which what was found out about it can be remembered."""
+    patch: tuple[int, bytes] | None = None
+    """Bytes that are read in place of those that stand at an offset; None: the file is read as it is."""
 
     def open(self) -> BinaryIO:
         """A new stream at the first byte."""
+        stream = self._unpatched()
+        return stream if self.patch is None else io.BufferedReader(_Patched(stream, *self.patch))
+
+    def _unpatched(self) -> BinaryIO:
         if self.path is None:
             assert self.content is not None
             return io.BytesIO(self.content)
         return open(self.path, "rb")
+
+
+class _Patched(io.RawIOBase):
+    """A stream in which some bytes are others.
+
+    Args:
+        stream: the stream, which is closed with this one.
+        at: where they stand.
+        data: what is read there.
+    """
+
+    def __init__(self, stream: BinaryIO, at: int, data: bytes) -> None:
+        self._stream, self._from, self._data = stream, at, data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        return self._stream.seek(offset, whence)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        begin = self._stream.tell()
+        piece = self._stream.read(len(view))
+        view[: len(piece)] = piece
+        first, behind = max(begin, self._from), min(begin + len(piece), self._from + len(self._data))
+        if first < behind:
+            view[first - begin : behind - begin] = self._data[first - self._from : behind - self._from]
+        return len(piece)
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def locate(source: Source, name: str | None, max_bytes: int | None) -> Bytes:

@@ -82,9 +82,12 @@ def test_hardly_more_than_a_magic_number(files, name, length):
     ("name", "message"),
     [
         ("flac", r"truncated or damaged: the decoder failed between 0\.00 and 4\.10 s \(.*lost sync\): get the whole file"),
-        ("mp3", r"truncated: the decoder stopped at [34]\.\d+ s of the 8 s that the header announces"),
-        ("vorbis", "truncated: its last Ogg page does not mark the end of the stream: get the whole file; or give an end_time before"),
-        ("opus", "truncated: its last Ogg page does not mark the end of the stream: get the whole file; or give an end_time before"),
+        (
+            "mp3",
+            r"truncated: its length tag announces 8\.00 s and its frames end at [34]\.\d+ s: get the whole file; or give an end_time",
+        ),
+        ("vorbis", "truncated: its last Ogg page is not whole: get the whole file; or give an end_time before"),
+        ("opus", "truncated: its last Ogg page is not whole: get the whole file; or give an end_time before"),
     ],
 )
 def test_cut_files_of_coded_audio(files, name, message):
@@ -115,10 +118,10 @@ def test_ogg_pages(files, name, tmp_path):
     data = files[name]
     pages = [at for at in range(len(data)) if data.startswith(b"OggS", at)]
     assert len(pages) >= 4, "a file of fewer pages tests nothing"
-    assert walk_pages(io.BytesIO(data)) == (None, True)
-    assert walk_pages(io.BytesIO(data + b"TAG" + bytes(125))) == (None, True)
-    for end in (pages[-1], pages[-1] + 10, pages[-1] + 27, len(data) - 1):
-        assert walk_pages(io.BytesIO(data[:end])) == (None, False)
+    assert walk_pages(io.BytesIO(data)) == (None, True, True)
+    assert walk_pages(io.BytesIO(data + b"TAG" + bytes(125))) == (None, True, True)
+    for end in (pages[-1] + 10, pages[-1] + 27, len(data) - 1):
+        assert walk_pages(io.BytesIO(data[:end])) == (None, False, False)
     missing = data[: pages[2]] + data[pages[3] :]
     flipped = data[: pages[2] + 100] + bytes([data[pages[2] + 100] ^ 1]) + data[pages[2] + 101 :]
     for changed, message in (
@@ -196,11 +199,11 @@ def test_joined_mp3s_are_not_cut_at_the_first_ones_end(speech, between, bitrate)
     soundfile.write(stream, speech(3 * RATE), RATE, format="MP3", subtype="MPEG_LAYER_III", bitrate_mode=bitrate)
     data = stream.getvalue()
     assert len(load(data + between)) == 3 * RATE
-    assert extent(data + between) == (3.0, None)
+    assert extent(data + between)[:2] == (3.0, None)
     with pytest.raises(InputError, match=r"its length tag ends it at 3\.00 s and its frames go on to 6\.\d+ s: split what was joined"):
         load(data + between + data)
     assert len(load(data + between + data, end=2.0)) == 2 * RATE
-    seconds, cut = extent(data + between + data)
+    seconds, cut, *_ = extent(data + between + data)
     assert seconds == 3.0
     assert cut is not None
 
@@ -216,14 +219,16 @@ def test_a_flac_that_ends_not_where_its_header_says(files, speech, tag):
     data = files["flac"]
     assert len(load(data + tag)) == 8 * RATE
     other = encoded(speech(2 * RATE), "FLAC", "PCM_16")
-    for lying, announced, ends in (
-        (flac_of(data, RATE), 1, 8),
-        (flac_of(data, 9 * RATE), 9, 8),
-        (data + other, 8, 2),
-        (other + data, 2, 8),
+    another = f"at byte {len(data)} another recording is joined to it"
+    for lying, message in (
+        (flac_of(data, RATE), "its header announces 1 s and its last frame ends at 8 s"),
+        (flac_of(data, 9 * RATE), "its header announces 9 s and its last frame ends at 8 s"),
+        (data + other, another),
+        (data + data, another),
+        (data + tag + data, f"at byte {len(data + tag)} another"),
     ):
         for read in (load, duration, functools.partial(load, begin=0.1, end=0.2)):
-            with pytest.raises(InputError, match=f"damaged: its header announces {announced} s and its last frame ends at {ends} s"):
+            with pytest.raises(InputError, match=f"damaged: {message}"):
                 read(lying + tag)
 
 

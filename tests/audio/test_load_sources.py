@@ -87,7 +87,7 @@ def test_containers_need_the_extra(tmp_path, monkeypatch, head, name):
         (b"\n <!DOCTYPE html><html>", "it is a web page"),
         (bytes(1000), "it begins with zeros"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\r", "its first bytes are 89 50 4e 47 0d 0a 1a 0a 00 00 00 0d"),
-        (b"RIFF\x10\0\0\0AVI LIST", "its first bytes are 52 49 46 46"),
+        (b"RIFF\x10\0\0\0CDXAfmt ", "its first bytes are 52 49 46 46"),
         (b"\xff\xe8\0\0", "its first bytes are ff e8"),
         (b"\xff", "its first bytes are ff;"),
         (b"ID3", "it is text that begins with 'ID3'"),
