@@ -14,6 +14,11 @@ fsynced afterwards, as are those that were made on the way. Where the system can
 its fsync is left out. Several files take their names one after the other, when all of them are on disk: a kill in between leaves some new
 and some old, each whole. A ``LineFile`` grows in place instead: a killed process loses no line of it, a power cut those since ``sync``.
 
+**Devices and pipes.** What is neither a regular file nor a folder is written through and never replaced. So are ``-`` (standard output),
+``/dev/stdout`` and other open files of the process. ``new_files`` copies a file there when it is complete, a ``LineFile`` each line.
+
+**Two runs.** Whoever writes row by row over a long time (``jsonl_files``) holds ``.NAME.lock``; a second run is refused at once.
+
 **Links.** A file given as a symbolic link is written where the link points, and the link stays. A folder's link is replaced by the new
 folder, and what it pointed to stays.
 
@@ -24,21 +29,31 @@ block are raised as they are, save those of a full disk, whichever library met i
 from __future__ import annotations
 
 import errno
-import json
 import os
 import re
 import secrets
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from io import FileIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import BinaryIO, Literal
 
+from arkfast.files.errors import cannot_write, explain, naming
+from arkfast.files.json_text import json_line, json_text
+from arkfast.files.lock import Lock, LockHeld
+from arkfast.files.names import clear, leftovers, lock_name, new_name, old_name, remove, sweep
+from arkfast.files.outlets import STANDARD, is_outlet, is_standard_output, open_outlet, write_whole
 from arkfast.records import InputError
+
+__all__ = [
+    "STANDARD", "LineFile", "Lock", "LockHeld", "NewFolder", "Point", "commit", "destination", "is_outlet", "is_standard_output",
+    "json_line", "json_text", "jsonl_files", "leftovers", "lock_output", "make_folder", "move", "naming", "new_file", "new_files",
+    "replace_folder", "sweep", "write_bytes", "write_text",
+]  # fmt: skip
 
 Point = Literal["begin", "write", "fsync", "commit"]
 """Where a write can fail: before its temporary is made, before this module writes bytes, before a file or folder is fsynced, before
@@ -48,10 +63,9 @@ fault: Callable[[Path, Point], None] | None = None
 """For tests: called at each point of every write with the destination (``begin``, ``commit``) or with what is written or fsynced, and
 raises what the system would. Files that other libraries write into a ``NewFolder`` or a ``new_file`` pass it when they are fsynced."""
 
-_NO_ROOM = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
-_ADVICE = dict.fromkeys(_NO_ROOM, "make room or give another path, and run again") | {errno.EBUSY: "let one end before another begins"}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # what file systems answer that do not fsync folders
 _STALE_SECONDS = 3600.0
+_BLOCK = 1 << 20  # bytes that are copied at a time
 _THREADS = 16  # so many files are fsynced at once: a journaling file system writes them down together, many times faster
 
 
@@ -81,25 +95,58 @@ def new_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
     Each path stands once, and missing folders are made. Where one file cannot take its name, none does; only on a file system without hard
     links do those before it keep theirs.
     """
-    targets = [destination(path) for path in paths]
-    temporaries: list[Path] = []
+    with ExitStack() as stack:
+        targets: list[Path] = []
+        temporaries: list[Path] = []
+        try:
+            for number, path in enumerate(paths):
+                with naming(path):
+                    targets.append(destination(path))
+                    if is_outlet(path):
+                        folder = stack.enter_context(TemporaryDirectory(prefix="arkfast-", ignore_cleanup_errors=True))
+                        temporaries.append(Path(folder) / f"{number}.new")
+                    else:
+                        temporaries.append(_begin(targets[-1]))
+            yield temporaries
+            outlets = [(file, path) for file, path in zip(temporaries, paths, strict=True) if is_outlet(path)]
+            for file, path in outlets:
+                _write_through(file, path)
+            with naming(*paths):
+                _commit([pair for pair in zip(temporaries, targets, strict=True) if pair[0] not in {file for file, _ in outlets}])
+        except BaseException as error:
+            clear(*temporaries)
+            explain(error, *paths)
+            raise
+
+
+def _write_through(temporary: Path, path: Path) -> None:
+    """Copy a complete file into what is written through. Standard output that is closed is a ``BrokenPipeError``, as for ``print``."""
     try:
-        for path, target in zip(paths, targets, strict=True):
-            with naming(path):
-                temporaries.append(_begin(target))
-        yield temporaries
-        with naming(*paths):
-            _commit(list(zip(temporaries, targets, strict=True)))
-    except BaseException as error:
-        _clear(*temporaries)
-        _explain(error, *paths)
-        raise
+        _reach(path, "commit")
+        with temporary.open("rb") as source, open_outlet(path) as outlet:
+            while block := source.read(_BLOCK):
+                write_whole(outlet, block)
+    except BrokenPipeError as error:
+        if is_standard_output(path):
+            raise
+        raise cannot_write(error, path) from error
+    except OSError as error:
+        raise cannot_write(error, path) from error
 
 
 @contextmanager
 def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, object]], None]]:
-    """Write JSONL files as ``new_files``, row by row: yields a function that appends a row to the file with a number."""
-    with new_files(paths) as temporaries, ExitStack() as stack:
+    """Write JSONL files as ``new_files``, row by row: yields a function that appends a row to the file with a number.
+
+    Raises:
+        LockHeld: another run writes one of the files.
+    """
+    with ExitStack() as stack:
+        for path in paths:
+            with naming(path):
+                if not is_outlet(path):
+                    stack.enter_context(lock_output(path))
+        temporaries = stack.enter_context(new_files(paths))
         files: list[BinaryIO] = []
         for path, temporary in zip(paths, temporaries, strict=True):
             with naming(path):
@@ -117,6 +164,17 @@ def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, o
                 _check_own(file, temporary)
 
 
+def lock_output(path: Path) -> Lock:
+    """The lock of a file that is to be written over a long time, whose folder is made where it is missing.
+
+    Raises:
+        OSError: the system refuses to make the folder.
+    """
+    target = destination(path)
+    make_folder(target.parent)
+    return Lock(lock_name(target), target=path)
+
+
 class NewFolder:
     """A folder to fill, which takes its name when it is complete; what has the name until then goes only afterwards.
 
@@ -131,6 +189,8 @@ class NewFolder:
     def __init__(self, target: Path, *, shared: bool = False) -> None:
         self.target = target if target.name not in ("", "..") else target.resolve()
         self._shared = shared
+        if is_outlet(target):
+            raise InputError(f"{target}: is a device or a pipe, and no folder can stand there; give another path")
         with naming(target):
             self.path = _begin(self.target, shared=shared)
             self.path.mkdir()
@@ -153,7 +213,7 @@ class NewFolder:
 
     def discard(self) -> None:
         """Remove what was written; a folder that has its name stays."""
-        _clear(self.path)
+        clear(self.path)
 
     def __enter__(self) -> Path:
         return self.path
@@ -163,30 +223,13 @@ class NewFolder:
             self.commit()
             return
         self.discard()
-        _explain(error, self.target)
+        explain(error, self.target)
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
     """Fill a ``NewFolder`` with ``write`` and put it in ``target``'s place."""
     with NewFolder(target) as folder:
         write(folder)
-
-
-def sweep(parent: Path, names: re.Pattern[str]) -> None:
-    """Clear away what killed writers of these names left in a folder, and put back what they had moved aside."""
-    for path in sorted(parent.glob(".*")):
-        name, _, kind = path.name[1:].rpartition(".")
-        if kind not in ("new", "old") or names.fullmatch(name) is None:
-            continue
-        if kind == "old" and not os.path.lexists(parent / name):
-            os.replace(path, parent / name)
-        else:
-            _remove(path)
-
-
-def leftovers(target: Path) -> set[Path]:
-    """The paths that a killed writer of ``target`` may have left."""
-    return {_new(target), _old(target)}
 
 
 def commit(temporary: Path, target: Path) -> None:
@@ -200,6 +243,8 @@ def commit(temporary: Path, target: Path) -> None:
 
 def move(path: Path, to: Path) -> None:
     """Give a file or folder another name on the same file system, in place of a file that has it."""
+    if is_outlet(to):
+        raise InputError(f"{to}: is a device or a pipe, whose place no file can take; give another path")
     with naming(to):
         _reach(to, "commit")
         os.replace(path, to)
@@ -219,24 +264,17 @@ def make_folder(path: Path) -> None:
         _sync(folder.parent, folder=True)
 
 
-@contextmanager
-def naming(*paths: Path) -> Iterator[None]:
-    """What the system refuses in this block is an ``InputError`` that names the paths."""
-    try:
-        yield
-    except OSError as error:
-        raise _cannot_write(error, *paths) from error
-
-
 def destination(path: Path) -> Path:
-    """Where a file that is given as ``path`` comes to stand: the target of a link.
+    """Where a file that is given as ``path`` comes to stand: the target of a link. What is written through stays as it is given.
 
-    The path of every file passes here before it is written, so this decides what becomes of paths that are no regular files.
+    The path of every file passes here before it is written.
     """
+    if is_outlet(path):
+        return path
     try:
         target = path.resolve()
     except RuntimeError as error:  # a loop of links, before Python 3.13
-        raise _cannot_write(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), path) from error
+        raise cannot_write(OSError(errno.ELOOP, os.strerror(errno.ELOOP)), path) from error
     if target.is_dir():
         raise InputError(f"{path}: is a folder; give the path of a file to write")
     return target
@@ -246,33 +284,35 @@ class LineFile:
     """A file that grows by whole lines, each handed to the operating system at once. What the system refuses is an ``OSError``.
 
     Args:
-        path: the file, in a folder that is there.
+        path: the file, in a folder that is there; or what is written through, where no line can be taken back.
         fresh: whether it begins empty; otherwise lines are added to those that it has.
     """
 
     def __init__(self, path: Path, *, fresh: bool) -> None:
         self.path = path
         _reach(path, "begin")
-        self._entered = os.path.lexists(path)
-        self._file = FileIO(path, "w" if fresh else "a")
+        self._through = is_outlet(path)
+        self._entered = self._through or os.path.lexists(path)
+        self._file = open_outlet(path) if self._through else FileIO(path, "w" if fresh else "a")
         self._size = os.fstat(self._file.fileno()).st_size
 
     def add(self, line: bytes) -> None:
         """Add a line, which ends in a line feed; where it cannot be written, no part of it stays."""
-        rest = memoryview(line)
         try:
             _reach(self.path, "write")
-            while rest:
-                rest = rest[self._file.write(rest) :]
+            write_whole(self._file, line)
         except BaseException:
-            with suppress(OSError):
-                self._file.truncate(self._size)
-                self._file.seek(self._size)
+            if not self._through:
+                with suppress(OSError):
+                    self._file.truncate(self._size)
+                    self._file.seek(self._size)
             raise
         self._size += len(line)
 
     def sync(self) -> None:
         """Have all lines on disk, and the file's name where that is new."""
+        if self._through:
+            return
         _reach(self.path, "fsync")
         os.fsync(self._file.fileno())
         if not self._entered:
@@ -281,6 +321,8 @@ class LineFile:
 
     def check_own(self) -> None:
         """Raise EBUSY where another process has put a file of its own at the path."""
+        if self._through:
+            return
         _check_own(self._file, self.path)
 
     def close(self) -> None:
@@ -288,40 +330,9 @@ class LineFile:
         self._file.close()
 
 
-def json_line(row: Mapping[str, object]) -> bytes:
-    """A row of a JSONL file, with its line feed. Texts stand as they are, save those with lone surrogates, which UTF-8 cannot spell."""
-    try:
-        return (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8")
-    except UnicodeEncodeError:
-        return (json.dumps(row) + "\n").encode("utf-8")
-
-
 def _reach(path: Path, point: Point) -> None:
     if fault is not None:
         fault(path, point)
-
-
-def _cannot_write(error: OSError, *paths: Path) -> InputError:
-    advice = _ADVICE.get(error.errno or 0, "give a path in a folder that you may write to")
-    return InputError(f"{', '.join(map(str, paths))}: cannot be written ({error.strerror or error}); {advice}")
-
-
-def _explain(error: BaseException, *paths: Path) -> None:
-    """Raise an error that names the paths where another library's says, by number or in its text, that there is no more room."""
-    number = error.errno if isinstance(error, OSError) else None
-    # Libraries written in Rust end their texts in "(os error 28)"; torch.distributed.checkpoint quotes the errors of all ranks.
-    if number is None and (found := re.search(r"\(os error (\d+)\)|\[Errno (\d+)\]", str(error))):
-        number = int(found[1] or found[2])
-    if number is not None and number in _NO_ROOM and not isinstance(error, InputError):
-        raise _cannot_write(OSError(number, os.strerror(number)), *paths) from error
-
-
-def _new(target: Path) -> Path:
-    return target.with_name(f".{target.name}.new")
-
-
-def _old(target: Path) -> Path:
-    return target.with_name(f".{target.name}.old")
 
 
 def _begin(target: Path, *, shared: bool = False) -> Path:
@@ -330,13 +341,13 @@ def _begin(target: Path, *, shared: bool = False) -> Path:
     make_folder(target.parent)
     if shared:
         theirs = re.compile(rf"\.{re.escape(target.name)}\.[^.]+\.new")
-        _clear(*(path for path in target.parent.iterdir() if theirs.fullmatch(path.name) and _is_stale(path)))
+        clear(*(path for path in target.parent.iterdir() if theirs.fullmatch(path.name) and _is_stale(path)))
         return target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
-    new, old = _new(target), _old(target)
+    new, old = new_name(target), old_name(target)
     if os.path.lexists(old) and not os.path.lexists(target):
         os.replace(old, target)
-    _remove(new)
-    _remove(old)
+    remove(new)
+    remove(old)
     return new
 
 
@@ -372,31 +383,31 @@ def _commit(pairs: Sequence[tuple[Path, Path]], *, keep: bool = True) -> None:
             with suppress(OSError):
                 _put_back(temporary, target, kept)
         raise
-    _clear(*(_old(target) for _, target in pairs))
+    clear(*(old_name(target) for _, target in pairs))
 
 
 def _keep(target: Path) -> bool:
     """Keep what stands at ``target`` as ``.NAME.old``; whether the new one can be taken back without loss."""
     if os.path.lexists(target):
-        _remove(_old(target))  # of a ``commit`` that was killed
+        remove(old_name(target))  # of a ``commit`` that was killed
     if target.is_symlink() or target.is_dir():
-        os.replace(target, _old(target))
+        os.replace(target, old_name(target))
     elif target.exists():
         try:
-            os.link(target, _old(target))  # a second name, so that the first one is never missing
+            os.link(target, old_name(target))  # a second name, so that the first one is never missing
         except OSError:  # no hard links here
             return False
     return True
 
 
 def _put_back(temporary: Path, target: Path, kept: bool) -> None:
-    old = _old(target)
+    old = old_name(target)
     if kept and not os.path.lexists(temporary):
         os.replace(target, temporary)
     if os.path.lexists(old) and not os.path.lexists(target):
         os.replace(old, target)
     else:
-        _remove(old)
+        remove(old)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -429,17 +440,3 @@ def _check_own(file: BinaryIO | FileIO, path: Path) -> None:
     """Two processes that write one file at a time would each take the other's temporary for its own."""
     if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
         raise OSError(errno.EBUSY, "another process writes it too")
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def _clear(*paths: Path) -> None:
-    """Remove temporaries as far as that goes; what stays is cleared away by the next writer."""
-    for path in paths:
-        with suppress(OSError):
-            _remove(path)

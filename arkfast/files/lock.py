@@ -146,7 +146,7 @@ class Lock:
             host=socket.gethostname(),
             process=os.getpid(),
             started=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
-            command=" ".join((Path(sys.argv[0]).name, *sys.argv[1:2])) if sys.argv and sys.argv[0] else "",
+            command=_command(),
         )
         os.ftruncate(descriptor, 0)
         os.lseek(descriptor, 0, os.SEEK_SET)
@@ -180,6 +180,15 @@ class Lock:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)
+
+
+def _command() -> str:
+    """What this process was started as: the program's name and its first word."""
+    if not sys.argv or not sys.argv[0]:
+        return ""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return " ".join((name, *sys.argv[1:2]))
 
 
 def _lock(descriptor: int) -> bool | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import time
+from contextlib import nullcontext
 
 import pytest
 from file_writers import (
@@ -165,7 +166,20 @@ def test_texts_keep_their_line_ends_and_lone_surrogates_become_escapes(tmp_path)
 # Several processes.
 
 
-def test_of_two_writers_of_one_file_none_takes_the_others_rows_for_its_own(tmp_path):
+def test_the_second_writer_of_a_file_of_rows_is_refused_at_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("old")
+    with files.jsonl_files([path]) as write:
+        write(0, {"writer": 1})
+        with pytest.raises(InputError, match=rf"rows\.jsonl: is being written by another run, process {os.getpid()} on "):
+            files.jsonl_files([tmp_path / "other.jsonl", path]).__enter__()
+        write(0, {"writer": 1})
+    assert path.read_text() == '{"writer": 1}\n' * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_of_two_writers_that_no_lock_kept_apart_none_takes_the_others_rows_for_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "lock_output", lambda path: nullcontext())
     path, said = tmp_path / "rows.jsonl", r"rows\.jsonl: cannot be written \(another process writes it too\); let one end before another"
     path.write_text("old")
     first, second = files.jsonl_files([path]), files.jsonl_files([path])
