@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError, RowForm, parse_object, to_utterance
-from arkfast.data.shards import MAX_TEXT, DamagedShard, Sample, iter_samples
+from arkfast.data.shards import DamagedShard, Sample, iter_samples
 from arkfast.data.sources import Format, expand, is_tar, short_names
+from arkfast.files.inputs import input_folder
+from arkfast.files.lines import BOM, MAX_LINE, read_lines
 from arkfast.records import InputError, Utterance
 
-MAX_LINE = MAX_TEXT  # bytes; a longer line is no row, and reading it whole could take all memory
-_KEPT = 1000  # bytes of an overlong line that are kept
-_SKIP = 1 << 16  # bytes of its rest that are read at a time
-_BOM = b"\xef\xbb\xbf"
+_WHAT = "JSONL manifest"  # what errors ask for
 
 OnError = Callable[[InputError, int, str], None]
 
@@ -28,7 +27,8 @@ def iter_manifest(
     """Each row of a manifest as an ``Utterance``, in order, in constant memory. Blank lines are skipped.
 
     A manifest is a JSONL file, in arkfast's form or NeMo's, or a tar shard in WebDataset's layout (its name ends in ``.tar``); braces name
-    several: ``shard-{000000..000009}.tar``. Relative audio paths resolve against the manifest's folder; a clip inside a tar file is
+    several: ``shard-{000000..000009}.tar``. JSONL may be compressed by gzip or zstd, its rows may stand in one JSON array, and ``-`` and
+    pipes are read too, as often as is asked. Relative audio paths resolve against the manifest's folder; a clip inside a tar file is
     ``shard.tar::clip.flac``. A row without ``id`` is named ``<file name>:<line>``, in a shard ``<file name>:<key>``; where
     braces name files of one name in several folders, the folders that differ stand before it: ``a/train.jsonl:3``.
 
@@ -117,34 +117,14 @@ def count_rows(path: str | Path, *, format: Format = "auto") -> int:
             except DamagedShard:
                 total += 1  # the damage is a row of its own
         else:
-            total += sum(1 for line, _, _ in _lines(source) if line.strip())
+            total += sum(1 for line, _, _ in read_lines(source, _WHAT) if line.strip())
     if not total:
         raise InputError(no_rows(path))
     return total
 
 
-def _lines(path: Path) -> Iterator[tuple[bytes, int, bool]]:
-    """(line, bytes of the file up to its end, whether it is whole) of each line; of an overlong one only the beginning."""
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a JSONL manifest") from error
-    with file:
-        end = 0
-        while line := file.readline(MAX_LINE):
-            end += len(line)
-            whole = len(line) < MAX_LINE or line.endswith(b"\n")
-            if not whole:
-                line = line[:_KEPT]
-                while rest := file.readline(_SKIP):
-                    end += len(rest)
-                    if rest.endswith(b"\n"):
-                        break
-            yield line, end, whole
-
-
 def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
-    for number, (raw, end, whole) in enumerate(_lines(path), 1):
+    for number, (raw, end, whole) in enumerate(read_lines(path, _WHAT), 1):
         where, default_id = f"{path}:{number}", f"{name}:{number}"
         try:
             if not whole:
@@ -156,7 +136,7 @@ def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm)
                 parse_object(line, where),
                 where=where,
                 default_id=default_id,
-                folder=path.parent,
+                folder=input_folder(path),
                 fields=fields,
                 task=task,
                 form=form,
@@ -216,6 +196,6 @@ def _listed(sample: Sample) -> str:
 def _decoded(content: bytes, where: str) -> str:
     """UTF-8 text, without the mark that some editors put before it."""
     try:
-        return content.removeprefix(_BOM).decode("utf-8")
+        return content.removeprefix(BOM).decode("utf-8")
     except UnicodeDecodeError as error:
         raise RowError(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8", "not UTF-8") from error

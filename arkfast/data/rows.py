@@ -15,7 +15,8 @@ from typing import Literal
 
 from arkfast.audio.channels import parse_channel
 from arkfast.data.shards import TarMember
-from arkfast.records import InputError, JsonObject, JsonRow, Utterance
+from arkfast.files.inputs import local_path
+from arkfast.records import InputError, JsonObject, JsonRow, OnTruncated, Utterance
 
 NEMO_AUDIO = "audio_filepath"
 """The field by which a NeMo row is known."""
@@ -48,6 +49,8 @@ class Fields:
     """``Utterance.channel`` of rows without a ``channel``."""
     audio_track: int | None = None
     """``Utterance.audio_track`` of rows without an ``audio_track``."""
+    on_truncated: OnTruncated = "warn"
+    """``Utterance.on_truncated`` of all rows."""
 
 
 ORIGINAL = Fields()
@@ -118,6 +121,7 @@ def to_utterance(
         RowError: a field is missing or of the wrong kind, or the row is of another task.
     """
     channel, audio_track = _channel(row, fields.channel, where), _audio_track(row, fields.audio_track, where)
+    on_truncated = fields.on_truncated  # a NeMo row's fields are replaced below
     if form == "nemo" or (form == "auto" and NEMO_AUDIO in row and fields.audio not in row):
         row, fields = _from_nemo(row, where), ORIGINAL
         audio_field = NEMO_AUDIO
@@ -129,7 +133,8 @@ def to_utterance(
     audio = row.get(fields.audio)
     if (not isinstance(audio, str) or not audio) and not (audio is None and _hears_nothing(task)):
         raise RowError(f"{where}: field '{audio_field}' must be the path of a recording, got {_shown(audio)}", "audio field")
-    if audio is not None and "://" in audio:
+    path = None if audio is None else _local(audio, where)
+    if path is not None and "://" in path:
         raise RowError(f"{where}: '{audio}' is an address, not a path: download the recording first", "audio field")
     text = _text(row, fields.text, where)
     language = _text(row, "language", where)
@@ -144,11 +149,12 @@ def to_utterance(
     known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language"}
     utterance = Utterance(
         id=str(identity) if identity is not None else default_id,
-        audio=audio if folder is None or audio is None else _resolved(audio, folder),
+        audio=path if folder is None or path is None else _resolved(path, folder),
         begin=begin,
         end=end,
         channel=channel,
         audio_track=audio_track,
+        on_truncated=on_truncated,
         text=text,
         language=language,
         task=row_task,
@@ -209,6 +215,14 @@ def _audio_track(row: JsonRow, otherwise: int | None, where: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise RowError(f"{where}: field 'audio_track' must be an audio track's number from 0, got {_shown(value)}", "audio_track field")
     return value
+
+
+def _local(audio: str, where: str) -> str:
+    """The path that an audio field means, which may begin with ``file://`` or ``~``."""
+    try:
+        return local_path(audio)
+    except InputError as error:
+        raise RowError(f"{where}: {error}", "audio field") from error
 
 
 def _resolved(audio: str, folder: Path) -> str:

@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from arkfast.files import STANDARD
+from arkfast.files.inputs import local_path
+from arkfast.files.outlets import descriptor_of
 from arkfast.records import InputError
 
 Format = Literal["auto", "jsonl", "nemo", "tar"]
@@ -24,7 +27,7 @@ _COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
 
 
 def expand(path: str | Path) -> list[Path]:
-    """The files that a manifest path names, in order, each of which is there.
+    """The files that a manifest path names, in order, each of which is there. ``-`` is standard input.
 
     ``{000000..000009}`` counts (with the zeros of the first bound) and ``{a,b}`` lists, as in a shell; several in one path multiply. A file
     whose name has such braces is itself.
@@ -32,7 +35,9 @@ def expand(path: str | Path) -> list[Path]:
     Raises:
         InputError: a file is not there, is a folder, or there are more than 100,000.
     """
-    text = str(path)
+    text = local_path(str(path))
+    if Path(text) == STANDARD:
+        return [STANDARD]
     names = [text] if Path(text).exists() else _expand_braces(text)
     paths = [Path(name) for name in names]
     for found in paths:
@@ -41,7 +46,12 @@ def expand(path: str | Path) -> list[Path]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells the files of a set apart: their names, or where names repeat the ends of their paths, all of the same least depth."""
+    """What tells the files of a set apart: their names, or where names repeat the ends of their paths, all of the same least depth.
+
+    A pipe that a shell made is called ``input``, since its own name is a number that the next shell chooses otherwise.
+    """
+    if len(paths) == 1 and descriptor_of(paths[0], standard=0) is not None:
+        return ["input"]
     most = max((len(path.parts) for path in paths), default=1)
     for depth in range(1, most + 1):
         names = ["/".join(path.parts[-depth:]) for path in paths]
