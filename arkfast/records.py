@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,8 @@ class InputError(ValueError):
 
 JsonObject: TypeAlias = dict[str, Any]
 """An object of a JSON file as ``json.loads`` gives it: what a field holds is known once somebody has looked."""
+OnTruncated: TypeAlias = Literal["fail", "warn"]
+"""What becomes of an Ogg file that ends on a page's boundary without the mark of its end: it is refused, or read with a warning."""
 JsonRow: TypeAlias = Mapping[str, Any]
 """The same, where it is only read."""
 
@@ -76,6 +78,8 @@ class Utterance:
     """Channels of the recording, from 0, whose average is heard; () is the average of all, and so is None, where nothing was said."""
     audio_track: int | None = None
     """Audio track of a container such as mp4, from 0; None is the first."""
+    on_truncated: OnTruncated = "warn"
+    """What becomes of a recording that may be truncated and is not surely so."""
     text: str | None = None
     """Reference transcript, where one is known."""
     language: str | None = None
@@ -300,6 +304,8 @@ class Batch(_OnDevice):
     """[B, n_mels, T] float32 log-mel; columns past a row's length hold padding and are never read. None: the task hears nothing."""
     mel_lens: torch.Tensor | None
     """[B] int64 frames of each row; None where ``mel`` is."""
+    mel_frames: tuple[int, ...] | None = None
+    """The same where the host can read them without waiting for the device; None where that is not known."""
     input_ids: torch.Tensor
     """[B, P] int64 prompt ids with one audio placeholder per encoder output, right-padded."""
     prompt_lens: torch.Tensor

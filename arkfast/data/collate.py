@@ -47,6 +47,7 @@ def read_clip(utterance: Utterance, *, max_seconds: float | None = 30.0) -> Load
             end=utterance.end,
             channel=utterance.channel,
             audio_track=utterance.audio_track,
+            on_truncated=utterance.on_truncated,
             max_seconds=max_seconds,
             name=name,
         )
@@ -127,6 +128,7 @@ def collate(
         keys=torch.tensor([u.key for u in utterances], dtype=torch.int64),
         mel=mel,
         mel_lens=lens,
+        mel_frames=None if features is None else tuple(frames),
         input_ids=input_ids,
         prompt_lens=prompt_lens,
         target_ids=target_ids,

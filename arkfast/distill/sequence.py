@@ -20,7 +20,7 @@ Out = TypeVar("Out")
 
 def encoded(model: SpeechModel, batch: Batch) -> Audio | None:
     """A batch's audio embeddings; None where there is nothing to hear."""
-    return None if batch.mel is None else model.get_audio_features(batch.mel, batch.mel_lens)
+    return None if batch.mel is None else model.get_audio_features(batch.mel, batch.mel_lens, frames=batch.mel_frames)
 
 
 def at_predicting_positions(

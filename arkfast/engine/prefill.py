@@ -30,11 +30,12 @@ class Budget(NamedTuple):
     """What keeps the device busy: below it, padding costs less than a pass of its own."""
 
 
-ENCODER_FRAMES = {"cuda": Budget(64_000, 8_000), "cpu": Budget(16_000, 1_200)}
-"""Mel frames: 64 clips of 10 s on a GPU."""
-AHEAD = 24
-"""How often the frames that keep the device busy are looked at before encoding begins, to find clips of similar length among them: what
-is seen of the queue, and not the number of slots, decides how much of a group is padding."""
+ENCODER_FRAMES = {"cuda": Budget(64_000, 64_000), "cpu": Budget(16_000, 1_200)}
+"""Mel frames: 64 clips of 10 s on a GPU, where clips are encoded end to end and padding costs two convolutions at most. A CPU gains nothing
+from larger products."""
+LOOKED_AT = {"cuda": 192_000, "cpu": 28_800}
+"""Mel frames that are looked at before encoding begins, to find clips of similar length among them: what is seen of the queue, and not the
+number of slots, decides how much of a group is padding."""
 PREFILL_TOKENS = {"cuda": Budget(16_384, 2_048), "cpu": Budget(4_096, 192)}
 """Prompt positions: 120 clips of 10 s on a GPU."""
 
@@ -77,9 +78,7 @@ def encode(model: SpeechModel, mels: Sequence[torch.Tensor], budget: Budget | No
     for group in groups_of_similar_length([mel.shape[1] for mel in mels], budget):
         lens = [mels[i].shape[1] for i in group]
         mel = pad_sequence([mels[i].T for i in group], batch_first=True).transpose(1, 2).to(device, non_blocking=True)
-        # a clip of the group's length alone is a shape of its own: without lengths there is nothing to mask
-        known = None if min(lens) == max(lens) else torch.tensor(lens).to(device, non_blocking=True)
-        embeddings, _ = model.get_audio_features(mel, known)
+        embeddings, _ = model.get_audio_features(mel, torch.tensor(lens).to(device, non_blocking=True), frames=lens)
         for i, own in zip(group, embeddings, strict=True):
             found[i] = own[: heard.token_count(mels[i].shape[1])]
     return found

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import torch
 
-from arkfast.engine.prefill import AHEAD, ENCODER_FRAMES, PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, prefill_each, suited
+from arkfast.engine.prefill import LOOKED_AT, PREFILL_TOKENS, Prefilled, encode, groups_of_similar_length, prefill_each, suited
 from arkfast.engine.request import Entry, Finished
 from arkfast.models.family import SpeechModel
 
@@ -124,7 +124,7 @@ class Queue:
     def _encode(self, slotful: int, isolate: bool) -> None:
         """Encode the front of the queue, unless that is done: at least a slotful, and more where groups of similar length need more."""
         taken: list[Waiting] = []
-        rows, frames, enough = 0, 0, AHEAD * suited(ENCODER_FRAMES, self._device).busy
+        rows, frames, enough = 0, 0, LOOKED_AT.get(self._device.type, LOOKED_AT["cuda"])
         while self._waiting and (mel := self._waiting[0].mel) is not None and (rows < slotful or frames < enough):
             taken.append(self._waiting.popleft())
             rows += len(taken[-1].entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class CausalSpeechModel(_CausalLM):
 
     audio_input: AudioInput | None = None
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
         """Raises ``TypeError``: the model hears nothing."""
         raise TypeError(f"{type(self).__name__} hears nothing; give batches without audio")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -80,9 +80,9 @@ class SpeechModel(Protocol):
         """What it hears; None: nothing."""
         ...
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
         """Decoder embeddings of clips [B, n_mels, T] of ``audio_lens`` [B] frames (None: every frame counts), each independent of the
-        others."""
+        others. ``frames`` are the same lengths where the host knows them, so that padding need not be computed."""
         ...
 
     def encode_prompt(self, input_ids: Tensor, *, audio_embeds: Audio | None = None) -> Tensor:
@@ -284,6 +284,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"{file}: cannot be read as JSON ({error}); copy the checkpoint again") from error
     return fields if isinstance(fields, dict) else {}
+
+
+def check_head(model: SpeechModel, *, where: str) -> None:
+    """Raise ``InputError`` for a head with a bias: losses and teachers compute scores from its weight alone, and would leave the bias out."""
+    if model.lm_head.bias is not None:
+        raise InputError(f"{where}: its head has a bias, which the losses would leave out; give a model whose lm_head is a weight alone")
 
 
 def check_positions(model: SpeechModel, prompt: Prompt, *, frames: int, new_tokens: int, asked: str) -> int:

@@ -17,7 +17,7 @@ from arkfast.data.tasks import Task, find_task
 from arkfast.distill import CTCHead
 from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
 from arkfast.engine import Decodes, Engine
-from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, check_positions, find_family
+from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, check_head, check_positions, find_family
 from arkfast.records import Batch, InputError, Interface, Rollout, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
@@ -74,6 +74,7 @@ class LoadedStudent:
             model.float()
             model.to(device)
             self.model = model
+        check_head(self.model, where=f"--student_model {folder}")
         self.task: Task = find_task(config.task)
         self.interface: Interface = self.family.interface(self.processor.tokenizer, self.model, where=f"--student_model {folder}")
         self.prompt, self.allowed = self.interface.prompt(config.task), self.interface.allowed(config.task)
@@ -228,6 +229,7 @@ class Learner:
             keys=torch.zeros(1, dtype=torch.int64),
             mel=None if self.n_mels is None else torch.zeros(1, self.n_mels, frames),
             mel_lens=None if self.n_mels is None else one * frames,
+            mel_frames=None if self.n_mels is None else (frames,),
             input_ids=ids,
             prompt_lens=one * ids.shape[1],
             target_ids=one[None] * self.allowed.stop_ids[0],

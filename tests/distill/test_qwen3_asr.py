@@ -30,6 +30,7 @@ from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import TeacherRequest, backends, load_teacher
 from arkfast.engine import Engine
 from arkfast.models.family import find_family, load_model
+from arkfast.models.packing import Packing
 from arkfast.models.qwen3_asr.languages import NAMES, Spoken, spoken
 from arkfast.models.qwen3_asr.load import load_config, transformers_name
 from arkfast.models.qwen3_asr.modeling import token_count
@@ -267,23 +268,23 @@ def test_token_count_is_the_processors(world, frames):
 
 
 @pytest.mark.parametrize("full_attention", [False, True])
-def test_windows_past_the_end_of_a_clip_are_left_out_and_nothing_else_changes(world, monkeypatch, full_attention):
+def test_no_layer_runs_over_padding_and_a_clip_is_what_it_is_alone(world, monkeypatch, full_attention):
     model, computed = world.teacher(full_attention=full_attention).model, []
-    attend = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr(
-        torch.nn.functional, "scaled_dot_product_attention", lambda query, *a, **b: (computed.append(len(query)), attend(query, *a, **b))[1]
-    )
+    attend = Packing.attend
+    monkeypatch.setattr(Packing, "attend", lambda self, *a, **b: (computed.append(self.lens), attend(self, *a, **b))[1])
     generator = torch.Generator().manual_seed(0)
     for frames in ([30], [2999, 1], [801, 800, 799, 100, 101], torch.randint(1, 3001, (7,), generator=generator).tolist()):
-        lens = torch.tensor(frames)
         mel = torch.randn(len(frames), 128, max(frames), generator=generator)
         computed.clear()
-        found, counts = model.get_audio_features(mel, lens, frames=frames)
-        assert set(computed) == {len(frames) if full_attention else sum(-(-n // 800) for n in frames)}
-        whole, same = model.get_audio_features(mel, lens)
-        assert torch.equal(counts, same)
-        for row, reference, n in zip(found, whole, counts.tolist(), strict=True):
-            torch.testing.assert_close(row[:n], reference[:n], atol=1e-5, rtol=1e-5)
+        found, counts = model.get_audio_features(mel, torch.tensor(frames), frames=frames)
+        computed = list(computed)
+        assert counts.tolist() == [token_count(n) for n in frames]
+        windows = [min(n, 30 * 13 if full_attention else 8 * 13) for n in counts.tolist()]
+        assert all(sum(lens) == sum(counts.tolist()) and max(lens) == max(windows) for lens in computed)
+        for row, n, own in zip(found, counts.tolist(), zip(mel, frames, strict=True), strict=True):
+            (alone,), _ = model.get_audio_features(own[0][None, :, : own[1]])
+            torch.testing.assert_close(row[:n], alone, atol=1e-5, rtol=1e-5)
+            assert not row[n:].any()
 
 
 def test_nothing_waits_for_the_device(world):

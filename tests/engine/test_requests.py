@@ -113,7 +113,7 @@ def test_a_request_can_be_cancelled_wherever_it_waits(model, want, place):
 
 def test_a_request_that_could_not_be_encoded_can_be_cancelled(model, monkeypatch):
     engine = Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=20)
-    monkeypatch.setattr(model, "get_audio_features", lambda *_: 1 / 0)
+    monkeypatch.setattr(model, "get_audio_features", lambda *_, **__: 1 / 0)
     first, second = (engine.submit(request) for request in requests(make_batch(FRAMES[:2]), 20))
     engine._admit(engine._reserve(rows=2, length=128, new=20))
     assert engine.cancel(first)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from engine_batches import ALLOWED, make_batch, requests
 
-from arkfast.engine import Engine, waiting
+from arkfast.engine import Engine, prefill, waiting
 from arkfast.engine.prefill import Budget
 from arkfast.testing import tiny_model
 
@@ -41,22 +41,21 @@ def test_clips_of_the_whole_window_are_grouped(model, seen, monkeypatch):
     want, _ = answers(Engine(model, allowed=ALLOWED, slots=12, max_len=128, max_new_tokens=6), FRAMES)
     groups, original = [], model.get_audio_features
 
-    def noted(mel, lens=None):
-        groups.append((len(mel), mel.shape[2], lens))
-        return original(mel, lens)
+    def noted(mel, lens=None, *, frames):
+        groups.append((len(mel), mel.shape[2], set(frames)))
+        return original(mel, lens, frames=frames)
 
     monkeypatch.setattr(model, "get_audio_features", noted)
-    monkeypatch.setitem(waiting.ENCODER_FRAMES, "cpu", Budget(16_000, 40))
+    monkeypatch.setitem(prefill.ENCODER_FRAMES, "cpu", Budget(16_000, 40))
     got, _ = answers(Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=6), FRAMES)
     assert got == want
     assert seen == [FRAMES, FRAMES]
-    assert groups == [(3, 160, None), (3, 96, None), (3, 40, None), (3, 16, None)], "nothing is padded"
+    assert groups == [(3, 160, {160}), (3, 96, {96}), (3, 40, {40}), (3, 16, {16})], "nothing is padded"
 
 
 def test_encoding_looks_no_further_than_it_gains(model, seen, monkeypatch):
     """At least a slotful, and otherwise until there are frames enough to choose from."""
-    monkeypatch.setattr(waiting, "AHEAD", 4)
-    monkeypatch.setitem(waiting.ENCODER_FRAMES, "cpu", Budget(16_000, 80))
+    monkeypatch.setitem(waiting.LOOKED_AT, "cpu", 320)
     answers(Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=6), FRAMES)
     assert seen == [[16, 160, 40, 96, 160], [16, 96, 40, 96, 160], [16, 40]]
     del seen[:]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import GlmAsrEncoderConfig
 from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder
 
+from arkfast.models import packing
 from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, audio_token_count, rope_tables, rotate_pairs
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.testing import perturb, tiny_config, tiny_model
@@ -147,13 +150,75 @@ def test_fp16_layers_are_clamped() -> None:
     assert float(free.max()) > 80_000.0
 
 
-def test_gradient_checkpointing_gives_the_same_gradients(mel: torch.Tensor) -> None:
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("seed", range(4))
+def test_packed_clips_equal_masked_ones_and_each_alone(attention: str, seed: int) -> None:
+    """Values and gradients, over random lengths and the shortest ones."""
+    model = perturb(tiny_model(0))
+    model.set_attn_implementation(attention)
+    generator = torch.Generator().manual_seed(seed)
+    frames = [*torch.randint(1, 300, (4 + seed,), generator=generator).tolist(), *([1, 8, 5, 2] if seed % 2 else [])]
+    mel = torch.randn(len(frames), 128, max(frames), generator=generator)
+    weight = torch.randn(len(frames), audio_token_count(max(frames)), model.config.hidden_size, generator=generator)
+    for row, length in enumerate(frames):
+        mel[row, :, length:] = float("nan")
+
+    def encoded(**known: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        embeddings, counts = model.get_audio_features(mel, torch.tensor(frames), **known)
+        assert counts.tolist() == [audio_token_count(n) for n in frames]
+        (embeddings * weight).sum().backward()
+        return embeddings.detach(), {name: p.grad.clone() for name, p in model.audio_encoder.named_parameters()}
+
+    packed, gradients = encoded(frames=frames)
+    masked, reference = encoded()
+    assert packed.shape == masked.shape
+    assert _difference(packed, masked) <= TOLERANCE
+    for name, gradient in reference.items():
+        assert float((gradients[name] - gradient).norm()) <= 1e-5 * float(gradient.norm()), name
+    with torch.no_grad():
+        for row, length in enumerate(frames):
+            (alone,), _ = model.get_audio_features(mel[row : row + 1, :, :length])
+            assert _difference(packed[row, : len(alone)], alone) <= TOLERANCE
+            assert not packed[row, len(alone) :].any()
+
+
+def test_no_layer_runs_over_padding(model: ArkasrForConditionalGeneration, mel: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, ...]] = []
+    for module in (*model.audio_encoder.whisper.layers, model.audio_encoder.adapting):
+        module.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+    frames = [203, 118, 60, 5]
+    with torch.no_grad():
+        model.get_audio_features(mel, torch.tensor(frames), frames=frames)
+    layers, (adapter,) = seen[:-1], seen[-1:]
+    assert set(layers) == {(102 + 59 + 30 + 3, 32)}
+    assert adapter == (25 + 14 + 7 + 1, 4 * 32)
+
+
+def test_on_a_gpu_all_clips_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is handed over, with a stand-in for the call and tensors that say that they are on a GPU."""
+    given: list[Any] = []
+    monkeypatch.setattr(packing, "varlen_attn", lambda *a, **b: (given.append((a, b)), a[0])[1])
+    clips = packing.Packing([3, 1, 5], torch.device("cpu"))
+    q = torch.randn(9, 2, 4).bfloat16()
+    monkeypatch.setattr(packing, "on_gpu", lambda _: True)
+    assert clips.attend(q, q, q, scale=0.5) is q
+    ((_, _, _, begin, end, most, longest), options) = given[0]
+    assert begin.tolist() == end.tolist() == [0, 3, 4, 9]
+    assert begin.dtype == torch.int32
+    assert (most, longest, options) == (5, 5, {"scale": 0.5})
+    clips.attend(q.float(), q.float(), q.float())
+    assert len(given) == 1, "varlen attention is of half precision"
+
+
+@pytest.mark.parametrize("known", [None, (203, 60)], ids=["masked", "packed"])
+def test_gradient_checkpointing_gives_the_same_gradients(mel: torch.Tensor, known: tuple[int, ...] | None) -> None:
     gradients = []
     for checkpointing in (False, True):
         model = tiny_model(0).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-        embeddings, _ = model.get_audio_features(mel[:2], torch.tensor([203, 60]))
+        embeddings, _ = model.get_audio_features(mel[:2], torch.tensor([203, 60]), frames=known)
         embeddings.square().mean().backward()
         gradients.append({name: p.grad for name, p in model.audio_encoder.named_parameters()})
     assert all(g is not None and g.any() for g in gradients[0].values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,14 +45,14 @@ class ToyAudio(CausalSpeechModel, Qwen3ForCausalLM):
     def audio_input(self) -> AudioInput:
         return AudioInput(n_mels=MELS, placeholder_id=self.config.placeholder, token_count=token_count)
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
-        rows, _, frames = audios.shape
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
+        rows, _, longest = audios.shape
         if audio_lens is None:
-            audio_lens = torch.full((rows,), frames, device=audios.device)
-        inside = torch.arange(frames, device=audios.device) < audio_lens[:, None]
+            audio_lens = torch.full((rows,), longest, device=audios.device)
+        inside = torch.arange(longest, device=audios.device) < audio_lens[:, None]
         heard = torch.where(inside[:, None], audios, torch.zeros((), device=audios.device)).to(self.stack.weight.dtype)
-        count = token_count(frames)
-        heard = nn.functional.pad(heard, (0, max(count * STACKED - frames, 0)))[:, :, : count * STACKED]
+        count = token_count(longest)
+        heard = nn.functional.pad(heard, (0, max(count * STACKED - longest, 0)))[:, :, : count * STACKED]
         embeddings = self.stack(heard.unflatten(2, (count, STACKED)).permute(0, 2, 3, 1).flatten(2))
         return embeddings, (audio_lens // STACKED).clamp(min=1)
 

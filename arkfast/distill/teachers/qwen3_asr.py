@@ -113,7 +113,8 @@ class Qwen3AsrTeacher(DirectTeacher):
         heard = batch.teacher_inputs["mel"]
         device = heard.values.device
         mel, lens = heard.values, heard.shapes[:, 1]
-        audio = self.model.get_audio_features(mel, lens, frames=[shape[1] for shape in heard.sizes])
+        frames = tuple(shape[1] for shape in heard.sizes)
+        audio = self.model.get_audio_features(mel, lens, frames=frames)
         names = [row.name for row in self._spoken(batch)]
         out = self._left_out(batch)
         told = torch.tensor([self._prompts.untold if name is None else LANGUAGES.index(name) for name in names])
@@ -122,7 +123,7 @@ class Qwen3AsrTeacher(DirectTeacher):
             rows = torch.tensor(unknown).to(device, non_blocking=True)
             told = told.index_copy(0, rows, self._detected((audio[0][rows], audio[1][rows])))
         ids, prompt_lens = self._prompts(audio[1], audio[0].shape[1], told)
-        return replace(batch, mel=mel, mel_lens=lens, input_ids=ids, prompt_lens=prompt_lens), audio
+        return replace(batch, mel=mel, mel_lens=lens, mel_frames=frames, input_ids=ids, prompt_lens=prompt_lens), audio
 
     def _detected(self, audio: Audio) -> torch.Tensor:
         """[B] int64: the language with which it would most likely begin its turn over each clip, as an index into ``LANGUAGES``."""

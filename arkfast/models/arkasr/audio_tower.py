@@ -1,11 +1,15 @@
 """The audio encoder of ARK-ASR: Whisper's convolutions and layers with rotary positions, a norm, and the adapter to the decoder's width.
 
 Knows log-mel in, decoder embeddings out, and how to keep a clip's embeddings independent of the clips beside it; knows no tokens.
-Parameter names are those of the official checkpoints. Shape letters: B clips, T mel frames, S = (T + 1) // 2 encoder frames, D encoder
-width, N = max(S // merge_factor, 1) embeddings, H decoder width.
+Where the host knows the clips' lengths, the layers run over clips laid end to end (``Packing``); the masked form beside it is the reference
+and serves those who know the lengths on the device alone. Parameter names are those of the official checkpoints. Shape letters: B clips,
+T mel frames, S = (T + 1) // 2 encoder frames, P frames of all clips, D encoder width, N = max(S // merge_factor, 1) embeddings, H decoder
+width.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.prompt import audio_token_count, encoder_frames
+from arkfast.models.packing import Packing
 
 ROPE_BASE = 10_000.0
 FP16_LIMIT = 65_504.0 - 1_000.0  # the largest fp16 number less the original's margin
@@ -29,7 +34,12 @@ def rope_tables(frames: int, head_dim: int, device: torch.device, dtype: torch.d
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate neighbours (0,1), (2,3), … of the first half of each head: x [B, heads, S, head_dim]; the second half passes."""
+    """Rotate neighbours (0,1), (2,3), … of the first half of each head; the second half passes.
+
+    Args:
+        x: [B, heads, S, head_dim], or [P, heads, head_dim].
+        cos, sin: [S, head_dim // 4], or [P, 1, head_dim // 4].
+    """
     rotated = 2 * cos.shape[-1]
     even, odd = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
@@ -49,16 +59,26 @@ class EncoderAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, key_mask: Tensor | None) -> Tensor:
-        """x [B, S, D]; key_mask [B, 1, 1, S] bool, True where a frame may be attended to, or None for all."""
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project in (self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, clips: Tensor | Packing | None) -> Tensor:
+        """Attend within each clip.
+
+        Args:
+            x: [B, S, D], or [P, D] of packed clips.
+            cos, sin: as ``rotate_pairs`` takes them.
+            clips: where packed clips lie; or [B, 1, 1, S] bool, True where a frame may be attended to; None: every frame may be.
+        """
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if isinstance(clips, Packing):
+            own = _eager_attention if self.config._attn_implementation == "eager" else None
+            return self.out_proj(clips.attend(rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin), v, own=own).flatten(1))
+        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
         q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
         # Any other implementation name (flash, the decoding engine's own) concerns the decoder: SDPA takes its fused kernels by itself.
         attend = _eager_attention if self.config._attn_implementation == "eager" else F.scaled_dot_product_attention
-        return self.out_proj(attend(q, k, v, key_mask).transpose(1, 2).flatten(2))
+        return self.out_proj(attend(q, k, v, clips).transpose(1, 2).flatten(2))
 
 
-def _eager_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+def _eager_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
     if key_mask is not None:
         scores = scores.masked_fill(~key_mask, float("-inf"))
@@ -78,14 +98,14 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(whisper.encoder_ffn_dim, width)
         self.activation = ACT2FN[whisper.activation_function]
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, frame_mask: Tensor | None) -> Tensor:
-        """x [B, S, D]; frame_mask [B, S] bool, True on a clip's own frames, or None when all are."""
-        key_mask = None if frame_mask is None else frame_mask[:, None, None]
-        x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, key_mask)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, clips: Tensor | Packing | None) -> Tensor:
+        """x [P, D] of packed ``clips``; or [B, S, D], with ``clips`` [B, S] bool, True on a clip's own frames, or None when all are."""
+        attended = clips[:, None, None] if isinstance(clips, Tensor) else clips
+        x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, attended)
         x = x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
         if x.dtype == torch.float16:
             x = x.clamp(-FP16_LIMIT, FP16_LIMIT)
-        return x if frame_mask is None else _zero_outside(x, frame_mask[..., None])
+        return _zero_outside(x, clips[..., None]) if isinstance(clips, Tensor) else x
 
 
 class WhisperTower(nn.Module):
@@ -101,6 +121,22 @@ class WhisperTower(nn.Module):
 
     def forward(self, mel: Tensor, mel_lens: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """mel [B, 128, T] → (frames [B, S, D], frame mask [B, S] bool or None). Each step sees zeros past a clip's end, as alone."""
+        x, frame_mask = self._convolved(mel, mel_lens)
+        cos, sin = rope_tables(x.shape[1], self.head_dim, x.device, x.dtype)
+        for layer in self.layers:
+            x = layer(x, cos, sin, frame_mask)
+        return x, frame_mask
+
+    def packed(self, mel: Tensor, mel_lens: Tensor, clips: Packing) -> Tensor:
+        """mel [B, 128, T] → frames [P, D] of ``clips``, whose lengths are ``mel_lens`` on the host, in encoder frames."""
+        x, _ = self._convolved(mel, mel_lens)
+        cos, sin = (table[clips.place][:, None] for table in rope_tables(x.shape[1], self.head_dim, x.device, x.dtype))
+        x = clips.pack(x)
+        for layer in self.layers:
+            x = layer(x, cos, sin, clips)
+        return x
+
+    def _convolved(self, mel: Tensor, mel_lens: Tensor | None) -> tuple[Tensor, Tensor | None]:
         mel = mel.to(self.conv1.weight.dtype)
         if mel_lens is None:
             x = F.gelu(self.conv2(F.gelu(self.conv1(mel)))).transpose(1, 2)
@@ -113,9 +149,6 @@ class WhisperTower(nn.Module):
             # Computed from the lengths, not sliced from the mel mask: a strided mask sends SDPA to its slow kernel.
             frame_mask = _inside(encoder_frames(mel_lens), x.shape[1])
             x = _zero_outside(x, frame_mask[..., None])
-        cos, sin = rope_tables(x.shape[1], self.head_dim, x.device, x.dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, frame_mask)
         return x, frame_mask
 
 
@@ -130,28 +163,45 @@ class ArkasrAudioEncoder(nn.Module):
         self.layer_norm = nn.LayerNorm(config.encoder_width)
         self.adapting = nn.Sequential(nn.Linear(merged, 2 * hidden), ACT2FN[config.mlp_adapter_act], nn.Linear(2 * hidden, hidden))
 
-    def forward(self, mel: Tensor, mel_lens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, mel: Tensor, mel_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Encode a batch of clips.
 
         Args:
             mel: [B, 128, T] log-mel; cast to the weights' dtype.
             mel_lens: [B] int frames of each clip (at least 1), or None: every frame counts and nothing is masked.
+            frames: the lengths where the host knows them; the clips are then packed.
 
         Returns:
             embeddings [B, N, H], zero past a clip's count when lengths are given; counts [B] int64.
         """
+        if frames is not None:
+            return self._packed(mel, torch.tensor(frames).to(mel.device, non_blocking=True) if mel_lens is None else mel_lens, frames)
         x, frame_mask = self.whisper(mel, mel_lens)
         x = self.layer_norm(x)
         if frame_mask is not None:
             x = _zero_outside(x, frame_mask[..., None])
-        frames, merge = x.shape[1], self.merge_factor
-        if frames < merge:
-            x = F.pad(x, (0, 0, 0, merge - frames))
+        merge = self.merge_factor
+        if x.shape[1] < merge:
+            x = F.pad(x, (0, 0, 0, merge - x.shape[1]))
         x = self.adapting(x[:, : x.shape[1] // merge * merge].unflatten(1, (-1, merge)).flatten(2))
         if mel_lens is None:
             return x, torch.full((x.shape[0],), x.shape[1], dtype=torch.int64, device=x.device)
         counts = audio_token_count(mel_lens.to(torch.int64), merge)
         return _zero_outside(x, _inside(counts, x.shape[1])[..., None]), counts
+
+    def _packed(self, mel: Tensor, mel_lens: Tensor, frames: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``forward`` over clips laid end to end: no layer and no adapter sees padding."""
+        device, merge = mel.device, self.merge_factor
+        clips = Packing([encoder_frames(n) for n in frames], device)
+        merged = Packing([audio_token_count(n, merge) for n in frames], device)
+        x = self.layer_norm(self.whisper.packed(mel, mel_lens, clips))
+        # Embedding n of a clip is of its frames n · merge on; what a clip shorter than that lacks is zero.
+        starts, lens = clips.bounds[merged.row], encoder_frames(mel_lens)[merged.row]
+        place = merged.place[:, None] * merge + torch.arange(merge, device=device)
+        index = torch.where(place < lens[:, None], starts[:, None] + place, len(x))
+        x = F.pad(x, (0, 0, 0, 1)).index_select(0, index.flatten()).unflatten(0, (-1, merge)).flatten(1)
+        counts = audio_token_count(mel_lens.to(torch.int64), merge)
+        return merged.unpack(self.adapting(x), max(merged.lens)), counts
 
 
 def _inside(lens: Tensor, width: int) -> Tensor:

@@ -6,6 +6,7 @@ tokenizer and no loss of ours. Shape letters: B rows, P prompt ids, T mel frames
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -75,19 +76,20 @@ class ArkasrForConditionalGeneration(ArkasrPreTrainedModel, GenerationMixin):
         count = partial(audio_token_count, merge_factor=config.merge_factor)
         return AudioInput(n_mels=config.whisper.num_mel_bins, placeholder_id=config.audio_token_id, token_count=count)
 
-    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None) -> Audio:
+    def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
         """Decoder embeddings of a batch of clips.
 
         Args:
             audios: [B, 128, T] log-mel; cast to the encoder's dtype.
             audio_lens: [B] int frames of each clip; None: every frame counts. With ``config.masked_encoding`` false the lengths only
                 give the counts, and padded frames are attended to.
+            frames: the same lengths where the host knows them: clips are then encoded end to end, without padding.
 
         Returns:
             embeddings [B, N, H]; counts [B] int64: ``max(((frames + 1) // 2) // merge_factor, 1)``.
         """
         if audio_lens is None or self.config.masked_encoding:
-            return self.audio_encoder(audios, audio_lens)
+            return self.audio_encoder(audios, audio_lens, frames=frames)
         embeddings, _ = self.audio_encoder(audios, None)
         return embeddings, audio_token_count(audio_lens.to(torch.int64), self.config.merge_factor)
 

@@ -1,8 +1,8 @@
 """Transformers' Qwen3-ASR as a ``SpeechModel``: its encoder over a whole batch at once, its decoder and head as they are.
 
-Transformers runs the encoder's attention window by window in Python and waits for the device to learn where windows end. Here each window
-is a row of one masked attention call, since windows begin at fixed places, and windows past a clip's end are left out. Shape letters: B
-rows, T mel frames, C chunks of a clip, N audio embeddings, H decoder width, V vocabulary, P prompt ids.
+Transformers runs the encoder's attention window by window in Python and waits for the device to learn where windows end. Here the windows
+of all clips lie end to end, without padding, in one attention call on a GPU. Shape letters: B rows, T mel frames, C chunks of a clip, N
+audio embeddings, P embeddings of all clips, H decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +19,7 @@ from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncode
 
 from arkfast.models.causal import through_head
 from arkfast.models.family import Audio, AudioInput, Head
+from arkfast.models.packing import Packing
 
 Count = TypeVar("Count", int, Tensor)
 
@@ -105,40 +105,36 @@ class Qwen3AsrModel(nn.Module):
         return table
 
     def get_audio_features(self, audios: Tensor, audio_lens: Tensor | None = None, *, frames: Sequence[int] | None = None) -> Audio:
-        """See ``SpeechModel.get_audio_features``. A clip's embeddings do not depend on its batch mates: what is padding is zeroed, as the
-        convolutions see it, and never attended to.
+        """See ``SpeechModel.get_audio_features``. A clip's embeddings do not depend on its batch mates: padding is zeroed, as the
+        convolutions see it, and no layer runs over it.
 
         Args:
             audios: [B, mel bins, T].
-            audio_lens: [B] frames of each clip on the device; None: all of them.
-            frames: the same where the host knows them; padding beyond a clip's last window is then not computed. None: it is.
+            audio_lens: [B] frames of each clip; None: all of them.
+            frames: the same where the host knows them; None: they are read from ``audio_lens``, which waits for the device.
         """
         tower, device = self.whole.model.audio_tower, audios.device
         rows, _, longest = audios.shape
-        lens = torch.full((rows,), longest, device=device) if audio_lens is None else audio_lens
+        if frames is None:
+            frames = [longest] * rows if audio_lens is None else audio_lens.tolist()
+        lens = torch.tensor(frames).to(device, non_blocking=True)
         inside = torch.arange(longest, device=device) < lens[:, None]
-        chunks = -(-longest // self.chunk)
-        mel = F.pad((audios * inside[:, None]).to(self.dtype), (0, chunks * self.chunk - longest))
-        span = chunks if self.full_attention else min(self.window, chunks)
-        place = _Windows([longest] * rows if frames is None else frames, chunk=self.chunk, span=span, device=device)
-        mel = mel.unflatten(2, (chunks, -1)).transpose(1, 2)[place.row_of_chunk, place.chunk]
-        hidden = torch.cat([_convolved(tower, part) for part in mel.split(CONVOLVED)])
-        each = hidden.shape[1]  # embeddings of a chunk; all chunks before a clip's last are full, so that its own come first
+        width = -(-longest // self.chunk) * self.chunk
+        mel = F.pad((audios * inside[:, None]).to(self.dtype), (0, width - longest)).unflatten(2, (-1, self.chunk)).transpose(1, 2)
+        chunks = Packing([max(1, -(-n // self.chunk)) for n in frames], device)
+        hidden = torch.cat([_convolved(tower, part) for part in chunks.pack(mel).split(CONVOLVED)])
 
-        windows = len(place.row)
-        hidden = (
-            hidden.new_zeros(windows * span, *hidden.shape[1:]).index_copy(0, place.slot_of_chunk, hidden).view(windows, span * each, -1)
-        )
-        counts = token_count(lens, self.chunk)
-        left = counts[place.row] - place.window * (span * each)  # embeddings of the clip from the window's first on
-        seen = (torch.arange(span * each, device=device) < left[:, None]).view(windows, 1, 1, -1)
-        seen = seen | ~seen.any(-1, keepdim=True)  # a window of padding alone sees itself; nobody reads it
+        # All chunks of a clip but its last are full, so that its embeddings stand one behind the other; the rest of the last is padding.
+        each = hidden.shape[1]
+        clips = Packing([token_count(n, self.chunk) for n in frames], device)
+        first = chunks.bounds[clips.row] * each
+        hidden = hidden.flatten(0, 1).index_select(0, first + clips.place)
+        span = max(clips.lens) if self.full_attention else self.window * each
+        windows = Packing([min(span, n - begin) for n in clips.lens for begin in range(0, n, span)], device)
         for layer in tower.layers:
-            hidden = _layer(layer, hidden, seen)
+            hidden = _layer(layer, hidden, windows)
         found = self.whole.model.multi_modal_projector(tower.ln_post(hidden))
-        most = -(-chunks // span)
-        embeddings = found.new_zeros(rows * most, *found.shape[1:]).index_copy(0, place.row * most + place.window, found)
-        return embeddings.view(rows, most * span * each, -1)[:, : token_count(longest, self.chunk)], counts
+        return clips.unpack(found, token_count(longest, self.chunk)), token_count(lens, self.chunk)
 
     def encode_prompt(self, input_ids: Tensor, *, audio_embeds: Audio | None = None) -> Tensor:
         """See ``SpeechModel.encode_prompt``."""
@@ -168,32 +164,6 @@ class Qwen3AsrModel(nn.Module):
         return self.whole.save_pretrained(folder)
 
 
-class _Windows:
-    """Where chunks and windows of a batch's clips lie, each an index tensor on the device; clips of nothing have one window.
-
-    Args:
-        frames: of each clip.
-        chunk: frames of a chunk.
-        span: chunks of a window.
-    """
-
-    def __init__(self, frames: Sequence[int], *, chunk: int, span: int, device: torch.device) -> None:
-        chunks = np.array([max(1, -(-n // chunk)) for n in frames])
-        windows = -(-chunks // span)
-        row_of_chunk, own = _counted_off(chunks)
-        row, window = _counted_off(windows)
-        slot = (np.cumsum(windows) - windows)[row_of_chunk] * span + own
-        self.row_of_chunk, self.chunk, self.slot_of_chunk, self.row, self.window = (
-            torch.from_numpy(index).to(device, non_blocking=True) for index in (row_of_chunk, own, slot, row, window)
-        )
-
-
-def _counted_off(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(row, place in the row) of each of ``counts`` things of every row, rows ascending."""
-    row = np.repeat(np.arange(len(counts)), counts)
-    return row, np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
-
-
 def _convolved(tower: Any, chunks: Tensor) -> Tensor:
     """[n, mel bins, frames] → [n, embeddings of a chunk, encoder width], positions added."""
     hidden = chunks[:, None]
@@ -205,14 +175,13 @@ def _convolved(tower: Any, chunks: Tensor) -> Tensor:
     return placed
 
 
-def _layer(layer: Any, hidden: Tensor, seen: Tensor) -> Tensor:
-    """One encoder layer over windows [W, positions, width]; ``seen`` [W, 1, 1, positions] says which are attended to."""
+def _layer(layer: Any, hidden: Tensor, windows: Packing) -> Tensor:
+    """One encoder layer over positions [P, width] of all windows."""
     attention, normed = layer.self_attn, layer.self_attn_layer_norm(hidden)
     query, key, value = (
-        projection(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+        projection(normed).unflatten(-1, (attention.num_heads, -1)) for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
     )
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=attention.scaling)
-    hidden = hidden + attention.out_proj(attended.transpose(1, 2).flatten(2))
+    attended = windows.attend(query, key, value, scale=attention.scaling)
+    hidden = hidden + attention.out_proj(attended.flatten(1))
     added: Tensor = hidden + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(hidden))))
     return added

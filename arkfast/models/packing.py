@@ -1,0 +1,79 @@
+"""Sequences of different lengths laid end to end, so that no product and no attention runs over padding.
+
+A sequence then cannot depend on how long those beside it are. Lengths are known to the host: nothing here waits for the device. Shape
+letters: B sequences, S positions of the longest, P positions of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of one sequence: queries, keys and values [1, heads, S, head size] → the same shape."""
+
+
+class Packing:
+    """Where the sequences of a batch lie.
+
+    Args:
+        lens: positions of each sequence, at least one.
+        device: where the tensors are.
+
+    Attributes:
+        row, place: [P] int64 the sequence of each position and its place there.
+        bounds: [B + 1] int32 where sequences begin, and the end of the last.
+    """
+
+    def __init__(self, lens: Sequence[int], device: torch.device) -> None:
+        self.lens = tuple(lens)
+        row, place = counted_off(np.asarray(self.lens))
+        bounds = np.concatenate([[0], np.cumsum(self.lens)]).astype(np.int32)
+        self.row, self.place, self.bounds = (torch.from_numpy(index).to(device, non_blocking=True) for index in (row, place, bounds))
+
+    def pack(self, padded: Tensor) -> Tensor:
+        """[B, S, …] → [P, …]."""
+        return padded.flatten(0, 1).index_select(0, self.row * padded.shape[1] + self.place)
+
+    def unpack(self, packed: Tensor, width: int) -> Tensor:
+        """[P, …] → [B, width, …], zeros past each sequence's end."""
+        padded = packed.new_zeros(len(self.lens) * width, *packed.shape[1:])
+        return padded.index_copy(0, self.row * width + self.place, packed).unflatten(0, (len(self.lens), width))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, own: Attend | None = None) -> Tensor:
+        """Bidirectional attention within each sequence.
+
+        On a GPU in half precision it is one call for all of them; elsewhere, each sequence is a call of its own.
+
+        Args:
+            q, k, v: [P, heads, head size].
+            scale: of the scores; None: head size to the power of −1/2.
+            own: attention of one sequence in place of PyTorch's; it is then called for each.
+
+        Returns:
+            [P, heads, head size].
+        """
+        if own is None and on_gpu(q) and q.dtype in (torch.bfloat16, torch.float16):
+            longest = max(self.lens)
+            found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale)
+            assert isinstance(found, Tensor)  # a pair only where more is asked for
+            return found
+        attend = own or (lambda *qkv: F.scaled_dot_product_attention(*qkv, scale=scale))
+        parts = zip(*(x.transpose(0, 1)[None].split(self.lens, dim=2) for x in (q, k, v)), strict=True)
+        return torch.cat([attend(*part) for part in parts], dim=2)[0].transpose(0, 1)
+
+
+def on_gpu(tensor: Tensor) -> bool:
+    """Whether a tensor is where attention over sequences of different lengths is one call."""
+    return tensor.is_cuda
+
+
+def counted_off(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(row, place in the row) int64 of each of ``counts`` things of every row, rows ascending."""
+    row = np.repeat(np.arange(len(counts)), counts)
+    return row, np.arange(len(row)) - (np.cumsum(counts) - counts)[row]
