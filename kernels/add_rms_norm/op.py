@@ -6,7 +6,7 @@ import torch
 
 from arkfast.kernels.add_rms_norm import reference
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_floating, check_no_gradient, check_same_dtype, check_shapes
+from arkfast.kernels.common.checks import check_floating, check_no_gradient, check_positive, check_same_dtype, check_shapes
 from arkfast.kernels.common.launch import Config, Rule, on_device_of, pick
 from arkfast.kernels.common.strides import block_of, unit_rows
 
@@ -78,8 +78,7 @@ def add_rms_norm(
     check_floating(op, x=x)
     check_same_dtype(op, x=x, residual=residual, weight=weight)
     check_no_gradient(op, x=x, residual=residual, weight=weight)
-    if not 0.0 < eps < float("inf"):
-        raise ValueError(f"{op}: eps must be a finite number above 0, got {eps!r}")
+    check_positive(op, "eps", eps)
     if sizes["H"] == 0:
         raise ValueError(f"{op}: x must have at least one feature, got shape {list(x.shape)}")
     if resolve_backend(backend, op, x, unfit=_unfit(x)) == "torch":

@@ -5,9 +5,13 @@ Knows how to word an error; knows no op. Everything here looks at metadata alone
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
+from torch.autograd.forward_ad import unpack_dual
 
 
 def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[str, int]:
@@ -29,8 +33,7 @@ def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[
     for name, (tensor, letters) in arguments.items():
         if tensor is None:
             continue
-        if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{letters}], got {type(tensor).__name__}")
+        check_tensor(op, name, tensor, letters)
         axes = letters.split()
         expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes and not axis.isdigit() else axis for axis in axes)
         sizes.update((axis, int(axis)) for axis in axes if axis.isdigit())
@@ -41,6 +44,36 @@ def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[
         elif tensor.device != first[1].device:
             raise ValueError(f"{op}: {name} must be on {first[1].device} as {first[0]} is, got {tensor.device}; move one of them")
     return sizes
+
+
+def check_tensor(op: str, name: str, value: object, shape: str) -> None:
+    """Raises ValueError unless ``value`` is a tensor that ops can read, without a tangent; its shape is not looked at.
+
+    Args:
+        op: the public function's name.
+        name: the argument's.
+        value: what came.
+        shape: what the message calls its shape.
+    """
+    if isinstance(value, torch.nn.Module):
+        advice = "give its .weight"
+        if getattr(value, "bias", None) is not None:
+            advice = (
+                "and it has a bias, which no op adds: give torch.cat([weight, bias[:, None]], 1) and hidden states with a last feature of 1"
+            )
+        raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{shape}], got the module {type(value).__name__}; {advice}")
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{shape}], got {type(value).__name__}")
+    distributed = sys.modules.get("torch.distributed.tensor")  # which takes a second to import, and without which there are none
+    if distributed is not None and isinstance(value, distributed.DTensor):
+        raise ValueError(
+            f"{op}: {name} is a DTensor, of which a process holds a part; call the op where it is whole, which is inside the forward of "
+            "the module that FSDP2 shards, or give it as .full_tensor()"
+        )
+    if value.layout is not torch.strided:
+        raise ValueError(f"{op}: {name} must be a dense tensor, got the layout {value.layout}; give it as .to_dense()")
+    if not torch.compiler.is_compiling() and unpack_dual(value).tangent is not None:
+        raise ValueError(f"{op}: {name} carries a tangent of forward-mode differentiation, which the op would lose; use backward-mode")
 
 
 def check_floating(op: str, **tensors: torch.Tensor | None) -> None:
@@ -78,7 +111,7 @@ def check_ids(op: str, **tensors: torch.Tensor | None) -> None:
 
 def check_choice(op: str, name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError unless ``value`` is one of ``choices``."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{op}: {name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
@@ -90,5 +123,29 @@ def check_count(op: str, name: str, value: int) -> None:
 
 def check_temperature(op: str, tau: float) -> None:
     """Raises ValueError unless 0 < tau < ∞."""
-    if not 0.0 < tau < float("inf"):
+    if not is_number(tau) or not 0.0 < tau < math.inf:
         raise ValueError(f"{op}: tau must be a finite temperature above 0, got {tau!r}")
+
+
+def check_positive(op: str, name: str, value: float) -> None:
+    """Raises ValueError unless 0 < ``value`` < ∞."""
+    if not is_number(value) or not 0.0 < value < math.inf:
+        raise ValueError(f"{op}: {name} must be a finite number above 0, got {value!r}")
+
+
+def check_beta(op: str, divergence: str, beta: float) -> None:
+    """Raises ValueError unless ``beta`` is a number, and between 0 and 1 where the divergence uses it."""
+    if not is_number(beta) or (divergence == "jsd" and not 0.0 < beta < 1.0):
+        raise ValueError(f"{op}: beta must lie between 0 and 1 for divergence='jsd', got {beta!r}; its ends are forward_kl and reverse_kl")
+
+
+def check_flag(op: str, **flags: bool) -> None:
+    """Raises ValueError for a flag that is neither True nor False: any text, "no" too, would count as True."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"{op}: {name} must be True or False, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a number that the host knows: no text, no bool, and no tensor, at which the host would wait for the device."""
+    return isinstance(value, (Real, torch.SymFloat, torch.SymInt)) and not isinstance(value, bool)

@@ -7,7 +7,15 @@ import math
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_no_gradient, check_same_dtype, check_shapes
+from arkfast.kernels.common.checks import (
+    check_count,
+    check_floating,
+    check_ids,
+    check_no_gradient,
+    check_positive,
+    check_same_dtype,
+    check_shapes,
+)
 from arkfast.kernels.common.launch import Config, Rule, on_device_of, pick
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.decode_attention import reference
@@ -131,8 +139,7 @@ def decode_attention(
     if limit > sizes["L"]:
         raise ValueError(f"{op}: limit must be at most the caches' L={sizes['L']} positions, got {limit}")
     scale = sizes["D"] ** -0.5 if scale is None else scale
-    if not 0.0 < scale < float("inf"):
-        raise ValueError(f"{op}: scale must be a finite number above 0, got {scale!r}")
+    check_positive(op, "scale", scale)
     if resolve_backend(backend, op, q, unfit=_unfit(q, keys, values)) == "torch":
         return reference.attention(q, keys, values, lens, limit, scale)
     with on_device_of(q):

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
+from arkfast.kernels.common.checks import check_flag, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
+from arkfast.kernels.common.recording import first_order
 from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.embed_merge import reference
 from arkfast.kernels.sparse_grad import sparse_weight_grad
@@ -68,7 +68,7 @@ class _Merge(torch.autograd.Function):
         return out, mismatch
 
     @staticmethod
-    @once_differentiable
+    @first_order("audio_embed_merge")
     def backward(ctx: Any, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         ids, place = ctx.saved_tensors
         grad = grad.contiguous()
@@ -144,6 +144,9 @@ def audio_embed_merge(
         ValueError: on wrong shapes or dtypes; with ``validate``, naming the first row whose placeholders do not match its audio.
     """
     op = "audio_embed_merge"
+    check_flag(op, validate=validate)
+    if not isinstance(audio_id, int) or isinstance(audio_id, bool):
+        raise ValueError(f"{op}: audio_id must be a whole number, got {audio_id!r}")
     check_shapes(
         op,
         input_ids=(input_ids, "B P"),

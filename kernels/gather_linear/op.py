@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.precision import wide_dtype, without_autocast
+from arkfast.kernels.common.recording import first_order
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.gather_linear import reference
 from arkfast.kernels.sparse_grad import sparse_weight_grad
@@ -36,7 +36,7 @@ class _GatherLinear(torch.autograd.Function):
             return reference.scores(hidden, weight, ids)
 
     @staticmethod
-    @once_differentiable
+    @first_order("gather_linear")
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
         hidden, weight, ids = ctx.saved_tensors
         d_hidden = d_weight = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from arkfast.kernels.common.backend import Backend
-from arkfast.kernels.common.checks import check_shapes
+from arkfast.kernels.common.checks import check_flag, check_ids, check_shapes
 from arkfast.kernels.log_softmax.linear import linear_stats
 
 
@@ -45,7 +45,9 @@ def linear_logprob(
         ValueError: on wrong shapes, dtypes, tau or backend.
     """
     op = "linear_logprob"
+    check_flag(op, entropy=entropy)
     check_shapes(op, hidden=(hidden, "T H"), target=(target, "T"))
+    check_ids(op, target=target)
     stats = linear_stats(
         op,
         hidden,

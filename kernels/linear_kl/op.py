@@ -10,16 +10,23 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.checks import (
+    check_beta,
+    check_choice,
+    check_count,
+    check_floating,
+    check_ids,
+    check_shapes,
+    check_temperature,
+)
 from arkfast.kernels.common.chunks import rows_within
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
 from arkfast.kernels.common.ranges import checked_ranges, left_out
-from arkfast.kernels.common.recording import recorded
+from arkfast.kernels.common.recording import first_order, recorded
 from arkfast.kernels.linear_kl import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
 
@@ -168,7 +175,7 @@ class _LinearKL(torch.autograd.Function):
         return rows if settings.reduction == "none" else rows.sum()
 
     @staticmethod
-    @once_differentiable
+    @first_order("linear_kl")
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.settings.reduction == "none":
             *tensors, dead, ranges, factor = ctx.saved_tensors
@@ -227,8 +234,7 @@ def linear_kl(
     check_temperature(op, tau)
     check_choice(op, "divergence", divergence, DIVERGENCES)
     check_choice(op, "reduction", reduction, REDUCTIONS)
-    if divergence == "jsd" and not 0.0 < beta < 1.0:
-        raise ValueError(f"{op}: beta must lie between 0 and 1 for divergence='jsd', got {beta!r}; its ends are forward_kl and reverse_kl")
+    check_beta(op, divergence, beta)
     sizes = check_shapes(
         op,
         hidden_s=(hidden_s, "T Hs"),

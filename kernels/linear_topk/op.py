@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.checks import check_choice, check_count, check_flag, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans
 from arkfast.kernels.common.launch import on_device_of
 from arkfast.kernels.common.precision import without_autocast
@@ -77,6 +77,7 @@ def linear_topk_lse(
     op = "linear_topk_lse"
     check_choice(op, "backend", backend, ("auto", "triton", "torch"))
     check_count(op, "k", k)
+    check_flag(op, need_lse=need_lse)
     check_count(op, "workspace_mb", workspace_mb)
     check_choice(op, "rescore", rescore, ("fp32", "none"))
     sizes = check_shapes(

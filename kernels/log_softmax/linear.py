@@ -9,14 +9,14 @@ from __future__ import annotations
 from typing import Any, Literal, overload
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.checks import check_count, check_flag, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.common.chunks import rows_within
 from arkfast.kernels.common.linear_chunks import ChunkedLinear
 from arkfast.kernels.common.precision import without_autocast
 from arkfast.kernels.common.ranges import checked_ranges
+from arkfast.kernels.common.recording import first_order
 from arkfast.kernels.log_softmax.op import RowStats, row_grad, row_stats, unfit
 from arkfast.kernels.row_topk.reference import blocked_columns
 
@@ -60,7 +60,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         return tuple(stats)
 
     @staticmethod
-    @once_differentiable
+    @first_order("linear_log_softmax")
     def backward(
         ctx: Any, d_logp: torch.Tensor | None, d_lse: torch.Tensor | None, d_entropy: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
@@ -185,8 +185,10 @@ def linear_log_softmax(
     Raises:
         ValueError: on wrong shapes, dtypes, tau or backend.
     """
+    op = "linear_log_softmax"
+    check_flag(op, return_lse=return_lse)
     stats = linear_stats(
-        "linear_log_softmax",
+        op,
         hidden,
         weight,
         ids,

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.checks import check_flag, check_floating, check_ids, check_shapes, check_temperature
 from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
 from arkfast.kernels.common.ranges import checked_ranges, left_out
+from arkfast.kernels.common.recording import first_order
 from arkfast.kernels.common.strides import block_of
 from arkfast.kernels.log_softmax import reference
 from arkfast.kernels.row_topk.reference import blocked_columns
@@ -193,7 +193,7 @@ class _RowLogSoftmax(torch.autograd.Function):
         return tuple(stats)
 
     @staticmethod
-    @once_differentiable
+    @first_order("row_log_softmax")
     def backward(
         ctx: Any, d_logp: torch.Tensor | None, d_lse: torch.Tensor | None, d_entropy: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
@@ -258,6 +258,7 @@ def row_log_softmax(
         ValueError: on wrong shapes, dtypes, tau or backend.
     """
     op = "row_log_softmax"
+    check_flag(op, return_lse=return_lse)
     check_temperature(op, tau)
     sizes = check_shapes(op, logits=(logits, "T V"), ids=(ids, "T U"), blocked=(blocked, "b"), ranges=(ranges, "T R 2"))
     check_floating(op, logits=logits)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_floating, check_ids, check_no_gradient, check_same_dtype, check_shapes
+from arkfast.kernels.common.checks import check_floating, check_ids, check_no_gradient, check_positive, check_same_dtype, check_shapes
 from arkfast.kernels.common.launch import Config, on_device_of
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.rope_cache import reference
@@ -145,8 +145,7 @@ def rope_cache(
     if q_norm is not None or k_norm is not None or eps is not None:
         if q_norm is None or k_norm is None or eps is None:
             raise ValueError(f"{op}: q_norm, k_norm and eps come together; give all three, or none for heads that are not normalised")
-        if not 0.0 < eps < float("inf"):
-            raise ValueError(f"{op}: eps must be a finite number above 0, got {eps!r}")
+        check_positive(op, "eps", eps)
         norms = (q_norm, k_norm, eps)
     if resolve_backend(backend, op, q, unfit=_unfit(keys, values)) == "torch":
         return reference.rotate_and_write(q, k, v, cos, sin, keys, values, positions, norms)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes
+from arkfast.kernels.common.checks import check_choice, check_count, check_flag, check_floating, check_ids, check_shapes
 from arkfast.kernels.common.chunks import rows_within, spans
 from arkfast.kernels.common.launch import on_device_of
 from arkfast.kernels.common.ranges import checked_ranges, left_out
@@ -125,6 +125,7 @@ def topk_lse(
     op = "topk_lse"
     check_choice(op, "backend", backend, ("auto", "triton", "torch"))
     check_count(op, "k", k)
+    check_flag(op, need_lse=need_lse)
     sizes = check_shapes(op, logits=(logits, "T V"), blocked=(blocked, "b"), ranges=(ranges, "T R 2"), gather_ids=(gather_ids, "T g"))
     check_floating(op, logits=logits)
     check_ids(op, blocked=blocked, gather_ids=gather_ids)

@@ -90,6 +90,8 @@ def sparse_weight_grad(
             f"{op}: out must be float32 or float64 with num_rows={num_rows} rows, got {out.dtype} {list(out.shape)}; sums in a narrower "
             "dtype would lose small contributions"
         )
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"{op}: dtype must be a torch.dtype, got {dtype!r}")
     if out is not None and dtype not in (None, out.dtype):
         raise ValueError(f"{op}: dtype={dtype} is for a new result; out has {out.dtype}")
     wide = wide_dtype(*(x for x in (grad, hidden, extra_rows, out) if x is not None))

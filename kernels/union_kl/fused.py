@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
+from arkfast.kernels.common.recording import first_order
 from arkfast.kernels.sparse_grad import sparse_weight_grad
 from arkfast.kernels.union_kl.launcher import launch_sparse
 
@@ -57,7 +57,7 @@ class SparseUnionKL(torch.autograd.Function):
         return out.rows, out.support
 
     @staticmethod
-    @once_differentiable
+    @first_order("opd_union_kl")
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, grad, ids, hidden, support = ctx.saved_tensors
         # Filled: the upstream gradient of a row that does not count may be NaN, as may the gradients of a row that it leaves out with 0,

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_temperature
+from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_temperature, check_tensor
 from arkfast.kernels.common.launch import device_refusal
+from arkfast.kernels.common.ranges import MOST_RANGES
+from arkfast.kernels.common.recording import refuse_second_gradient
 from arkfast.kernels.row_topk import topk_lse
 from arkfast.kernels.union_kl import reference
 from arkfast.kernels.union_kl.launcher import MOST_UNION, launch_rows, launch_scatter, launch_union, unfit_slots
@@ -113,6 +115,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) 
 
 
 def _backward(ctx: Any, grad_rows: torch.Tensor, *_: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    refuse_second_gradient("union_topk_kl")
     ids, grad = ctx.saved_tensors
     return torch.ops.arkfast.union_topk_kl_backward(grad, grad_rows, ids, ctx.width, ctx.dtype, ctx.backend), *(None,) * 6
 
@@ -164,9 +167,9 @@ def union_topk_kl(
     check_temperature(op, tau)
     check_choice(op, "reduction", reduction, REDUCTIONS)
     for name, logits in (("student_logits", student_logits), ("teacher_logits", teacher_logits)):
-        if not isinstance(logits, torch.Tensor) or logits.dim() == 0 or logits.shape[-1] == 0:
-            got = list(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-            raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [..., V] with at least one id, got {got}")
+        check_tensor(op, name, logits, "..., V")
+        if logits.dim() == 0 or logits.shape[-1] == 0:
+            raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [..., V] with at least one id, got {list(logits.shape)}")
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(
             f"{op}: teacher_logits must have the shape of student_logits, {list(student_logits.shape)}, got {list(teacher_logits.shape)}; "
@@ -174,11 +177,22 @@ def union_topk_kl(
         )
     lead, width = student_logits.shape[:-1], student_logits.shape[-1]
     check_floating(op, student_logits=student_logits, teacher_logits=teacher_logits)
+    for name, other in (("teacher_logits", teacher_logits), ("blocked", blocked), ("ranges", ranges)):
+        if other is not None:
+            check_tensor(op, name, other, {"blocked": "b", "ranges": "..., R, 2"}.get(name, "..., V"))
+            here = student_logits.device
+            if other.device != here:
+                raise ValueError(f"{op}: {name} must be on {here} as student_logits is, got {other.device}; move one of them")
+    check_ids(op, blocked=blocked, ranges=ranges)
+    if blocked is not None and blocked.dim() != 1:
+        raise ValueError(f"{op}: blocked must have shape [b], got {list(blocked.shape)}")
     if ranges is not None:
         # Counted by hand, as everything here: under torch.compile the number of positions may be symbolic.
-        if not isinstance(ranges, torch.Tensor) or ranges.dim() != len(lead) + 2 or ranges.shape[:-2] != lead or ranges.shape[-1] != 2:
-            got = list(ranges.shape) if isinstance(ranges, torch.Tensor) else type(ranges).__name__
+        if ranges.dim() != len(lead) + 2 or ranges.shape[:-2] != lead or ranges.shape[-1] != 2:
+            got = list(ranges.shape)
             raise ValueError(f"{op}: ranges must be a torch.Tensor of shape [..., R, 2] with the logits' leading axes, got {got}")
+        if not 1 <= ranges.shape[-2] <= MOST_RANGES:
+            raise ValueError(f"{op}: ranges must have 1 to {MOST_RANGES} ranges a position, got {ranges.shape[-2]}")
         ranges = ranges.reshape(math.prod(lead), ranges.shape[-2], 2)
     student = student_logits.reshape(math.prod(lead), width)
     teacher = teacher_logits.detach().reshape(math.prod(lead), width)

@@ -9,12 +9,20 @@ from __future__ import annotations
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
-from arkfast.kernels.common.checks import check_choice, check_count, check_floating, check_ids, check_shapes, check_temperature
+from arkfast.kernels.common.checks import (
+    check_beta,
+    check_choice,
+    check_count,
+    check_flag,
+    check_floating,
+    check_ids,
+    check_shapes,
+    check_temperature,
+)
 from arkfast.kernels.common.ids import narrowed
-from arkfast.kernels.common.recording import recorded
+from arkfast.kernels.common.recording import first_order, recorded
 from arkfast.kernels.union_kl import reference
 from arkfast.kernels.union_kl.launcher import DIVERGENCES, MOST_SLOTS, MOST_UNION, launch_rows, launch_union, unfit_slots
 
@@ -76,7 +84,7 @@ class _DivergenceRows(torch.autograd.Function):
         return rows, support
 
     @staticmethod
-    @once_differentiable
+    @first_order("union_kl")
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
         # Filled: the gradient of a row that is left out may be NaN.
@@ -110,8 +118,7 @@ def check_loss(op: str, tau: float, divergence: str, beta: float, min_support: i
     check_temperature(op, tau)
     check_choice(op, "divergence", divergence, DIVERGENCES)
     check_count(op, "min_support", min_support)
-    if divergence == "jsd" and not 0.0 < beta < 1.0:
-        raise ValueError(f"{op}: beta must lie between 0 and 1 for divergence='jsd', got {beta!r}; its ends are forward_kl and reverse_kl")
+    check_beta(op, divergence, beta)
 
 
 @torch.no_grad()
@@ -169,6 +176,7 @@ def union_kl(
         ValueError: on wrong shapes, dtypes or settings.
     """
     op = "union_kl"
+    check_flag(op, tail=tail)
     check_loss(op, tau, divergence, beta, min_support)
     sizes = check_shapes(
         op,

@@ -313,7 +313,7 @@ BAD = [
     (lambda t: linear_kl(t[0], t[1][:0], t[2], t[3][:0]), "linear_kl: weight_s must have at least one row"),
     (lambda t: linear_kl(*t, backend="cuda"), "linear_kl: backend must be one of 'auto', 'triton', 'torch', got 'cuda'"),
     (lambda t: linear_logprob(t[0], t[1], torch.zeros(3).long()), r"linear_logprob: target must have shape \[T=7\], got \[3\]"),
-    (lambda t: linear_logprob(t[0], t[1], torch.zeros(7)), "linear_logprob: ids must hold ids as int32 or int64, got torch.float32"),
+    (lambda t: linear_logprob(t[0], t[1], torch.zeros(7)), "linear_logprob: target must hold ids as int32 or int64, got torch.float32"),
 ]
 
 

@@ -12,7 +12,7 @@ from arkfast.distill.teachers.base import Prepare
 from arkfast.engine import Engine
 from arkfast.engine.prefill import Prefilled, prefill
 from arkfast.kernels import linear_topk_lse
-from arkfast.models.family import Audio, Cost, SpeechModel
+from arkfast.models.family import Audio, Cost, SpeechModel, check_head
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
 
 
@@ -27,6 +27,7 @@ class DirectTeacher:
 
     Raises:
         ValueError: an attention that cannot score answers after prompts.
+        InputError: a head with a bias.
     """
 
     prepare: Prepare | None = None
@@ -38,6 +39,7 @@ class DirectTeacher:
                 f"{type(self).__name__}: the model's attention is {attention!r}, which takes no mask of each row's own; "
                 f"load it with attn_implementation={' or '.join(map(repr, ATTENTIONS))}"
             )
+        check_head(model, where=type(self).__name__)
         model.eval()
         model.requires_grad_(False)
         self.model, self.top_k, self.cost = model, top_k, cost
