@@ -77,11 +77,14 @@ class DataOrder:
         end = ends[np.searchsorted(ends, offset, side="right")]
         return [int(i) for i in order[offset:end]]
 
-    def batch_count(self, epochs: int) -> int:
-        """Batches that pass over the first ``epochs`` epochs."""
+    def batch_count(self, epochs: int, *, cursor: int = 0) -> int:
+        """Batches that pass over what is left of the first ``epochs`` epochs at ``cursor``."""
+        n = len(self._seconds)
         if self._budget is None:
-            return -(-len(self._seconds) * epochs // self._batch_size)
-        return sum(len(self._plan(epoch)[1]) for epoch in range(epochs))
+            return max(0, -(-(n * epochs - cursor) // self._batch_size))
+        first, offset = divmod(cursor, n)
+        done = int(np.searchsorted(self._plan(first)[1], offset, side="right")) if first < epochs else 0
+        return sum(len(self._plan(epoch)[1]) for epoch in range(first, epochs)) - done
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """An epoch's row numbers in order, and where its batches end (empty without a budget)."""

@@ -20,15 +20,14 @@ def main(argv: Sequence[str]) -> int:
     from arkfast.models.bars import without_loading_bars
     from arkfast.prove.report import table, write
     from arkfast.prove.run import prove
-    from arkfast.train.stop import EXIT_CODE
-    from arkfast.train.trainer import Interrupted
+    from arkfast.train.stop import Interrupted
 
     without_loading_bars()
     try:
         report = prove(config)
     except Interrupted as reason:
         print(f"arkfast prove: {reason}", file=sys.stderr)
-        return EXIT_CODE
+        return reason.exit_code
     write(report, config.output_dir)
     print(table(report))
     print(f"report: {config.output_dir / 'report.html'}")

@@ -37,8 +37,8 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
 
     from arkfast.data.pool import WorkersBroken
     from arkfast.models.bars import without_loading_bars
-    from arkfast.train.stop import EXIT_CODE
-    from arkfast.train.trainer import Interrupted, Trainer, TrainingStopped
+    from arkfast.train.stop import Interrupted
+    from arkfast.train.trainer import Trainer, TrainingStopped
 
     without_loading_bars()
     try:
@@ -57,7 +57,7 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
         text = " ".join(str(error).split())
     except Interrupted as reason:
         print(f"{prog}: {reason}", file=sys.stderr)
-        return EXIT_CODE
+        return reason.exit_code
     else:
         return 0
     print(f"{prog}: error: {text}", file=sys.stderr)

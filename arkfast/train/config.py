@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from arkfast.console import ConsoleOptions
+from arkfast.records import OnTruncated
 
 Attention = Literal["sdpa", "eager"]
 CHANGEABLE = ("rows", "student_model", "teacher_model")
@@ -158,6 +159,9 @@ class TrainConfig(ConsoleOptions):
     average of all by default."""
     audio_track: int | None = None
     """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
+    on_truncated: OnTruncated = "warn"
+    """What becomes of an Ogg file that ends on a page's boundary without the mark of its end, as some encoders leave it and as a broken
+    download may: warn reads it and says so, fail refuses it. Every other truncated recording is refused."""
     max_audio_seconds: float = 30.0
     """Longer audio is an error, never cut."""
     eval_freq: int = 0

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
-from typing import Any
 
 import torch
 
@@ -15,7 +13,8 @@ from arkfast.data import Batches, FeatureItem, FeaturePipeline
 from arkfast.data.tasks import Task
 from arkfast.engine import Engine
 from arkfast.models.family import SpeechModel
-from arkfast.records import AllowedTokens, Batch, Interface, Utterance
+from arkfast.records import AllowedTokens, Batch, Interface, JsonObject, Utterance
+from arkfast.train.checkpoints.identity import contents_of_rows, digest_of
 from arkfast.train.config import TrainConfig
 from arkfast.train.feed import batch_of
 from arkfast.train.parallel import Parallel
@@ -57,6 +56,8 @@ class DevSet:
         )
         # Training rows have a cache of their own: ids are unique within a manifest only.
         self._batches = Batches(self._own, pipeline, self._collate, cache_mb=config.feature_cache_mb // 2)
+        self.digest = digest_of(contents_of_rows(rows, ()))
+        """Of the rows: rates are compared where it is the same."""
         self._shown = {rows[i * len(rows) // SAMPLES].id for i in range(SAMPLES)}
 
     def _collate(self, items: Sequence[FeatureItem]) -> Batch:
@@ -75,8 +76,16 @@ class DevSet:
                 yield batch
 
     @torch.no_grad()
-    def measure(self, model: SpeechModel, allowed: AllowedTokens) -> dict[str, Any]:
+    def measure(self, model: SpeechModel, allowed: AllowedTokens, *, stop: Callable[[], object] = bool) -> JsonObject | None:
         """The error rate of greedy answers in percent over all rows, with how many were cut at the length limit. Every rank calls it.
+
+        Args:
+            model: what is measured.
+            allowed: the ids of its answers.
+            stop: looked at between batches; once it is true on any rank, nothing is measured.
+
+        Returns:
+            The record; its rate is None where no reference has a word. None where it was stopped.
 
         Raises:
             InputError, WorkersBroken: as ``batches``.
@@ -89,10 +98,14 @@ class DevSet:
         cut = 0
         with closing(self.batches()) as batches:
             for batch in batches:
+                if stop():
+                    break
                 rollout = engine.rollout(batch.to(device), max_new_tokens=self._config.asr_opd_max_new_tokens)
                 cut += int((~rollout.stopped).sum())
                 rows = rollout.tokens.tolist()
                 texts += [self._task.answer(row[:n], self._interface) for row, n in zip(rows, rollout.lens.tolist(), strict=True)]
+        if any(self._parallel.gather(bool(stop()))):
+            return None
         rate, cut = self._rate(texts, cut)
         shown = [
             {"id": row.id, "language": row.language, "text": row.text, "pred_text": text}
@@ -102,14 +115,18 @@ class DevSet:
         return {
             f"eval_{self._task.rate}": rate,
             "eval_utterances": len(self._rows),
+            "eval_set": self.digest,
             "eval_cut": cut,
             "eval_seconds": round(time.perf_counter() - started, 2),
             "samples": [sample for of_rank in self._parallel.gather(shown) for sample in of_rank],
         }
 
     @torch.no_grad()
-    def rate_of(self, answers: Callable[[Batch], list[list[int]]]) -> float:
+    def rate_of(self, answers: Callable[[Batch], list[list[int]]]) -> float | None:
         """The error rate in percent of other answers, which ``answers`` gives as ids for a batch on the device. Every rank calls it.
+
+        Returns:
+            None where no reference has a word.
 
         Raises:
             InputError, WorkersBroken: as ``batches``.
@@ -120,8 +137,8 @@ class DevSet:
                 texts += [self._task.answer(ids, self._interface) for ids in answers(batch.to(self._parallel.device))]
         return self._rate(texts, 0)[0]
 
-    def _rate(self, texts: Sequence[str], cut: int) -> tuple[float, int]:
-        """(error rate in percent, answers that were cut) over all ranks, of this one's texts."""
+    def _rate(self, texts: Sequence[str], cut: int) -> tuple[float | None, int]:
+        """(error rate in percent, None where no reference has a word; answers that were cut) over all ranks, of this one's texts."""
         own = [*self._task.errors(self._own, texts), cut]
         errors, words, cut = self._parallel.total(torch.tensor(own, dtype=torch.int64, device=self._parallel.device)).tolist()
-        return 100.0 * (errors / words) if words else math.nan, cut
+        return 100.0 * (errors / words) if words else None, cut

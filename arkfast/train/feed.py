@@ -5,22 +5,23 @@ Of the models only their features, their prompt and what the teacher prepares re
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from arkfast import audio
 from arkfast.audio import LogMel
-from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Loader, collate, planned_seconds, read_manifest
+from arkfast.audio.channels import parse_channel
+from arkfast.data import BadAudioPolicy, DataOrder, FeatureItem, FeaturePipeline, Fields, Loader, collate, planned_seconds, read_manifest
 from arkfast.data.bad_audio import BadAudioLimit
+from arkfast.data.collate import read_clip
 from arkfast.data.dealer import Dealer, Window
-from arkfast.data.shards import open_audio
-from arkfast.data.tasks import find_task
+from arkfast.data.tasks import Task, find_task
 from arkfast.distill.teachers import Prepare
-from arkfast.records import Batch, InputError, Prompt, Utterance
+from arkfast.records import Batch, InputError, Interface, Prompt, Utterance
+from arkfast.train.checkpoints.identity import contents_of_rows
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
 
@@ -35,8 +36,6 @@ class Rows:
     """How long each is taken to be when batches are planned."""
     dev: list[Utterance]
     """To measure WER on, shortest first; empty where there are none."""
-    digest: str
-    """Of the rows to train on, as far as the order of data depends on them."""
 
 
 def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
@@ -49,10 +48,11 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
     with parallel.agreeing():
         task = find_task(config.task)
         limit = config.train_max_samples if config.train_max_samples > 0 else None
-        train = read_manifest(config.train_data, task=config.task, limit=limit)
+        fields = Fields(channel=parse_channel(config.channel), audio_track=config.audio_track, on_truncated=config.on_truncated)
+        train = read_manifest(config.train_data, fields=fields, task=config.task, limit=limit)
         for row in train if config.stage == "sft" else ():
             task.check_target(row)
-        dev = read_manifest(config.eval_data, task=config.task) if config.eval_data else []
+        dev = read_manifest(config.eval_data, fields=fields, task=config.task) if config.eval_data else []
         for row in dev:
             task.check_reference(row)
     seconds: list[float] = []
@@ -67,12 +67,12 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
                 _refuse_overlong(train, seconds, config.max_audio_seconds)
             _refuse_overlong(dev, dev_seconds, config.max_audio_seconds)
     seconds, dev_seconds = parallel.broadcast((seconds, dev_seconds))
-    digests = [_digest(train), _digest(dev)]
+    contents = [contents_of_rows(train, seconds), contents_of_rows(dev, ())]
     with parallel.agreeing():
-        if parallel.broadcast(digests) != digests:
+        if parallel.broadcast(contents) != contents:
             raise InputError(f"--train_data {config.train_data}: other rows than rank 0 reads; give every machine the same files")
     dev = [dev[i] for i in sorted(range(len(dev)), key=dev_seconds.__getitem__)]
-    return Rows(train=train, seconds=seconds, dev=dev, digest=digests[0])
+    return Rows(train=train, seconds=seconds, dev=dev)
 
 
 def _refuse_overlong(rows: Sequence[Utterance], seconds: Sequence[float], limit: float) -> None:
@@ -83,12 +83,12 @@ def _refuse_overlong(rows: Sequence[Utterance], seconds: Sequence[float], limit:
     """
     for row, length in zip(rows, seconds, strict=True):
         if length > limit and isinstance(row.audio, str):
-            source, name = open_audio(row)
-            audio.load(source, begin=row.begin, end=row.end, max_seconds=limit, name=name)
+            read_clip(row, max_seconds=limit)
 
 
-def _digest(rows: Sequence[Utterance]) -> str:
-    return hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in rows).encode()).hexdigest()
+def micro_batches(config: TrainConfig, parallel: Parallel) -> int:
+    """Micro-batches of all processes in a step."""
+    return config.micro_batches_per_step or config.gradient_accumulation_steps * parallel.world
 
 
 def batch_of(
@@ -119,6 +119,15 @@ def batch_of(
     )
 
 
+def targets_of(config: TrainConfig, task: Task, interface: Interface) -> Callable[[Utterance], list[int]] | None:
+    """An utterance's reference as ids, where the run learns it: no ids for a row without text in a stage that can do without."""
+    if config.stage == "sft":
+        return partial(task.targets, interface=interface)
+    if config.unsupported_language == "sft":
+        return lambda utterance: task.targets(utterance, interface) if (utterance.text or "").strip() else []
+    return None
+
+
 class Feed:
     """This process's batches.
 
@@ -142,9 +151,7 @@ class Feed:
         make: Callable[[Sequence[FeatureItem]], Batch],
         on_skip: Callable[[Utterance, InputError], None],
     ) -> None:
-        self.digest = rows.digest
-        """Of the rows."""
-        self.micro_batches = config.micro_batches_per_step or config.gradient_accumulation_steps * parallel.world
+        self.micro_batches = micro_batches(config, parallel)
         """Of all processes in a step."""
         self._order = DataOrder(
             rows.seconds,
@@ -169,8 +176,17 @@ class Feed:
         self.end = None if config.max_steps else config.total_epochs * len(rows.train)
         """The cursor at which the data ends; None: never."""
         self._dealer = Dealer(self._order, batches=self.micro_batches, rank=parallel.rank, world=parallel.world, end=self.end)
-        self.total_steps = config.max_steps or -(-self._order.batch_count(config.total_epochs) // self.micro_batches)
-        """Optimizer steps of the run."""
+        self._max_steps, self._epochs = config.max_steps, config.total_epochs
+
+    def total_steps(self, step: int, cursor: int) -> int:
+        """Optimizer steps of a run that stands after ``step`` of them and ``cursor`` rows: without ``--max_steps`` as many more as what is
+        left of the data makes."""
+        return self._max_steps or step + -(-self._order.batch_count(self._epochs, cursor=cursor) // self.micro_batches)
+
+    def leads(self, before: int, after: int) -> bool:
+        """Whether the window that begins at one cursor ends at another."""
+        window = next(self._dealer.windows(before), None)
+        return window is not None and window.cursor == after
 
     def windows(self, cursor: int) -> Generator[tuple[Window, Iterator[Batch | None]], None, None]:
         """The windows from ``cursor`` on, each with this process's batches: ``rounds`` of them, None where it has nothing to do.

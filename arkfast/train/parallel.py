@@ -25,6 +25,7 @@ PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 T = TypeVar("T")
+_FAILED = "failed"
 
 
 class Agreed(Generic[T]):
@@ -57,6 +58,13 @@ def this_start(store: dist.Store, rank: int, world: int) -> str:
                 store.set(f"arkfast/name/{store.get(f'arkfast/sign/{other}').decode()}", name)
         time.sleep(0.02)
     return name
+
+
+def _is_set(store: dist.Store, key: str) -> bool:
+    try:
+        return store.check([key])
+    except RuntimeError:  # the store went with rank 0
+        return False
 
 
 class Parallel:
@@ -95,6 +103,7 @@ class Parallel:
             torch.cuda.set_device(self.device)
         self._timeout = timedelta(seconds=timeout)
         self._opened = False
+        self._store: dist.Store | None = None
         self._objects: dist.ProcessGroup | None = None
         self.checkpoint_group: dist.ProcessGroup | None = None
         """A gloo group of its own for checkpoints, so that a save in the background never meets the step's collectives; None alone."""
@@ -120,6 +129,7 @@ class Parallel:
         else:
             shared, _, _ = next(rendezvous("env://", timeout=self._timeout))
             store = dist.PrefixStore(this_start(shared, self.rank, self.world), shared)
+        self._store = store
         dist.init_process_group(self.backend, store=store, rank=self.rank, world_size=self.world, timeout=self._timeout)
         self._objects = dist.new_group(backend="gloo", timeout=self._timeout)
         self.checkpoint_group = dist.new_group(backend="gloo", timeout=self._timeout)
@@ -199,6 +209,25 @@ class Parallel:
             raise SystemExit(2)
         rank, text = found[0]
         raise InputError(text if rank == 0 else f"{text} (seen by rank {rank} of {self.world})") from error
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """A block in which rank 0 works with files that the others do not: where it ends with an input error, the others, whose next
+        collective then breaks, end as well, and leave it to rank 0 to say why.
+
+        Raises:
+            SystemExit: on the other ranks, with the exit code of wrong input.
+        """
+        try:
+            yield
+        except InputError:
+            if self._store is not None and self.is_first:
+                self._store.set(_FAILED, "")
+            raise
+        except RuntimeError as error:
+            if self._store is not None and not self.is_first and _is_set(self._store, _FAILED):
+                raise SystemExit(2) from error
+            raise
 
     def agree(self, work: Callable[[], T]) -> Agreed[T]:
         """Do ``work`` on every rank, in which no collective may run; what comes of it, once all ranks have succeeded.

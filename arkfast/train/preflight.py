@@ -248,9 +248,11 @@ class Preflight:
             assert audio is not None, "a head was trained, so something is heard"
             return head.transcribe(audio)
 
-        def measure() -> tuple[float, float | None]:
+        def measure() -> tuple[float | None, float | None]:
             with learner.student.whole():
-                own = float(sample.measure(learner.model, learner.allowed)[f"eval_{learner.task.rate}"])
+                record = sample.measure(learner.model, learner.allowed)
+                assert record is not None, "nothing stops it"
+                own: float | None = record[f"eval_{learner.task.rate}"]
                 return own, None if head is None else sample.rate_of(partial(heard, head))
 
         return learner.student.inside(measure)

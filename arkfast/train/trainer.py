@@ -15,26 +15,26 @@ from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 
 from arkfast.audio import LogMel
 from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
-from arkfast.data.tasks import Task
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.kernels import reset_usage
-from arkfast.records import Batch, InputError, Interface, Utterance
+from arkfast.records import Batch, InputError, JsonObject, Utterance
 from arkfast.train.calibration import calibrate, report
 from arkfast.train.checkpoints.export import write_model
-from arkfast.train.checkpoints.opening import open_run
+from arkfast.train.checkpoints.opening import find_run, open_run
 from arkfast.train.checkpoints.run_folder import TrainerState
+from arkfast.train.checkpoints.run_lock import RunLock
 from arkfast.train.checkpoints.saver import Saver
 from arkfast.train.checkpoints.tensors import read_state
 from arkfast.train.config import TrainConfig, profiled_steps
 from arkfast.train.evaluation import DevSet
-from arkfast.train.feed import Feed, batch_of, read_rows
+from arkfast.train.feed import Feed, batch_of, read_rows, targets_of
 from arkfast.train.gates import Watch
 from arkfast.train.logging.last_words import say_last_words
 from arkfast.train.logging.phases import Phases
@@ -46,8 +46,9 @@ from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.paths import check_paths
 from arkfast.train.preflight import Preflight, Start, refusals, summary, verdict
+from arkfast.train.recheck import jumped, loss_again
 from arkfast.train.repositories import with_folders
-from arkfast.train.stop import StopRequest
+from arkfast.train.stop import Interrupted, StopRequest
 
 Windows = Iterator[tuple[Window, Iterator[Batch | None]]]
 
@@ -57,10 +58,6 @@ AWAY = "begin again from a better student (--stage td first), lower --learning_r
 
 class TrainingStopped(RuntimeError):
     """The run cannot go on; the message says why and what to look at."""
-
-
-class Interrupted(RuntimeError):
-    """The system told the run to stop; it did, with everything saved."""
 
 
 class Trainer:
@@ -77,12 +74,18 @@ class Trainer:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.config = config
-        self.parallel = parallel = Parallel(config.device, timeout=config.distributed_timeout)
-        sharded = is_sharded(config, parallel)
-        with parallel.agreeing():
+        self.parallel = Parallel(config.device, timeout=config.distributed_timeout)
+        with self.parallel.agreeing():
             check_paths(config)
+        self._lock = RunLock(config, self.parallel)
+        with self._lock.unless_it_fails():
+            self._set_up(config, self.parallel)
+
+    def _set_up(self, config: TrainConfig, parallel: Parallel) -> None:
+        sharded = is_sharded(config, parallel)
         self._rows = read_rows(config, parallel)
         local, commits = with_folders(config, parallel)
+        found = find_run(config, parallel, self._rows, local, commits)
         loaded = parallel.agree(lambda: load_models(local, parallel, sharded=sharded))
         self._stop = StopRequest(parallel)
         self.learner = learner = Learner(loaded, parallel, self._stop.total)
@@ -92,7 +95,6 @@ class Trainer:
         self._dev = DevSet(dev, config, parallel, log_mel, learner.task, learner.interface) if dev else None
         self._prepare = None if self._teacher is None else self._teacher.prepare
         self._feed = Feed(self._rows, config, parallel, log_mel, self._prepare, self._make_batch, self._pass_over)
-        self.total_steps = self._feed.total_steps
         self._phases = Phases(parallel.device)
         self._recorder = Recorder(
             config,
@@ -102,16 +104,29 @@ class Trainer:
             teacher=None if self._teacher is None else self._teacher.cost,
             phases=self._phases,
         )
-        folder, self._state, self._notes = open_run(config, parallel, self._feed, self._load, commits)
+        folder, self._state, self._notes = open_run(found, config, parallel, self._feed, self._load)
+        self.total_steps = self._feed.total_steps(self._state.step, self._state.cursor)
+        self._saved = self._state.step or None
+        """The last step that is saved."""
+        if self._dev and self._state.best_dev not in (None, self._dev.digest):
+            self._state = replace(self._state, best_wer=None, best_step=None, best_dev=None)
+            self._notes.append("--eval_data: other rows than the lowest WER was measured on; the next evaluation's model is the best")
         self._saver = Saver(folder, parallel, sharded=learner.sharded, background=config.async_save)
         self._recorder.bad_rows = self._state.bad_rows
         self._look = Preflight(config, parallel, learner, self._rows, log_mel)
         self._watch = Watch(config, cut_references=self._look.cut_references, window=self._state.unfinished)
         self._away: str | None = None
         """Why the run must not go on, once its rollouts have run away."""
-        self._log = self._run_log()
+        self._log = RunLog.of_run(
+            config,
+            silent=not parallel.is_first,
+            start_step=self._state.step,
+            evaluate_again=self._state.evaluation_due and self._dev is not None,
+            total_steps=self.total_steps,
+        )
         self._unread: tuple[TrainerState, Pending, float] | None = None
-        self._stopping = False
+        self._stopping = 0
+        """The signal by which any rank was told to stop."""
 
     def _load(self, checkpoint: Path) -> None:
         self.optimizer.load_state(read_state(checkpoint, self.optimizer.blank(), self.parallel.checkpoint_group))
@@ -123,9 +138,7 @@ class Trainer:
 
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
         learner = self.learner
-        targets = partial(learner.task.targets, interface=learner.interface) if self.config.stage == "sft" else None
-        if targets is None and self.config.unsupported_language == "sft":
-            targets = partial(_targets_if_any, learner.task, interface=learner.interface)
+        targets = targets_of(self.config, learner.task, learner.interface)
         prepared = self._prepare is not None
         return batch_of(items, learner.prompt, hears=learner.n_mels is not None, prepared=prepared, targets=targets)
 
@@ -157,21 +170,25 @@ class Trainer:
         Raises:
             TrainingStopped: too many steps in a row met numbers that are not finite, the start cannot work, or rollouts run away.
             InputError: something cannot be written, on a full disk say; what was written before stays.
-            Interrupted: the system sent SIGTERM; the step was finished and a checkpoint written.
+            Interrupted: a signal told the run to stop; the step was finished and a checkpoint written.
         """
         with ExitStack() as stack:
+            stack.callback(self._lock.release)
+            stack.enter_context(self.parallel.failing_together())
             stack.enter_context(self._log)
             stack.enter_context(self._stop)
             stack.callback(self._saver.close)
             if self._teacher is not None:
                 stack.callback(self._teacher.close)
+            self._recheck()
             windows: Windows = stack.enter_context(closing(self._feed.windows(self._state.cursor)))
-            self._announce()
             if self.config.calibration_batches and (self._state.step == 0 or self.config.calibrate_only):
                 windows = self._preflight(windows)
             if self.config.calibrate_only:
                 self.parallel.close()
                 return self._state
+            if told := self._stop.of_any():
+                self._interrupt(told)
             reset_usage()
             if self._dev and (self._state.evaluation_due or (self.config.eval_at_start and self._state.step == 0)):
                 self._evaluate()
@@ -191,27 +208,20 @@ class Trainer:
         self.parallel.close()
         return self._state
 
-    def _run_log(self) -> RunLog:
-        keep = not self.config.calibrate_only
-        return RunLog(
-            self.config.output_dir / "metrics.jsonl" if keep else None,
-            start_step=self._state.step,
-            evaluate_again=self._state.evaluation_due and self._dev is not None,
-            total_steps=self.total_steps,
-            print_every=self.config.log_freq,
-            silent=not self.parallel.is_first,
-            tensorboard=self.config.output_dir / "tensorboard" if self.config.tensorboard and keep else None,
-            log_json=self.config.log_json,
-            quiet=self.config.quiet,
-            log_file=self.config.log_file,
-        )
-
-    def _announce(self) -> None:
-        config, top_k = self.config, self.learner.top_k
+    def _recheck(self) -> None:
+        """Say what there is to say at the start, and whether a run that is resumed has the loss that it had."""
+        config, top_k, state = self.config, self.learner.top_k, self._state
         for text in self._notes:
             self._log.note(text)
         if top_k < config.opd_top_k and config.stage == "opd":
             self._log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
+        self._state = replace(state, step=state.step - 1)  # sampled rollouts are drawn as they were then
+        with torch.no_grad():
+            again = loss_again(self._feed, self.parallel, state, lambda *window: self._added(self._accumulate(*window, learn=False)))
+        self._state = state
+        self._recorder.forget()
+        if said := jumped(state, again):
+            self._log.warn(said)
 
     def _after_step(self) -> None:
         """What is due after a step: saving, stopping, measuring. What is saved is safe from all that may go wrong afterwards."""
@@ -223,20 +233,30 @@ class Trainer:
             self._read(whole=True)  # which may be where the wish to stop is heard
         if self._away:
             self._run_away(self._away)
-        stop = self._stopping and not last
         self._state = replace(self._state, evaluation_due=evaluate)
-        if save or stop:
+        if save:
             self._save()
-        if stop:
-            self._saver.wait()
-            self.parallel.close()
-            raise Interrupted(f"told to stop: step {step} of {self.total_steps} is saved; --resume_from_checkpoint auto goes on from it")
+        if self._stopping and not last:
+            self._interrupt(self._stopping)
         if evaluate:
             self._evaluate()
 
     def _save(self) -> None:
         self._log.sync()
         self._saver.save(self._state, self._exporter(self.optimizer.masters), self.optimizer.state())
+        self._saved = self._state.step
+
+    def _interrupt(self, number: int) -> NoReturn:
+        """Save what is not saved, and end the run; every rank calls it.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self._saved != self._state.step:
+            self._save()
+        self._saver.wait()
+        self.parallel.close()
+        raise Interrupted(number, self._state.step, self.total_steps)
 
     def _step(self, windows: Windows) -> None:
         """Hand one step to the device, then read the one before, so that the host never waits for the step it has just begun."""
@@ -250,7 +270,7 @@ class Trainer:
                 result = self.optimizer.step(lr, count, loss_sum)
         pending = self._recorder.measure(sums, count, result, self._stop.asked)
         self._read()
-        self._state = replace(self._state, step=self._state.step + 1, cursor=window.cursor)
+        self._state = replace(self._state, step=self._state.step + 1, cursor=window.cursor, last_cursor=self._state.cursor)
         self._unread = (self._state, pending, lr)
 
     def _read(self, *, whole: bool = False) -> None:
@@ -267,7 +287,8 @@ class Trainer:
         skipped = 0 if measured.result.finite else self._state.skipped + 1
         record = self._recorder.record(state, measured, lr, whole=whole)
         away = self._watch.saw(record)
-        self._state = replace(self._state, skipped=skipped, bad_rows=self._recorder.bad_rows, unfinished=self._watch.window)
+        loss, bad = measured.result.loss if measured.result.finite else None, self._recorder.bad_rows
+        self._state = replace(self._state, skipped=skipped, bad_rows=bad, unfinished=self._watch.window, last_loss=loss)
         self._log.step(record)
         if away and self.config.gates == "warn":
             self._log.warn(f"warning: {away}; {AWAY}")
@@ -398,16 +419,20 @@ class Trainer:
         assert dev is not None
         student = self.learner.student
 
-        def measure() -> Mapping[str, Any]:
+        def measure() -> JsonObject | None:
             with student.whole():
-                return dev.measure(self.model, self.engine.allowed)
+                return dev.measure(self.model, self.engine.allowed, stop=lambda: self._stop.heard)
 
+        self._state = state = replace(self._state, evaluation_due=True)
         with torch.no_grad():
             record = student.inside(measure)
-        state, rate = self._state, record[f"eval_{self.learner.task.rate}"]
-        better = state.best_wer is None or rate < state.best_wer
-        best = {"best_wer": rate, "best_step": state.step} if better else {}
-        self._state = replace(state, evaluation_due=False, **best)
+        if record is None:
+            self._interrupt(self._stop.of_any())
+        rate: float | None = record[f"eval_{self.learner.task.rate}"]
+        better = rate is not None and (state.best_wer is None or rate < state.best_wer)
+        self._state = state = replace(state, evaluation_due=False)
+        if better:
+            self._state = replace(state, best_wer=rate, best_step=state.step, best_dev=dev.digest)
         self._log.evaluation({"step": state.step, **record, "best": better})
         if better:
             self._saver.best(self._state, self._exporter(self.optimizer.masters))
@@ -421,8 +446,3 @@ class Trainer:
     def _export(self, folder: Path, weights: Mapping[str, torch.Tensor]) -> None:
         """A Transformers checkpoint of the master weights, in the precision of the checkpoint that training began from."""
         write_model(folder, self.model, weights, self.learner.processor)
-
-
-def _targets_if_any(task: Task, utterance: Utterance, *, interface: Interface) -> list[int]:
-    """An utterance's reference as ids; none where it has no text, for a stage that can do without."""
-    return task.targets(utterance, interface) if (utterance.text or "").strip() else []

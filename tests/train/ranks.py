@@ -123,7 +123,7 @@ PATHS = {"student_model", "teacher_model", "train_data", "eval_data", "output_di
 
 if __name__ == "__main__":
     scenarios, rank, world = sys.argv[1:]
-    faulthandler.register(signal.SIGUSR1)  # whoever waits in vain asks where this process stands
+    faulthandler.register(signal.SIGUSR2)  # whoever waits in vain asks where this process stands
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world}
     for one in json.loads(Path(scenarios).read_text()):
         play(one)

@@ -32,7 +32,7 @@ def export(folder):
 
 def saved(root, steps, *, background=False, best=None, **options):
     """A run's folder with checkpoints of these steps."""
-    folder = RunFolder(config(root, **options))
+    folder = RunFolder(config(root, **options)).claim()
     saver = Saver(folder, Parallel("cpu", environment={}), sharded=False, background=background)
     for step in steps:
         saver.save(state(step, best if best is not None and step >= best else None), export, TENSORS)
@@ -139,7 +139,7 @@ def test_checkpoints_of_the_original_are_refused_with_what_to_do(tmp_path, wante
 
 
 def test_a_run_claimed_with_another_number_of_micro_batches_says_which(tmp_path):
-    RunFolder(config(tmp_path), micro_batches=4)
+    RunFolder(config(tmp_path), micro_batches=4).claim()
     with pytest.raises(InputError, match=r"micro_batches_per_step 4 there, 2 here\); give --micro_batches_per_step 4 to go on"):
         RunFolder(config(tmp_path, resume_from_checkpoint="auto"), micro_batches=2)
     claim = json.loads((tmp_path / "run.json").read_text())

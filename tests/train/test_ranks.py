@@ -98,7 +98,7 @@ def outcome(processes, seconds):
     codes = [process.poll() for process in processes]
     left = [process for process in processes if process.poll() is None]
     for process in left:
-        process.send_signal(signal.SIGUSR1)
+        process.send_signal(signal.SIGUSR2)
     if left:
         time.sleep(2)
     for process in left:

@@ -1,20 +1,49 @@
-"""Opening a run: its folder is claimed, and the run goes to where its checkpoint stands.
+"""Opening a run: before models load its folder is looked at, afterwards it is claimed and the run goes to where its checkpoint stands.
 
-Knows in which order the processes do it; what a run may go on from is ``run_folder``'s, what becomes of the rest ``branch``'s.
+What a run may go on from is decided in ``run_folder``, what becomes of the rest in ``branch``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from arkfast.records import InputError
 from arkfast.train.checkpoints.branch import take_up
+from arkfast.train.checkpoints.identity import contents_of_run
 from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, load_state
+from arkfast.train.checkpoints.sums import Verification
+from arkfast.train.checkpoints.tensors import damage
 from arkfast.train.config import TrainConfig
-from arkfast.train.feed import Feed
+from arkfast.train.feed import Feed, Rows, micro_batches
 from arkfast.train.parallel import Parallel
+
+
+@dataclass
+class Found:
+    """What stands in a run's folder, as rank 0 knows it; the other ranks have nothing of it."""
+
+    folder: RunFolder | None = None
+    checkpoint: Path | None = None
+    """The one to go on from, by its sizes and headers."""
+    verification: Verification | None = None
+    """Looks at the checkpoint's every byte meanwhile."""
+    notes: list[str] = field(default_factory=list)
+    """What there is to say about it."""
+
+    def note(self, text: str) -> None:
+        """Remember to say something, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def look(self, config: TrainConfig) -> None:
+        """Begin to verify the checkpoint."""
+        self.verification = None
+        if self.checkpoint is not None and config.verify_checkpoints == "full":
+            self.verification = Verification(partial(damage, self.checkpoint, full=True))
 
 
 class Opened(NamedTuple):
@@ -28,43 +57,71 @@ class Opened(NamedTuple):
     """What there is to say about it; empty on the other ranks."""
 
 
-def open_run(
-    config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable[[Path], None], commits: Mapping[str, str] | None = None
-) -> Opened:
-    """Claim the run's folder and go to where its checkpoint stands; every rank calls it. ``--calibrate_only`` leaves the folder as it is.
+def find_run(config: TrainConfig, parallel: Parallel, rows: Rows, models: TrainConfig, commits: Mapping[str, str]) -> Found:
+    """Look at the run's folder before models load, and begin to verify the checkpoint that it goes on from; every rank calls it.
 
     Args:
         config: names the folder and what to resume.
         parallel: the processes.
-        feed: the rows to train on.
-        load: reads the optimizer's state from a checkpoint folder. The folder changes only when it has.
+        rows: the rows to train on.
+        models: the same configuration, with local folders in the place of models.
         commits: of the models that came from repositories, by flag.
 
     Raises:
-        InputError: as ``RunFolder`` and its ``find_resume`` do, or the checkpoint stands past the end of the data; on rank 0, the other
-            ranks exit with it.
+        InputError: as ``RunFolder`` and its ``find_resume`` do; on rank 0, the other ranks exit with it.
     """
-    folder: RunFolder | None = None
-    found: Path | None = None
-    notes: list[str] = []
+    found = Found()
     with parallel.agreeing():
         if parallel.is_first:
-            restarted = parallel.restarts > 0
-            folder = RunFolder(config, micro_batches=feed.micro_batches, restarted=restarted, rows=feed.digest, commits=commits)
-            found = folder.find_resume(config.resume_from_checkpoint, note=notes.append)
-    found = parallel.broadcast(found)
+            teacher = None if config.stage == "sft" else models.teacher_model
+            found.folder = RunFolder(
+                config,
+                micro_batches=micro_batches(config, parallel),
+                restarted=parallel.restarts > 0,
+                contents=contents_of_run(rows.train, rows.seconds, models.student_model, teacher),
+                commits=commits,
+                note=found.note,
+            )
+            found.checkpoint = found.folder.find_resume(config.resume_from_checkpoint)
+            found.look(config)
+    return found
+
+
+def open_run(found: Found, config: TrainConfig, parallel: Parallel, feed: Feed, load: Callable[[Path], None]) -> Opened:
+    """Claim the run's folder and go to where its checkpoint stands; every rank calls it. ``--calibrate_only`` leaves the folder as it is.
+
+    Args:
+        found: what stands there.
+        config: names the folder and what to resume.
+        parallel: the processes.
+        feed: the rows to train on.
+        load: reads the optimizer's state from a checkpoint folder. The folder changes only when it has.
+
+    Raises:
+        InputError: no checkpoint is whole, or the one to go on from stands past the end of the data; on rank 0, the other ranks exit with
+            it.
+    """
+    folder, refused = found.folder, dict[Path, str]()
+    with parallel.agreeing():
+        while folder is not None and found.verification is not None and (reason := found.verification.damage()):
+            assert found.checkpoint is not None
+            refused[found.checkpoint] = reason
+            found.checkpoint = folder.find_resume(config.resume_from_checkpoint, refused=refused)
+            found.look(config)
+    checkpoint = parallel.broadcast(found.checkpoint)
     state = TrainerState(step=0, cursor=0, best_wer=None, best_step=None, skipped=0)
-    if found is not None:
-        state = load_state(found)
+    if checkpoint is not None:
+        state = load_state(checkpoint)
         with parallel.agreeing():
-            if feed.end is not None and state.step < feed.total_steps and state.cursor >= feed.end:
+            if feed.end is not None and state.cursor > feed.end:
                 raise InputError(
-                    f"--resume_from_checkpoint {found}: stands after {state.cursor} rows, and all epochs of --train_data have "
+                    f"--resume_from_checkpoint {checkpoint}: stands after {state.cursor} rows, and all epochs of --train_data have "
                     f"{feed.end}; give the manifest that it was trained on, or more --total_epochs"
                 )
-        load(found)
+        load(checkpoint)
     if folder is not None and not config.calibrate_only:
-        if found is not None:
-            state = take_up(folder.root, found, notes.append)
+        folder.claim()
+        if checkpoint is not None:
+            state = take_up(folder.root, checkpoint, found.note)
         folder.settle()
-    return Opened(folder, parallel.broadcast(state), notes)
+    return Opened(folder, parallel.broadcast(state), found.notes)

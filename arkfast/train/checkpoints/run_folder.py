@@ -3,6 +3,7 @@
 A checkpoint takes its name when it is complete and on disk; nothing old is removed before that. State is safetensors and JSON: no pickle is
 read or written. Layout of ``<output_dir>``::
 
+    .lock                          which process writes here, while one does
     run.json                       what run this is
     metrics.jsonl                  one line a step
     checkpoints/global_step_N/     model, processor files, optimizer.safetensors (or optimizer/ with the ranks' shards),
@@ -14,6 +15,7 @@ read or written. Layout of ``<output_dir>``::
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable, Mapping
@@ -22,17 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.command_line import to_dict
-from arkfast.files import NewFolder, leftovers, replace_folder, sweep, write_text
-from arkfast.records import InputError
+from arkfast.files import NewFolder, leftovers, move, replace_folder, sweep, write_text
+from arkfast.records import InputError, JsonObject
+from arkfast.train.checkpoints.identity import IDENTITY, Contents, compare
 from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
 
-IDENTITY = ("stage", "task", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
-            "per_device_train_batch_size", "micro_batches_per_step", "train_max_samples", "shuffle_train", "batch_seconds", "freeze",
-            "lora_rank", "lora_alpha")  # fmt: skip
-"""What makes two runs the same run: a resume may change anything else, the number of processes too."""
 FOLDERS = re.compile(r"global_step_\d+|best|last|ema")
 """Names of the folders that a run replaces."""
+MODELS = ("student_model", "teacher_model")
 BEST = "best.json"
 """In ``best``: the step that its model is of, and its WER."""
 
@@ -46,7 +46,7 @@ class TrainerState:
     cursor: int
     """Rows of the data order consumed."""
     best_wer: float | None
-    """Lowest WER on the evaluation manifest so far, in percent."""
+    """Lowest WER on the evaluation manifest so far, in percent; a number, or None before there was one."""
     best_step: int | None
     """The step that reached it."""
     skipped: int
@@ -57,18 +57,27 @@ class TrainerState:
     """Whether the evaluation that belongs to this step is still to come."""
     unfinished: tuple[tuple[int, int], ...] = ()
     """(unfinished, all) rollouts of each of the last logged steps, which ``gates.Watch`` judges together."""
+    best_dev: str | None = None
+    """Digest of the rows that the lowest WER was measured on; None where an earlier version measured it."""
+    last_cursor: int | None = None
+    """Rows of the data order consumed before the last step, so that its loss can be computed again; None where that is not known."""
+    last_loss: float | None = None
+    """The loss that was logged of the last step; None where it was not finite, or is not known."""
 
 
-def best_of(state: TrainerState) -> dict[str, float | int | None] | None:
+def best_of(state: TrainerState) -> dict[str, float | int | str | None] | None:
     """The evaluation of a state's lowest WER, as ``BEST`` names it; None before the first."""
-    return None if state.best_step is None else {"step": state.best_step, "eval_wer": state.best_wer}
+    if state.best_step is None:
+        return None
+    dev = {} if state.best_dev is None else {"dev": state.best_dev}
+    return {"step": state.best_step, "eval_wer": state.best_wer, **dev}
 
 
-def read_best(folder: Path) -> dict[str, float | int | None] | None:
-    """The evaluation that ``best`` is of; None where it does not say (an earlier version wrote it) or is not there."""
+def read_best(folder: Path) -> dict[str, float | int | str | None] | None:
+    """The evaluation that ``best`` is of; None where it does not say (an earlier version wrote it, or it is damaged) or is not there."""
     try:
-        found: dict[str, float | int | None] = json.loads((folder / BEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        found: dict[str, float | int | str | None] = json.loads((folder / BEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
         return None
     return found
 
@@ -84,15 +93,17 @@ def write_best(root: Path, state: TrainerState, export: Callable[[Path], None]) 
 
 
 class RunFolder:
-    """``output_dir``, claimed for one run; with ``--calibrate_only`` looked at, and left as it is.
+    """``output_dir`` of one run. It is looked at first, what killed processes left in it is cleared away, and it is claimed once the run is
+    sure to begin. With ``--calibrate_only`` it is left as it is.
 
     Args:
         config: the run's configuration.
         micro_batches: of all processes in a step.
         restarted: whether the launcher started the processes anew, which go on from what those before them saved, whatever
             ``--resume_from_checkpoint`` says. Otherwise the run may be there already only where that says something.
-        rows: digest of the rows to train on; None is not compared.
+        contents: of rows and models; None is not compared.
         commits: of the models that came from repositories, by flag; noted, for a resume and for exports.
+        note: told what is out of order and was put up with.
 
     Raises:
         InputError: the folder holds a run and no resume was asked for, or it holds another run than the one to be resumed.
@@ -104,67 +115,111 @@ class RunFolder:
         *,
         micro_batches: int | None = None,
         restarted: bool = False,
-        rows: str | None = None,
+        contents: Contents | None = None,
         commits: Mapping[str, str] | None = None,
+        note: Callable[[str], None] = print,
     ) -> None:
-        self.root, self._config, self._restarted = config.output_dir, config, restarted
+        self.root, self._config, self._restarted, self._note = config.output_dir, config, restarted, note
         self._settled: str | None = None
         """The ``--resume_from_checkpoint`` that processes before these, of the same launch, have carried out."""
         self._keep = config.max_ckpt_to_keep
+        self._damaged_claim = False
         window = config.gradient_accumulation_steps if micro_batches is None else micro_batches
-        claim = self.root / "run.json"
         ours = {key: value for key, value in (to_dict(config) | {"micro_batches_per_step": window}).items() if key in IDENTITY}
-        self._identity: dict[str, object] = ours | ({} if rows is None else {"rows": rows})
-        if claim.exists():
-            before = json.loads(claim.read_text(encoding="utf-8"))
+        self._identity: JsonObject = ours | ({} if contents is None else {"contents": contents})
+        check_folder(self.root)
+        resumes, before = bool(config.resume_from_checkpoint or restarted), self._read_claim()
+        if before is not None:
             theirs, flags = before["identity"], before.get("config", {})
             self._settled = before.get("settled") if restarted else None
             # Runs of one process were once claimed with the number of their micro-batches under another name.
             theirs.setdefault("micro_batches_per_step", theirs.get("gradient_accumulation_steps"))
             # What was no part of the identity when the run was claimed stands among its flags.
             theirs = {key: flags.get(key, ours[key]) for key in ours} | theirs
-            if differing := _differing(theirs, ours):
-                raise InputError(f"--output_dir {self.root}: holds another run ({differing[0]}); {differing[1] or 'give another folder'}")
-            if not (config.resume_from_checkpoint or restarted):
+            # Rows are compared with a checkpoint's: before there is one, nothing is lost by a change.
+            if differing := compare(theirs, self._identity, parts=MODELS, allowed=config.allow_changed, note=note):
+                hint = differing.hint or "give another folder"
+                raise InputError(f"--output_dir {self.root}: holds another run ({differing.shown}); {hint}")
+            if not resumes:
                 raise InputError(
                     f"--output_dir {self.root}: holds this run already; give --resume_from_checkpoint auto to go on, or another folder"
                 )
-        elif self.root.exists() and not self.root.is_dir():
-            raise InputError(f"--output_dir {self.root}: is a file; give a new or empty folder")
-        elif self.root.exists() and set(self.root.iterdir()) - leftovers(claim):
+        elif self._damaged_claim or checkpoints(self.root):
+            what = "is damaged" if self._damaged_claim else "is missing"
+            if not resumes:
+                raise InputError(
+                    f"--output_dir {self.root}: holds a run whose run.json {what}; give --resume_from_checkpoint auto to go on from its "
+                    "checkpoints, or another folder"
+                )
+            aside = "; it is moved aside" if self._damaged_claim else ""
+            note(f"--output_dir {self.root}: run.json {what}{aside}; which run this is, its checkpoints say")
+        elif self.root.is_dir() and set(self.root.iterdir()) - leftovers(self._claim_file) - {lock_file(self.root)}:
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
         self._commits = {"commits": dict(commits)} if commits else {}
-        self._claim = {"identity": ours, "config": to_dict(config), **self._commits}
+        self._claim = {"identity": self._identity, "config": to_dict(config), **self._commits}
         if not config.calibrate_only:
-            self._write_claim(self._settled)
+            if before is not None:
+                self._write_claim(self._settled)  # a launch that begins has carried out nothing yet, whatever the one before it had
             for parent in (self.root, self.root / "checkpoints"):
                 sweep(parent, FOLDERS)
             for folder in checkpoints(self.root).values():
                 sweep(folder, re.compile(re.escape(STATE)))
 
-    def _write_claim(self, settled: str | None) -> None:
-        write_text(self.root / "run.json", json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
+    @property
+    def _claim_file(self) -> Path:
+        return self.root / "run.json"
 
-    def find_resume(self, wanted: str, *, note: Callable[[str], None] = print) -> Path | None:
+    def _read_claim(self) -> JsonObject | None:
+        """What ``run.json`` says; None where there is none, or a damaged one."""
+        try:
+            before: JsonObject = json.loads(self._claim_file.read_text(encoding="utf-8"))
+            if isinstance(before["identity"], dict) and isinstance(before.get("config", {}), dict):
+                return before
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InputError(f"--output_dir {self.root}: its run.json cannot be read ({error.strerror or error})") from error
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+        self._damaged_claim = True
+        return None
+
+    def claim(self) -> RunFolder:
+        """Write down which run the folder is of; returns itself."""
+        if self._damaged_claim:
+            set_aside(self._claim_file)
+            self._damaged_claim = False
+        self._write_claim(self._settled)
+        return self
+
+    def _write_claim(self, settled: str | None) -> None:
+        write_text(self._claim_file, json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
+
+    def find_resume(
+        self, wanted: str, *, note: Callable[[str], None] | None = None, refused: Mapping[Path, str] | None = None
+    ) -> Path | None:
         """The checkpoint folder that ``--resume_from_checkpoint`` means; None to start anew.
 
         Args:
             wanted: a folder, ``latest``, ``auto`` or nothing.
-            note: told of each damaged checkpoint that ``latest`` and ``auto`` pass over, and of other data.
+            note: told of each damaged checkpoint that ``latest`` and ``auto`` pass over, and of other contents; that of the folder by
+                default.
+            refused: checkpoints that were found to be damaged, and why.
 
         Raises:
             InputError: there is none, or the named one is damaged, another program's or another run's.
         """
+        note = note or self._note
         named = wanted not in ("", "latest", "auto")
         flag = f"--resume_from_checkpoint {wanted or 'auto'}"
         found: Path | None = None
         # Processes that died before they had gone back to the folder that is named leave that to these.
         if self._restarted and (not named or self._settled == wanted):
-            found = _newest_whole(self.root, flag, note)
+            found = _newest_whole(self.root, flag, note, refused)
         if found is None and named:
-            found = _whole(Path(wanted), flag)
+            found = _whole(Path(wanted), flag, refused)
         elif found is None and wanted:
-            found = _newest_whole(self.root, flag, note)
+            found = _newest_whole(self.root, flag, note, refused)
             if found is None and wanted == "latest":
                 raise InputError(f"{flag}: {self.root / 'checkpoints'} holds no checkpoint; auto would start anew")
         if found is not None:
@@ -172,15 +227,15 @@ class RunFolder:
         return found
 
     def _check_run(self, folder: Path, flag: str, note: Callable[[str], None]) -> None:
-        """Refuse a checkpoint of another run. Manifests are compared by their rows, wherever they stand."""
+        """Refuse a checkpoint of another run."""
         theirs = load_run(folder)
         if theirs is None:
             note(f"{flag}: {folder} does not say which data it was trained on (an earlier version wrote it), so that is not checked")
             return
-        ours = {key: value for key, value in self._identity.items() if key != "train_data"}
-        if differing := _differing({key: theirs.get(key, ours[key]) for key in ours}, ours):
-            hint = differing[1] or f"give --student_model {folder} to begin a run of its own from its weights"
-            raise InputError(f"{flag}: {folder} belongs to another run ({differing[0]}); {hint}")
+        theirs = {**{key: value for key, value in self._identity.items() if key in IDENTITY}, **theirs}
+        if differing := compare(theirs, self._identity, allowed=self._config.allow_changed, note=note):
+            hint = differing.hint or f"give --student_model {folder} to begin a run of its own from its weights"
+            raise InputError(f"{flag}: {folder} belongs to another run ({differing.shown}); {hint}")
 
     def settle(self) -> None:
         """Note that the run stands where ``--resume_from_checkpoint`` says: processes started anew go on from its newest checkpoint."""
@@ -190,10 +245,10 @@ class RunFolder:
         """The folder of step ``step``'s checkpoint, to be filled."""
         return NewFolder(self.root / "checkpoints" / f"global_step_{step}")
 
-    def complete(self, folder: Path, state: TrainerState, *, world: int = 1) -> None:
-        """Complete a checkpoint that is not in its place yet: write where the run stands, and seal it."""
+    def complete(self, folder: Path, state: TrainerState, *, world: int = 1, known: Mapping[str, str] | None = None) -> None:
+        """Complete a checkpoint that is not in its place yet: write where the run stands, and seal it; ``known`` are checksums of files."""
         (folder / STATE).write_text(self._described(state), encoding="utf-8")
-        seal(folder, world=world)
+        seal(folder, world=world, known=known)
 
     def drop(self, state: TrainerState) -> None:
         """Remove the oldest checkpoints up to the state's step: the newest ones are kept, and that of the lowest WER."""
@@ -216,35 +271,61 @@ class RunFolder:
         replace_folder(self.root / name, export)
 
 
+def check_folder(root: Path) -> None:
+    """Raise ``InputError`` where a file stands in the place of the run's folder, or of one above it."""
+    for path in (root, *root.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise InputError(f"--output_dir {root}: {'is' if path == root else f'{path} is'} a file; give a new or empty folder")
+            return
+
+
+def lock_file(root: Path) -> Path:
+    """The file that says which process writes into a run's folder."""
+    return root / ".lock"
+
+
+def set_aside(path: Path) -> Path:
+    """Give a damaged file of a run another name, which nothing reads; returns that."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    move(path, aside)
+    return aside
+
+
 def find_checkpoint(folder: Path, *, note: Callable[[str], None]) -> Path:
-    """A whole checkpoint: the folder itself, or the newest of the run that it is.
+    """A whole checkpoint, every byte of it compared with its checksums: the folder itself, or the newest of the run that it is.
 
     Raises:
         InputError: there is none there, or it is damaged.
     """
-    flag = f"--checkpoint {folder}"
-    newest = _newest_whole(folder, flag, note) if (folder / "checkpoints").is_dir() else _whole(folder, flag)
-    if newest is None:
-        raise InputError(f"{flag}: the run has no checkpoint yet; give a folder checkpoints/global_step_N")
-    return newest
+    flag, refused = f"--checkpoint {folder}", dict[Path, str]()
+    while True:
+        newest = _newest_whole(folder, flag, note, refused) if (folder / "checkpoints").is_dir() else _whole(folder, flag, refused)
+        if newest is None:
+            raise InputError(f"{flag}: the run has no checkpoint yet; give a folder checkpoints/global_step_N")
+        if (reason := damage(newest, full=True)) is None:
+            return newest
+        refused[newest] = reason
 
 
-def _whole(folder: Path, flag: str) -> Path:
+def _whole(folder: Path, flag: str, refused: Mapping[Path, str] | None = None) -> Path:
     refuse_foreign(folder, flag)
     if not (folder / STATE).is_file():
         raise InputError(
             f"{flag}: not a checkpoint folder (no {STATE}); give checkpoints/global_step_N of a run, or latest or auto to resume"
         )
-    if reason := damage(folder):
+    if reason := (refused or {}).get(folder) or damage(folder):
         raise InputError(f"{flag}: damaged ({reason}); give an earlier one, or latest, which passes over it")
     return folder
 
 
-def _newest_whole(root: Path, flag: str, note: Callable[[str], None]) -> Path | None:
+def _newest_whole(root: Path, flag: str, note: Callable[[str], None], refused: Mapping[Path, str] | None = None) -> Path | None:
     steps = checkpoints(root)
     damaged = []
     for step in sorted(steps, reverse=True):
-        if (reason := damage(steps[step])) is None:
+        if (reason := (refused or {}).get(steps[step]) or damage(steps[step])) is None:
             return steps[step]
         damaged.append(f"{steps[step]} is damaged ({reason})")
         note(f"{flag}: {damaged[-1]}; the one before it is used")
@@ -268,11 +349,13 @@ def load_state(folder: Path) -> TrainerState:
     """Where the run of a checkpoint folder stands."""
     saved, known = json.loads((folder / STATE).read_text(encoding="utf-8")), {field.name for field in fields(TrainerState)}
     state = TrainerState(**{name: value for name, value in saved.items() if name in known})
+    if state.best_wer is None or not math.isfinite(state.best_wer):  # earlier versions kept a rate that does not exist as the best
+        state = replace(state, best_wer=None, best_step=None)
     return replace(state, unfinished=tuple((cut, rollouts) for cut, rollouts in state.unfinished))
 
 
 def load_run(folder: Path) -> dict[str, Any] | None:
-    """What run a checkpoint folder belongs to: ``IDENTITY``, and ``rows``, the digest of its training rows; None where it does not say."""
+    """What run a checkpoint folder belongs to: ``IDENTITY``, and ``contents``; None where it does not say."""
     run: dict[str, Any] | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
     return run
 
@@ -281,17 +364,3 @@ def load_commits(folder: Path) -> dict[str, str]:
     """The commits of the models of a checkpoint's run that came from repositories, by flag."""
     commits: dict[str, str] = json.loads((folder / STATE).read_text(encoding="utf-8")).get("commits", {})
     return commits
-
-
-def _differing(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, str] | None:
-    """How two identities differ, and what to do where giving the other's flags makes them one (else nothing); None where they do not."""
-    keys = [key for key in ours if theirs.get(key) != ours[key]]
-    if not keys:
-        return None
-    shown = ", ".join("other rows to train on" if key == "rows" else f"{key} {theirs.get(key)!r} there, {ours[key]!r} here" for key in keys)
-    fitting = ("freeze", "lora_rank", "lora_alpha", "micro_batches_per_step")
-    if not set(keys) <= set(fitting):
-        return shown, ""
-    words = {key: ",".join(value) if isinstance(value := theirs.get(key), list) else value for key in keys}
-    flags = (f"--{key} {value}" if value != "" else f"no --{key}" for key, value in words.items())
-    return shown, f"give {', '.join(flags)} to go on with it, or another folder"

@@ -5,16 +5,17 @@ Knows which rank writes what and in which order; what the files hold is ``state`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from arkfast.files import NewFolder
 from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, checkpoints, load_state, write_best
-from arkfast.train.checkpoints.tensors import write_alone, write_shards
+from arkfast.train.checkpoints.tensors import shard_sums, write_alone, write_shards
 from arkfast.train.parallel import Parallel
 
 Write = Callable[[Path], None]
@@ -55,6 +56,7 @@ class Saver:
         with ExitStack() as failing:
             if new is not None:
                 failing.push(new)
+            failing.enter_context(self._told_once())
             folder = self._parallel.broadcast(None if new is None else new.path)
             assert folder is not None, "the first rank has begun one"
             if self._sharded:
@@ -67,9 +69,10 @@ class Saver:
                 kept = tensors
             failing.pop_all()
         if self._thread is None:
-            self._complete(new, written, state, export, kept)
+            with self._told_once():
+                self._complete(new, folder, written, state, export, kept)
         else:
-            self._pending = self._thread.submit(self._complete, new, written, state, export, kept)
+            self._pending = self._thread.submit(self._complete, new, folder, written, state, export, kept)
 
     def amend(self, state: TrainerState) -> None:
         """Write what became known of a step after it was saved into its checkpoint, if there is one; in the background after that save."""
@@ -84,7 +87,22 @@ class Saver:
         """Wait for the save in the background, if there is one, and raise what it raised."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
-            pending.result()
+            with self._told_once():
+                pending.result()
+
+    @contextmanager
+    def _told_once(self) -> Iterator[None]:
+        """What torch.distributed.checkpoint cannot write on one rank is an error of all; rank 0 says it, and the others end.
+
+        Raises:
+            SystemExit: on the other ranks, with the exit code of wrong input.
+        """
+        try:
+            yield
+        except CheckpointException as error:
+            if self._folder is None:
+                raise SystemExit(2) from error
+            raise
 
     def newest(self, wanted: Callable[[TrainerState], bool]) -> Path | None:
         """The newest checkpoint whose state is wanted, on rank 0; None where there is none, and on the others."""
@@ -115,21 +133,28 @@ class Saver:
     def _complete(
         self,
         new: NewFolder | None,
+        folder: Path,
         written: Future[object] | None,
         state: TrainerState,
         export: Write,
         tensors: Mapping[str, torch.Tensor] | None,
     ) -> None:
-        """Finish a checkpoint on rank 0: the shards that ``written`` is of, or ``tensors``, then all else."""
-        if self._folder is None or new is None:
-            if written is not None:
-                written.result()
-            return
-        with new as folder:
+        """Finish a checkpoint: the shards that ``written`` is of, with their checksums, on every rank; then, on rank 0, all else."""
+        with ExitStack() as stack:
+            if new is not None:
+                stack.enter_context(new)
             if written is not None:
                 written.result()  # all ranks have written when it is done on any
+            known: dict[str, str] = {}
+            if self._sharded:
+                group = self._parallel.checkpoint_group
+                assert group is not None
+                known = shard_sums(folder, group)
+            if self._folder is None:
+                return
             export(folder)
             if tensors is not None:
                 write_alone(folder, tensors)
-            self._folder.complete(folder, state, world=self._parallel.world)
-        self._folder.drop(state)
+            self._folder.complete(folder, state, world=self._parallel.world, known=known)
+        if self._folder is not None:
+            self._folder.drop(state)

@@ -21,15 +21,16 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, Hu
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from arkfast.records import InputError
+from arkfast.train.checkpoints.sums import checksums
 
 ALONE = "optimizer.safetensors"
 """Tensors written by one process."""
 SHARDS = "optimizer"
 """Folder of the shards written by several."""
 FILES = "files.json"
-"""Names and sizes of the other files; the last to be written."""
+"""Names, sizes and checksums of the other files; the last to be written."""
 STATE = "trainer_state.json"
-"""Where the run stands. Its size is not written down: it is replaced, whole, when an evaluation ends that came after the save."""
+"""Where the run stands. It is not among them: it is replaced, whole, when an evaluation ends that came after the save."""
 VERL_SHARDS = "*_world_size_*_rank_*.pt"
 
 
@@ -76,20 +77,45 @@ def read_state(folder: Path, blank: Mapping[str, torch.Tensor], group: dist.Proc
     return wanted
 
 
-def seal(folder: Path, *, world: int) -> None:
-    """Write down the files of a complete checkpoint with their sizes; what has no seal, or does not fit it, is not one."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / STATE)
-    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    (folder / FILES).write_text(json.dumps({"processes": world, "bytes": sizes}, indent=2) + "\n", encoding="utf-8")
+def shard_sums(folder: Path, group: dist.ProcessGroup) -> dict[str, str]:
+    """The checksums of all shards, each made by the rank that wrote it; every rank calls it when ``write_shards`` is done."""
+    rank = dist.get_rank(group)
+    own = checksums(folder, [f"{SHARDS}/{path.name}" for path in (folder / SHARDS).glob(f"shard-{rank + 1:05d}-*")])
+    of_ranks: list[dict[str, str]] = [{}] * dist.get_world_size(group)
+    dist.all_gather_object(of_ranks, own, group=group)
+    return {name: value for of_rank in of_ranks for name, value in of_rank.items()}
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None. Looks at names, sizes and headers; reads no tensor."""
+def seal(folder: Path, *, world: int, known: Mapping[str, str] | None = None) -> None:
+    """Write down the files of a complete checkpoint with their sizes and checksums; what has no seal, or does not fit it, is not one.
+
+    Args:
+        folder: the checkpoint.
+        world: how many processes wrote it.
+        known: checksums that were made before.
+    """
+    names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file() and path != folder / STATE]
+    made = dict(known or {})
+    made |= checksums(folder, [name for name in names if name not in made])
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    content = {"processes": world, "bytes": sizes, "checksums": {name: made[name] for name in names}}
+    (folder / FILES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def damage(folder: Path, *, full: bool = False) -> str | None:
+    """What is wrong with a checkpoint folder, or None.
+
+    Args:
+        folder: the checkpoint.
+        full: read every file and compare its checksum; otherwise names, sizes and headers alone are looked at. A checkpoint of an earlier
+            version has no checksums.
+    """
     try:
-        json.loads((folder / STATE).read_text(encoding="utf-8"))
-        sealed = (folder / FILES).exists()
-        sizes = json.loads((folder / FILES).read_text(encoding="utf-8"))["bytes"] if sealed else {ALONE: None}
-        for name, size in sizes.items():
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        if absent := {"step", "cursor", "best_wer", "best_step", "skipped"} - state.keys():
+            return f"{STATE} does not say {', '.join(sorted(absent))}"
+        sealed = json.loads((folder / FILES).read_text(encoding="utf-8")) if (folder / FILES).exists() else {"bytes": {ALONE: None}}
+        for name, size in sealed["bytes"].items():
             path = folder / name
             if not path.is_file():
                 return f"{name} is missing"
@@ -98,7 +124,11 @@ def damage(folder: Path) -> str | None:
             if path.suffix == ".safetensors":
                 with safe_open(path, framework="pt"):
                     pass
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        written = dict(sealed.get("checksums", {})) if full else {}
+        found = checksums(folder, written)
+        if changed := [name for name in written if found[name] != written[name]]:
+            return f"{', '.join(changed)} {'holds' if len(changed) == 1 else 'hold'} other bytes than were written"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 

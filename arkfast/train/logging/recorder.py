@@ -25,6 +25,7 @@ from arkfast.train.logging.readback import Readback
 from arkfast.train.logging.step_metrics import StepMetrics
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
+from arkfast.train.stop import SIGNALS, asked_for
 from arkfast.train.throughput import peak, step_operations
 
 SUMS = ("audio_seconds", "tokens", "operations", "bad_rows", "generated_rows")
@@ -37,7 +38,7 @@ class Pending(NamedTuple):
     """A step that was handed to the device, as it is kept until it is read."""
 
     numbers: Readback
-    """[5 + 2 · metrics]: loss, norm, count, how many ranks are to stop, this rank's count, its packed metrics."""
+    """[4 + signals + 2 · metrics]: loss, norm, count, how many ranks are to stop by which signal, this rank's count, its packed metrics."""
     phases: Phases
     batches: list[Batch]
     """This rank's."""
@@ -52,8 +53,8 @@ class Measured(NamedTuple):
 
     result: StepResult
     """Of all ranks."""
-    stop: bool
-    """Whether any rank had been told to stop."""
+    stop: int
+    """The signal by which any rank had been told to stop; 0: none."""
     positions: float
     """This rank's counting positions."""
     metrics: list[float]
@@ -109,6 +110,12 @@ class Recorder:
         bad, self._bad = self._bad, []
         return bad
 
+    def forget(self) -> None:
+        """Nothing of what happened since the last step belongs to one."""
+        self.begin()
+        self.take_bad()
+        self.phases.cut()
+
     def measure(self, sums: Sequence[LossSum], count: torch.Tensor, result: torch.Tensor, stop: torch.Tensor) -> Pending:
         """Set aside what is known of the step so far; nothing here waits for the device.
 
@@ -116,7 +123,7 @@ class Recorder:
             sums: of this rank's micro-batches.
             count: scalar, their counting positions.
             result: [3], the fields of ``StepResult``.
-            stop: [1], how many ranks were told to stop.
+            stop: [signals], how many ranks were told to stop by each.
         """
         numbers = torch.cat([result.double(), stop.double(), count.double().reshape(1), self._metrics.pack(sums)])
         languages = counted(name for loss in sums for name in loss.languages)
@@ -124,9 +131,10 @@ class Recorder:
 
     def read(self, step: Pending) -> Measured:
         """Wait until the device is past a step. Each is read once, in order."""
-        loss, norm, count, stop, positions, *metrics = step.numbers.tolist()
+        loss, norm, count, *rest = step.numbers.tolist()
+        stop, (positions, *metrics) = asked_for(rest[: len(SIGNALS)]), rest[len(SIGNALS) :]
         self._unreported += step.bad
-        return Measured(StepResult(loss, norm, count), stop > 0, positions, metrics, step.phases.take(), step.batches, step.languages)
+        return Measured(StepResult(loss, norm, count), stop, positions, metrics, step.phases.take(), step.batches, step.languages)
 
     def totals(self, step: Measured) -> dict[str, float]:
         """What a step measured over all ranks, which all call it."""

@@ -17,11 +17,15 @@ from arkfast.console import Console, is_terminal
 from arkfast.files import LineFile, json_line, naming, write_bytes
 from arkfast.installation import install_hint
 from arkfast.records import InputError, JsonObject
+from arkfast.train.checkpoints.run_folder import set_aside
+from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP, parts_of
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
+SAME_LOSS = 0.02
+"""Relative difference up to which a step that is taken again has the loss that it had: a GPU adds up in an order of its own."""
 SHARES = tuple((phase.logged, phase.short) for phase in parts_of(STEP.name) if phase.short)
 """Phases whose shares of the step the live line shows, as the log and the live line call them."""
 
@@ -49,6 +53,20 @@ def measured(record: JsonObject) -> str:
 def percent(rate: float | None) -> str:
     """An error rate as it is read; one that is no number is unknown."""
     return "unknown" if rate is None or not math.isfinite(rate) else f"{rate:.2f} %"
+
+
+def strict(record: JsonObject) -> JsonObject:
+    """A record as strict JSON can say it: a number that does not exist is null."""
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()}
+
+
+def _record(line: bytes) -> JsonObject | None:
+    """What stands in a line of the log; None where that is no record."""
+    try:
+        row: JsonObject = json.loads(line)
+        return row if isinstance(row["step"], int) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _event_writer() -> type[SummaryWriter]:
@@ -99,10 +117,29 @@ class RunLog:
         self._event_folder = None if silent else tensorboard
         if self._event_folder is not None:
             _event_writer()  # whether there is one
+        self._expected: float | None = None
+        """The loss that the next step had when it was taken before."""
         self._events: SummaryWriter | None = None
         self._file: LineFile | None = None
         self._console = Console(quiet=quiet, log_file=None if silent else log_file)
         self._json = not quiet and not is_terminal(sys.stdout) if log_json is None else log_json
+
+    @classmethod
+    def of_run(cls, config: TrainConfig, *, silent: bool, start_step: int, evaluate_again: bool, total_steps: int) -> RunLog:
+        """The log of a run's folder; ``--calibrate_only`` keeps none."""
+        keep = not config.calibrate_only
+        return cls(
+            config.output_dir / "metrics.jsonl" if keep else None,
+            start_step=start_step,
+            evaluate_again=evaluate_again,
+            total_steps=total_steps,
+            print_every=config.log_freq,
+            silent=silent,
+            tensorboard=config.output_dir / "tensorboard" if config.tensorboard and keep else None,
+            log_json=config.log_json,
+            quiet=config.quiet,
+            log_file=config.log_file,
+        )
 
     def __enter__(self) -> RunLog:
         """Drop the lines of steps that are taken again, and open what is written."""
@@ -121,9 +158,23 @@ class RunLog:
         return self
 
     def _rewind(self, path: Path) -> None:
-        complete = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+        """Keep the lines of what the run has behind it. A file with damaged lines is set aside, and its good ones are kept."""
         stands = {False: self._start_step, True: self._evaluated}  # up to which step, of steps and of evaluations
-        kept = [line for line in complete if self._start_step and (row := json.loads(line))["step"] <= stands["eval_utterances" in row]]
+        kept: list[bytes] = []
+        damaged: list[int] = []
+        lines = path.read_bytes().split(b"\n")[:-1]  # a killed process may leave half a line
+        for number, line in enumerate(lines, 1):
+            row = _record(line)
+            if row is None:
+                damaged.append(number)
+            elif row["step"] <= stands["eval_utterances" in row] and self._start_step:
+                kept.append(json_line(strict(row)))
+            elif row["step"] == self._start_step + 1 and "loss" in row:
+                self._expected = strict(row)["loss"]
+        if damaged:
+            aside = set_aside(path)
+            count = f"{len(damaged)} lines are" if len(damaged) > 1 else "a line is"
+            self.warn(f"{path}: {count} damaged, first at line {damaged[0]}; the file is moved to {aside.name}, its good lines are kept")
         write_bytes(path, b"".join(kept))
 
     def step(self, record: JsonObject) -> None:
@@ -132,6 +183,12 @@ class RunLog:
             return
         self._write(record, shown=record["step"] % self._print_every == 0)
         self._console.advance(progress(record))
+        before, self._expected = self._expected, None
+        if before is not None and not math.isclose(record["loss"], before, rel_tol=SAME_LOSS):
+            self.warn(
+                f"warning: step {record['step']} had loss {before:.6g} before the run was stopped, and taken again it has "
+                f"{record['loss']:.6g}: weights, data or settings are not what they were"
+            )
 
     def evaluation(self, record: JsonObject) -> None:
         """Log one evaluation."""
@@ -166,6 +223,7 @@ class RunLog:
                 self._file.sync()
 
     def _write(self, record: JsonObject, *, shown: bool) -> None:
+        record = strict(record)
         if self._file is not None:
             with naming(self._file.path):
                 self._file.add(json_line(record))
