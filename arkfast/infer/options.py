@@ -14,7 +14,7 @@ from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
 from arkfast.data import Fields
 from arkfast.infer.transcriber import Attention, DType, check_limits
-from arkfast.records import InputError
+from arkfast.records import InputError, OnTruncated
 
 if TYPE_CHECKING:
     from arkfast.engine import Sampling
@@ -73,8 +73,13 @@ class TranscribeOptions(ConsoleOptions):
     average of all by default."""
     audio_track: int | None = None
     """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
+    on_truncated: OnTruncated = "warn"
+    """What becomes of an Ogg file that ends on a page's boundary without the mark of its end, as some encoders leave it and as a broken
+    download may: warn reads it and says so, fail refuses it. Every other truncated recording is refused."""
     allow_failures: bool = False
     """Exit with 0 although rows failed."""
+    allow_repeats: bool = False
+    """Take rows that are identical, id and all, once; otherwise a repeated id is an error."""
     target_sr: int = SAMPLING_RATE
     """open-audio-opd's flag: 16000 is what the models hear, and the only value; files of any rate are resampled."""
     padding_side: Literal["left", "right"] = "left"
@@ -121,6 +126,7 @@ class TranscribeOptions(ConsoleOptions):
             end=self.end_field,
             channel=parse_channel(self.channel),
             audio_track=self.audio_track,
+            on_truncated=self.on_truncated,
         )
 
     def sampling(self) -> Sampling:
