@@ -110,7 +110,7 @@ def fragmented_mp4(stream: BinaryIO) -> bool:
 
 def _chain_end(stream: BinaryIO, at: int, size: int, parse: Callable[[bytes], tuple[bytes, int] | None]) -> int | None:
     """Where the last of a file's sized chunks ends, or None when one runs to the file's end whatever that is."""
-    end = max((end for kind, end in chunks(stream, at, size, parse) if kind != b"caff"), default=at)  # another file's beginning is no chunk
+    end = max((end for _, end in chunks(stream, at, size, parse)), default=at)
     return end if end >= size else None
 
 
@@ -130,12 +130,15 @@ def chunks(stream: BinaryIO, at: int, size: int, parse: Callable[[bytes], tuple[
         yield chunk[0], at
 
 
+_CAF_CHUNKS = frozenset(b"desc data strg mark pakt kuki chan inst midi regn info umid uuid ovvw peak edct free".split())
+
+
 def caf_chunk(head: bytes) -> tuple[bytes, int] | None:
     """Type and bytes of a Core Audio chunk: the size has 64 bits, −1 where the writer did not know it (Apple, CAF specification)."""
     if len(head) < 12:
         return None
     size = struct.unpack_from(">q", head, 4)[0]
-    return None if size < 0 else (head[:4], 12 + size)
+    return None if size < 0 or head[:4] not in _CAF_CHUNKS else (head[:4], 12 + size)
 
 
 def mp4_box(head: bytes) -> tuple[bytes, int] | None:

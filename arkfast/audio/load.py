@@ -42,7 +42,7 @@ count of frames alone is too small or behind which less than 0.5 s goes on, a fl
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,13 +55,11 @@ from arkfast.audio.reference import SAMPLING_RATE
 from arkfast.audio.resample import Resampler
 from arkfast.audio.segment import END_TOLERANCE, check_samples, open_end, outside, segment_times, too_long
 from arkfast.audio.source import Source, locate
-from arkfast.records import InputError
+from arkfast.records import InputError, OnTruncated
 
 SURPLUS_SECONDS = 0.5  # more than encoders fill up or headers round: 0.4 s of AAC at 8 kHz
 Used = Mapping[str, int | str | list[int]]
 NOTHING_CHOSEN: Used = {}
-OnTruncated = Literal["fail", "warn"]
-"""What becomes of an Ogg file that ends on a page's boundary without the mark of its end: it is refused, or read with a warning."""
 
 
 class Loaded(NamedTuple):

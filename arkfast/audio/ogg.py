@@ -11,7 +11,8 @@ from typing import BinaryIO, NamedTuple
 
 _MOST_PAGES = 1 << 21  # eleven hours of a live encoder's pages of 20 ms
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
-_BEGIN, _END = 2, 4  # header flags of a stream's first and last page
+_FLAGS, _SUM = 5, 22  # where a page's flags and its checksum stand
+_BEGIN, _END = 2, 4  # flags of a stream's first and last page
 
 
 class OggState(NamedTuple):
@@ -23,6 +24,8 @@ class OggState(NamedTuple):
     """Whether the last page is whole, and what it holds goes on on no other page."""
     marked: bool
     """Whether it marks the end of its stream too."""
+    mark: tuple[int, bytes] | None = None
+    """Where it does not, the bytes that would mark it, with the checksum that belongs to them, and where they stand."""
 
 
 def walk_pages(stream: BinaryIO) -> OggState:
@@ -32,12 +35,12 @@ def walk_pages(stream: BinaryIO) -> OggState:
         stream: the whole file, seekable.
     """
     stream.seek(0)
-    at, whole, ended, begun = 0, False, False, False
+    at, page, whole, ended, begun = 0, b"", False, False, False
     last: dict[bytes, int] = {}  # stream → its last page's number
     for _ in range(_MOST_PAGES):
         head = stream.read(27)
         if not head:
-            return OggState(None, whole, ended)
+            return OggState(None, whole, ended, None if ended or not page else (at - len(page) + _FLAGS, _marked(page)))
         if head[:4] != b"OggS"[: len(head)]:
             # Behind the end stand tags of other formats and padding.
             return OggState(None, True, True) if ended else _damaged(f"no Ogg page stands at byte {at}, where one is due")
@@ -45,18 +48,25 @@ def walk_pages(stream: BinaryIO) -> OggState:
         body = stream.read(sum(lengths))
         if len(head) < 27 or len(lengths) < head[26] or len(body) < sum(lengths):
             return OggState(None, False, False)
-        if int.from_bytes(head[22:26], "little") != _checksum(head[:22] + bytes(4) + head[26:] + lengths + body):
+        page = head + lengths + body
+        if int.from_bytes(head[_SUM : _SUM + 4], "little") != _checksum(head[:_SUM] + bytes(4) + page[_SUM + 4 :]):
             return _damaged(f"the Ogg page at byte {at} fails its checksum")
-        if begun and head[5] & _BEGIN:  # the first pages of all streams of a recording stand before everything else
+        if begun and head[_FLAGS] & _BEGIN:  # the first pages of all streams of a recording stand before everything else
             return _damaged(f"at byte {at} another recording is chained on, which the decoder would leave out")
         serial, number = head[14:18], int.from_bytes(head[18:22], "little")
         if serial in last and number != last[serial] + 1:
             return _damaged(f"an Ogg page is missing before byte {at}")
         # A packet whose last piece has 255 bytes goes on on the next page.
-        last[serial], ended, whole = number, bool(head[5] & _END), not lengths or lengths[-1] < 255
-        begun = begun or not head[5] & _BEGIN
-        at += 27 + len(lengths) + len(body)
+        last[serial], ended, whole = number, bool(head[_FLAGS] & _END), not lengths or lengths[-1] < 255
+        begun = begun or not head[_FLAGS] & _BEGIN
+        at += len(page)
     return _damaged(f"it has more than {_MOST_PAGES} Ogg pages")
+
+
+def _marked(page: bytes) -> bytes:
+    """The bytes of a page from its flags to its checksum, as they are where it marks its stream's end."""
+    head = page[:_FLAGS] + bytes([page[_FLAGS] | _END]) + page[_FLAGS + 1 : _SUM]
+    return head[_FLAGS:] + _checksum(head + bytes(4) + page[_SUM + 4 :]).to_bytes(4, "little")
 
 
 def _damaged(reason: str) -> OggState:

@@ -52,7 +52,10 @@ class Soundness:
                 with source.open() as stream:
                     data = with_length_tag(stream.read(), walked)
                 self.source = replace(source, path=None, content=data)
-        elif form not in (FLAC, OGG) and form.raw is None:
+        elif form is OGG:  # libsndfile fails at the end of an Opus file that is not marked
+            if self._pages.damage is None and self._pages.ends and self._pages.mark is not None:
+                self.source = replace(source, patch=self._pages.mark)
+        elif form is not FLAC and form.raw is None:
             with source.open() as stream:
                 patch = unfinished(stream)
             if patch is not None:

@@ -47,10 +47,8 @@ def surplus(stream: BinaryIO, seconds: float) -> str | None:
     head = _at(stream, 0, 1024)
     if head.startswith(b"caff"):
         end = 8
-        for kind, chunk_end in chunks(stream, 8, size, caf_chunk):
-            if not _printable(kind) or kind == b"caff" or chunk_end > size:
-                break
-            end = chunk_end
+        for _, chunk_end in chunks(stream, 8, size, caf_chunk):
+            end = min(chunk_end, size)
     elif head[4:8] in MP4_BOXES:
         return _second_movie(stream, size)
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):

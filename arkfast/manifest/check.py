@@ -108,7 +108,7 @@ def _check(row: Row, utterance: Utterance, known: Mapping[str, Length], measured
     if options.require_text and not (utterance.text or "").strip():
         raise RowError(f"{utterance.where}: no text; supervised training needs a transcript in every row", "no text")
     length = _length(utterance, known, measured)
-    seconds, cut = length.seconds, length.cut
+    seconds, cut = length.seconds, length.strict_cut if utterance.on_truncated == "fail" else length.cut
     name = f"{utterance.where}: {_label(utterance)}"
     channels = utterance.channel or ()
     with _blamed(utterance, "no such channel"):

@@ -20,7 +20,7 @@ from arkfast.manifest.check import CheckOptions, Finding
 from arkfast.manifest.corpora import command as corpora
 from arkfast.manifest.scan import check_manifest, scan_manifest
 from arkfast.manifest.summary import Summary
-from arkfast.records import InputError
+from arkfast.records import InputError, OnTruncated
 
 _PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ends
 _ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a row's
@@ -49,6 +49,9 @@ class CheckConfig(CheckOptions):
     average of all by default."""
     audio_track: int | None = None
     """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
+    on_truncated: OnTruncated = "warn"
+    """What becomes of an Ogg file that ends on a page's boundary without the mark of its end, as some encoders leave it and as a broken
+    download may: warn reads it and says so, fail refuses it. Every other truncated recording is refused."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,6 +67,7 @@ class CheckConfig(CheckOptions):
             end=self.end_field,
             channel=parse_channel(self.channel),
             audio_track=self.audio_track,
+            on_truncated=self.on_truncated,
         )
 
 

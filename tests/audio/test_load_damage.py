@@ -118,10 +118,10 @@ def test_ogg_pages(files, name, tmp_path):
     data = files[name]
     pages = [at for at in range(len(data)) if data.startswith(b"OggS", at)]
     assert len(pages) >= 4, "a file of fewer pages tests nothing"
-    assert walk_pages(io.BytesIO(data)) == (None, True, True)
-    assert walk_pages(io.BytesIO(data + b"TAG" + bytes(125))) == (None, True, True)
+    assert walk_pages(io.BytesIO(data))[:3] == (None, True, True)
+    assert walk_pages(io.BytesIO(data + b"TAG" + bytes(125)))[:3] == (None, True, True)
     for end in (pages[-1] + 10, pages[-1] + 27, len(data) - 1):
-        assert walk_pages(io.BytesIO(data[:end])) == (None, False, False)
+        assert walk_pages(io.BytesIO(data[:end]))[:3] == (None, False, False)
     missing = data[: pages[2]] + data[pages[3] :]
     flipped = data[: pages[2] + 100] + bytes([data[pages[2] + 100] ^ 1]) + data[pages[2] + 101 :]
     for changed, message in (
