@@ -4,10 +4,18 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# What to type next; other scripts that call this one have a last line of their own.
+next_line() {
+  if [ "${1:-}" != --called ]; then
+    echo "arkfast: ready. Type this now, and in every new shell: source .venv/bin/activate"
+  fi
+}
+
 python="${PYTHON:-python3}"
 stamp=.venv/.arkfast-setup
 wanted="$(find setup.py pyproject.toml constraints.txt scripts/setup.sh csrc -type f -not -name '*.pyc' -print0 | sort -z | xargs -0 cat | cksum)"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  next_line "$@"
   exit 0
 fi
 
@@ -44,6 +52,7 @@ for namesake in namesakes():
     subprocess.run([sys.executable, "-m", "pip", "uninstall", "--yes", namesake.name], check=True)
 PY
 # One resolver run for everything, so that the pin in constraints.txt decides which torch build comes.
-install -c constraints.txt -e '.[asr,serve,eval,train,quickstart,dev]'
+install -c constraints.txt -e '.[asr,eval,train,quickstart,dev]'
 (cd .venv && bin/python -c "import arkfast.cli, arkfast.kernels") # from elsewhere: as installed, not as it lies here
 printf '%s' "$wanted" >"$stamp"
+next_line "$@"

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# What takes too long for every day: the C++ extension under the address and undefined-behaviour sanitizers, then the tests marked slow.
+# What takes too long for every day: the C++ extension under the address and undefined-behaviour sanitizers, every command of the READMEs,
+# then the tests marked slow.
 # Expects the environment that scripts/setup.sh makes. Arguments go to the second pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -60,4 +61,5 @@ sanitize() {
 }
 
 sanitize
+bash tests/first_hour.sh
 pytest -q -m slow "$@"

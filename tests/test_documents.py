@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SOURCE = r"(?:py|pyi|sh|cpp|h|md|yaml|toml|sbatch)"
 # Made by those who run the commands that name them.
-MADE_BY_USERS = {"benchmarks/results", "configs/hostfile"}
+MADE_BY_USERS = {"benchmarks/results"}
 # The Open ASR Leaderboard's own, and named as its.
 ELSEWHERE = {"run_eval.py", "ark_asr/run_eval.py", "normalizer/eval_utils.py", "normalizer/data_utils.py"}
 

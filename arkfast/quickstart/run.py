@@ -250,7 +250,7 @@ class Quickstart:
             clips=self._clips(corpus),
             differences=tuple(differences),
             recipe={
-                **{key: value for key, value in to_dict(self.config).items() if key != "output_dir"},
+                **{key: value for key, value in to_dict(self.config).items() if key not in NO_SETTINGS},
                 "teacher": ", ".join(f"{k} {v}" for k, v in TEACHER_SIZE.items()),
                 "student": ", ".join(f"{k} {v}" for k, v in STUDENT_SIZE.items()),
                 "speech": ", ".join(f"{split} {seconds / 60:.0f} min" for split, seconds in corpus.seconds.items()),

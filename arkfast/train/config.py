@@ -10,7 +10,7 @@ from typing import Literal
 from arkfast.console import ConsoleOptions
 from arkfast.records import OnTruncated
 
-Attention = Literal["sdpa", "eager"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 CHANGEABLE = ("rows", "student_model", "teacher_model")
 """What ``--allow_changed`` may name."""
 
@@ -195,15 +195,21 @@ class TrainConfig(ConsoleOptions):
     model_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """Precision of forward and backward; master weights and optimizer state are float32 always; auto is bfloat16 on a GPU."""
     student_attn_implementation: Attention = "sdpa"
-    """Attention of the student."""
+    """Attention of the student; flash_attention_2 is refused with the reason, since sdpa takes PyTorch's own flash kernels."""
     teacher_attn_implementation: Attention = "sdpa"
-    """Attention of the teacher."""
+    """Attention of the teacher; as with the student's."""
     device: str = "auto"
     """cuda (one GPU of several: cuda:1), cpu or auto."""
     num_threads: int = 0
     """CPU threads of the tensor library; 0 leaves its default."""
 
     def __post_init__(self) -> None:
+        for name in ("student_attn_implementation", "teacher_attn_implementation"):
+            if getattr(self, name) == "flash_attention_2":
+                raise ValueError(
+                    f"--{name} flash_attention_2: masks and positions of training are written for sdpa, which takes PyTorch's own flash "
+                    "kernels where they serve and needs no package; leave the flag out"
+                )
         if self.stage != "sft" and self.teacher_model is None:
             raise ValueError(f"--teacher_model: stage {self.stage} needs a teacher; give its folder")
         if self.stage != "sft" and self.ctc_weight:

@@ -1,17 +1,19 @@
 """The flags of open-audio-opd's trainer that ask here for nothing: taken off the command line, and said.
 
-Knows those flags and why each has nothing to do; every other flag of the original is a field of ``TrainConfig``. Most had no effect there
-either. A value other than the original's default is answered with a sentence, so that nobody believes that it was obeyed.
+Every other flag of the original is a field of ``TrainConfig``. Most of these had no effect there either. A value other than the original's
+default is answered with a sentence, so that nobody believes that it was obeyed.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from arkfast.records import InputError
 
 WITHOUT_EFFECT: dict[str, str] = {
     "qwen3_asr_code_path": "Qwen3-ASR runs on Transformers' own implementation; no code is read from a folder",
+    "teacher_vllm_gpu_memory_utilization": "no teacher runs in vLLM yet",
     "hf_cache_dir": "the manifest is read in place; no data set is built or cached",
     "dataloader_persistent_workers": "worker processes live as long as the run",
     "dataloader_multiprocessing_context": "worker processes are started as fresh interpreters, on every system alike",
@@ -26,19 +28,35 @@ WITHOUT_EFFECT: dict[str, str] = {
 }
 """Flag → why it has nothing to do here."""
 
-_SILENT = {
-    "opd_loss_weight": ("1.0", "1"),
-    "opd_eos_loss_weight": ("0.0", "0"),
-    "opd_append_teacher_eos_for_stopped_rollouts": ("False", "false", "0"),
-    "asr_terminal_loss_weight": ("0.0", "0"),
-    "opd_student_score_mode": ("teacher_forcing",),
-    "debug_generation_steps": ("0",),
-    "debug_opd_steps": ("0",),
-    "asr_block_token_id_from": ("151670",),
-    "qwen3_asr_code_path": ("",),
-    "dataloader_multiprocessing_context": ("",),
+_DEFAULTS: dict[str, str | float | bool] = {
+    "qwen3_asr_code_path": "",
+    "teacher_vllm_gpu_memory_utilization": 0.3,
+    "hf_cache_dir": ".cache/hf_datasets",
+    "dataloader_persistent_workers": False,
+    "dataloader_multiprocessing_context": "",
+    "opd_loss_weight": 1.0,
+    "opd_eos_loss_weight": 0.0,
+    "opd_append_teacher_eos_for_stopped_rollouts": False,
+    "asr_terminal_loss_weight": 0.0,
+    "opd_student_score_mode": "teacher_forcing",
+    "debug_generation_steps": 0.0,
+    "debug_opd_steps": 0.0,
+    "asr_block_token_id_from": 151670.0,
 }
 """The original's defaults: a launcher that passes every flag is told nothing about them."""
+
+
+def _is_default(name: str, value: str) -> bool:
+    """Whether a value is the original's default, however it is written."""
+    default = _DEFAULTS[name]
+    if isinstance(default, bool):
+        return value.strip().lower() in ("0", "false", "no", "off")  # none of them is on
+    if isinstance(default, float):
+        try:
+            return float(value) == default
+        except ValueError:
+            return False
+    return value == default or (name == "hf_cache_dir" and value == os.environ.get("HF_DATASETS_CACHE"))
 
 
 def without_original_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -69,6 +87,6 @@ def without_original_flags(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             value = given
         if name == "sampling_rate" and value != "16000":
             raise InputError(f"--sampling_rate {value}: the models hear 16000 Hz, and files of any other rate are resampled; leave it out")
-        if name in WITHOUT_EFFECT and value not in _SILENT.get(name, ()):
+        if name in WITHOUT_EFFECT and not _is_default(name, value):
             notes.append(f"--{name} {value}: has no effect: {WITHOUT_EFFECT[name]}")
     return rest, notes

@@ -1,7 +1,8 @@
 """Every flag and metric name of the original's trainer, from the list beside this file: it has an effect, or a reason that a user can read.
 
 The list's ``variables`` are the launcher's, walked in ``test_launch.py``. An entry holds ``effect``; or ``stage``, the one that logs it
-(``calibration`` for what the preflight prints); or ``reason``, the page that says why there is none; or ``pending``, what it waits for.
+(``calibration`` for what the preflight prints); or ``reason``, the page that says why there is none; or ``refused``, words of the error
+that says why; or ``pending``, what it waits for.
 Pending entries are printed as warnings, and so are those that are pending no longer.
 """
 
@@ -28,7 +29,7 @@ from arkfast.train.originals import WITHOUT_EFFECT, without_original_flags
 ROOT = Path(__file__).resolve().parents[2]
 LIST: dict[str, dict[str, dict[str, str]]] = json.loads((Path(__file__).parent / "original_interface.json").read_text())
 REQUIRED = {"--student_model": "/s", "--teacher_model": "/t", "--train_data": "/d", "--output_dir": "/o"}
-KINDS = {"effect", "stage", "reason", "pending", "flag", "forwarded"}
+KINDS = {"effect", "stage", "reason", "refused", "pending", "flag", "forwarded"}
 
 
 def chosen(section: str, kind: str) -> dict[str, dict[str, str]]:
@@ -109,6 +110,44 @@ def test_a_value_that_is_not_obeyed_is_said_once_and_the_original_defaults_are_n
     with pytest.raises(InputError, match="--debug_opd_steps: needs a value"):
         without_original_flags(["--debug_opd_steps"])
     assert without_original_flags(["--unknown", "x", "word"]) == (["--unknown", "x", "word"], [])
+
+
+# Of the original's flags that have nothing to do here, each default as the original has it, and as a launcher may write it.
+DEFAULTS = {
+    "--qwen3_asr_code_path": [""], "--teacher_vllm_gpu_memory_utilization": ["0.3", "0.30"], "--hf_cache_dir": [".cache/hf_datasets"],
+    "--dataloader_persistent_workers": ["False", "false", "0"], "--dataloader_multiprocessing_context": [""],
+    "--opd_loss_weight": ["1.0", "1", "1.00"], "--opd_eos_loss_weight": ["0.0", "0"], "--asr_terminal_loss_weight": ["0.0"],
+    "--opd_append_teacher_eos_for_stopped_rollouts": ["False"], "--opd_student_score_mode": ["teacher_forcing"],
+    "--debug_generation_steps": ["0"], "--debug_opd_steps": ["0"], "--asr_block_token_id_from": ["151670"], "--sampling_rate": ["16000"],
+}  # fmt: skip
+
+
+def test_every_default_of_the_original_is_silent(monkeypatch):
+    assert {flag[2:] for flag in DEFAULTS} == {*WITHOUT_EFFECT, "sampling_rate"}
+    for flag, values in DEFAULTS.items():
+        for value in values:
+            assert without_original_flags([flag, value]) == ([], []), (flag, value)
+            assert without_original_flags([f"{flag}={value}"]) == ([], []), (flag, value)
+    assert without_original_flags(["--hf_cache_dir", "/data/cache"])[1] != []
+    monkeypatch.setenv("HF_DATASETS_CACHE", "/data/cache")
+    assert without_original_flags(["--hf_cache_dir", "/data/cache"]) == ([], []), "the original's default where this is set"
+
+
+def test_what_is_refused_says_why(capsys):
+    for flag, entry in chosen("flags", "refused").items():
+        with pytest.raises(SystemExit):
+            configured(flag, entry["value"])
+        assert f"{name_of(flag)} {entry['value']}: " in (said := capsys.readouterr().err)
+        assert entry["refused"] in said
+
+
+def test_the_page_promises_names_that_are_logged(records):
+    page = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
+    (promise,) = re.findall(r"^\| JSON lines on standard output \|.*?; (.*) keep their names\.", page, flags=re.MULTILINE)
+    names = re.findall(r"`(\w+)`", promise)
+    assert len(names) > 8
+    assert [name for name in names if name not in records["opd"]] == []
+    assert "asr_loss" in records["td"]
 
 
 def test_the_command_takes_these_flags(monkeypatch, capsys):
