@@ -6,6 +6,7 @@ Knows manifests and flags; transcribes and scores nothing.
 from __future__ import annotations
 
 from arkfast.data import iter_manifest
+from arkfast.data.ids import UniqueIds
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.rows import read_item
 from arkfast.infer.result import Result
@@ -35,20 +36,23 @@ def check_manifest(config: EvaluateConfig, normalizer: Normalizer) -> None:
     Bad rows are passed over: they become failed rows, which need neither a field to resample by nor rules for their language.
 
     Raises:
-        InputError: the manifest cannot be read, no row has a reference, a row lacks the field of ``--group_by``, or the normaliser has no
-            rules for a row's language.
+        InputError: the manifest cannot be read, no row has a reference, an id stands there twice, a row lacks the field of
+            ``--group_by``, or the normaliser has no rules for a row's language.
     """
     bad: list[int] = []
     languages: dict[str | None, str] = {}
     rows, referenced = 0, False
-    for utterance in iter_manifest(config.input, fields=config.row_fields, on_error=lambda error, number, line: bad.append(number)):
-        try:
-            item = read_item(Result(utterance=utterance, text_raw="").row(), rows, config.fields)
-        except InputError as error:
-            raise InputError(f"{utterance.where}: {error}; nothing was transcribed") from error
-        rows += 1
-        referenced |= item.reference is not None
-        languages.setdefault(item.language, utterance.where)
+    with UniqueIds(allow_repeats=config.allow_repeats) as ids:
+        for utterance in iter_manifest(config.input, fields=config.row_fields, on_error=lambda error, number, line: bad.append(number)):
+            row = Result(utterance=utterance, text_raw="").row()
+            try:
+                item = read_item(row, utterance.where, config.fields)
+                ids.keep(utterance.id, utterance.where, row)
+            except InputError as error:
+                raise InputError(f"{error}; nothing was transcribed") from error
+            rows += 1
+            referenced |= item.reference is not None
+            languages.setdefault(item.language, utterance.where)
     if rows and not referenced and not bad:
         raise InputError(
             f"{config.input}: no row has a reference in field '{config.text_field}'; name the reference's field with --text_field"

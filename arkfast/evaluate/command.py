@@ -20,11 +20,13 @@ from arkfast.evaluate.gate import Verdict, judge
 from arkfast.evaluate.options import EvaluateConfig
 from arkfast.evaluate.scores import Scores
 from arkfast.evaluate.scoring import score_rows
+from arkfast.evaluate.source import Source, read_source
 from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
 from arkfast.files import write_text
+from arkfast.files.outlets import is_outlet, is_standard_output
 from arkfast.infer.command import Summary, transcribe_file
-from arkfast.infer.jsonl import AtomicJsonl, read_rows
+from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost
 from arkfast.metrics import Normalizer
 from arkfast.records import InputError, JsonObject, JsonRow
@@ -40,8 +42,12 @@ class Evaluation:
     """What the transcription did; None without one."""
     comparison: Comparison | None
     """With the rows of ``--compare``."""
+    pairs: Comparison | None
+    """With whose rows the page lists the clips that changed: those of ``--compare``, else the baseline's where they are at hand."""
     verdict: Verdict | None
     """Of ``--baseline``."""
+    repeats: int
+    """Rows of the input that repeat an earlier one and were taken once."""
 
 
 def run(config: EvaluateConfig) -> Evaluation:
@@ -59,7 +65,8 @@ def run(config: EvaluateConfig) -> Evaluation:
 
 def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
     # what is compared with is read first: a fault is told before the work, and this run's output may be the baseline's
-    others = None if config.compare is None else list(read_rows(config.compare))
+    compared_with = None if config.compare is None else read_source(config.compare, allow_repeats=config.allow_repeats)
+    others = None if compared_with is None else compared_with.rows
     baseline = None if config.baseline is None else read_baseline(config.baseline)
     earlier, pairing = (None, "") if baseline is None else baseline_rows(baseline, config.compare, others)
     source, transcription = config.input, None
@@ -68,26 +75,30 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
         source = config.transcripts
         check_manifest(config, normalizer)
         transcription = transcribe_file(config.input, source, config.model_path, config)
-    fields, rows = config.fields, _read(source, config)
+    fields, given = config.fields, _read(source, config)
     digest = sha256_of(source) if source.is_file() else None  # a pipe has been read and is empty now
-    scores, scored = score_rows(rows, normalizer=normalizer, unit=config.unit, fields=fields)
+    scores, scored = score_rows(given.rows, normalizer=normalizer, unit=config.unit, fields=fields, places=given.places)
 
-    def compared(rows: Sequence[JsonRow], path: object) -> Comparison:
-        return compare(scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit)
+    def compared(rows: Sequence[JsonRow], path: object, places: Sequence[str] | None = None) -> Comparison:
+        return compare(
+            scored, rows, other=str(path), scores=scores, fields=fields, unit=config.unit, places=given.places, other_places=places
+        )
 
-    comparison = None if others is None else compared(others, config.compare)
-    verdict = None
+    comparison = None if compared_with is None else compared(compared_with.rows, config.compare, compared_with.places)
+    verdict, pairs = None, comparison
     if baseline is not None:
         pairs = None if earlier is None else comparison if earlier is others else compared(earlier, baseline["output"])
         verdict = judge(scores, baseline, str(config.baseline), max_regression=config.max_regression, comparison=pairs, pairing=pairing)
-    found = Evaluation(scores=scores, transcription=transcription, comparison=comparison, verdict=verdict)
+    found = Evaluation(
+        scores=scores, transcription=transcription, comparison=comparison, pairs=comparison or pairs, verdict=verdict, repeats=given.repeats
+    )
     _write(config, found, scored, digest)
     return found
 
 
 def _check_paths(config: EvaluateConfig) -> None:
     read = {path.resolve() for path in (config.input, config.compare, config.baseline) if path is not None}
-    outputs = [path for path in (config.output, config.summary, config.markdown, config.html) if path is not None]
+    outputs = [path for path in (config.output, config.summary, config.markdown, config.html) if path is not None and not is_outlet(path)]
     for path in outputs:
         if path.resolve() == config.input.resolve():
             raise InputError(f"{path}: is the input too; give another path, so that the input stays as it is")
@@ -97,10 +108,9 @@ def _check_paths(config: EvaluateConfig) -> None:
         raise InputError("two of --output, --summary, --markdown and --html are one file; give each its own path")
 
 
-def _read(source: Path, config: EvaluateConfig) -> list[JsonObject]:
-    rows, fields = list(read_rows(source)), config.fields
-    if not rows:
-        raise InputError(f"{source}: holds no rows; expected one JSON object a line")
+def _read(source: Path, config: EvaluateConfig) -> Source:
+    given, fields = read_source(source, allow_repeats=config.allow_repeats), config.fields
+    rows = given.rows
     if not any(fields.prediction in row for row in rows):
         raise InputError(
             f"{source}: no row has {fields.prediction}; name the transcript's field with --pred_field, or give --model_path to transcribe "
@@ -108,7 +118,7 @@ def _read(source: Path, config: EvaluateConfig) -> list[JsonObject]:
         )
     if all(row.get(fields.text, row.get("ref_text")) is None for row in rows):
         raise InputError(f"{source}: no row has a reference in field '{fields.text}'; name the reference's field with --text_field")
-    return rows
+    return given
 
 
 def _write(config: EvaluateConfig, found: Evaluation, scored: list[JsonObject], transcripts_sha256: str | None) -> None:
@@ -117,11 +127,12 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[JsonObject], 
         with AtomicJsonl(config.output) as writer:
             for row in _sorted(scored, config.sort):
                 writer.write(row)
-        digest = sha256_of(config.output)
+        digest = None if is_outlet(config.output) else sha256_of(config.output)
     summary = summarise(
         found.scores,
         input=str(config.input),
-        output=None if config.output is None else str(config.output),
+        output=None if config.output is None or is_outlet(config.output) else str(config.output),
+        repeats=found.repeats,
         transcripts_sha256=transcripts_sha256,
         output_sha256=digest,
         model_path=None if config.model_path is None else str(config.model_path),
@@ -136,7 +147,7 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[JsonObject], 
     if config.markdown is not None:
         write_text(config.markdown, markdown([summary]))
     if config.html is not None:
-        write_text(config.html, _page(summary, scored, config.input.parent, config.html.parent))
+        write_text(config.html, _page(summary, scored, config.input.parent, config.html.parent, found.pairs))
 
 
 def _sorted(rows: list[JsonObject], order: str) -> Iterable[JsonObject]:
@@ -146,11 +157,11 @@ def _sorted(rows: list[JsonObject], order: str) -> Iterable[JsonObject]:
     return sorted(rows, key=lambda row: -1 if row["cer_errors"] is None else row["cer_errors"], reverse=True)
 
 
-def _page(summary: JsonObject, rows: list[JsonObject], start: Path, folder: Path) -> str:
+def _page(summary: JsonObject, rows: list[JsonObject], start: Path, folder: Path, pairs: Comparison | None) -> str:
     from arkfast.evaluate.page import page
     from arkfast.evaluate.page.paths import from_page
 
-    return page(summary, from_page(rows, start, folder), folder)
+    return page(summary, from_page(rows, start, folder), folder, others=None if pairs is None else pairs.other_rows)
 
 
 def speed(transcription: Summary | None) -> JsonObject:
@@ -185,22 +196,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("arkfast evaluate: interrupted", file=sys.stderr)
         return 130
-    print(text_table(found.scores))
+    # rows and files that go to standard output come out of it alone, so that a program can read them
+    said = sys.stderr if any(map(is_standard_output, (config.output, config.summary, config.markdown, config.html))) else sys.stdout
+    print(text_table(found.scores), file=said)
+    if found.repeats:
+        print(f"{found.repeats} rows repeat an earlier one in every field and were taken once", file=said)
     for part in (found.transcription, found.comparison):
         if part is not None:
-            print(part.line())
+            print(part.line(), file=said)
+    if found.verdict is not None:
+        print(found.verdict.table(), file=said)
     return _verdict(config, found)
 
 
 def _verdict(config: EvaluateConfig, found: Evaluation) -> int:
     code, scores = 0, found.scores
-    if found.verdict is not None:
-        print(found.verdict.table())
-        if found.verdict.regressed:
-            print(
-                f"arkfast evaluate: worse than {config.baseline} by more than {config.max_regression:g} percentage points", file=sys.stderr
-            )
-            code = 1
+    if found.verdict is not None and found.verdict.regressed:
+        print(f"arkfast evaluate: worse than {config.baseline} by more than {config.max_regression:g} percentage points", file=sys.stderr)
+        code = 1
     if scores.scored < scores.utterances and not config.allow_failures:
         missing = f"{scores.utterances - scores.scored} of {scores.utterances} rows were not scored"
         print(f"arkfast evaluate: {missing}; --allow_failures accepts that", file=sys.stderr)

@@ -12,6 +12,8 @@ from typing import Literal
 
 from arkfast.evaluate.rows import Fields
 from arkfast.evaluate.scoring import UnitChoice
+from arkfast.files.inputs import is_stream
+from arkfast.files.outlets import is_outlet
 from arkfast.infer.options import TranscribeOptions
 from arkfast.metrics import NormalizerName, NormalizerOption, canonical, is_known, near
 from arkfast.records import InputError
@@ -38,8 +40,10 @@ class EvaluateConfig(TranscribeOptions):
     """With --model_path, JSONL file that keeps the transcripts before scoring; OUTPUT with .tmp_unsorted.jsonl behind it by default."""
     pred_field: str = "pred_text"
     """Input field with the transcript."""
+    allow_repeats: bool = False
+    """Take rows that are the same in every field, id included, once, instead of refusing an id that stands there twice."""
     language: str | None = None
-    """Language of rows that carry none, as a code or an English name; it decides the unit and the normaliser's rules."""
+    """Language of rows that carry none, as a code or a name; it decides the unit and the normaliser's rules."""
     preset: str | None = None
     """Name of the test set, for rows that carry none; the input's name by default, without test_ in front and its ending."""
     unit: UnitChoice = "auto"
@@ -73,7 +77,9 @@ class EvaluateConfig(TranscribeOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.model_path is not None and self.transcripts is None:
-            raise InputError("--model_path needs --output or --tmp_output: the transcripts have to stand somewhere")
+            raise InputError(
+                "--model_path needs --tmp_output, or a file as --output: the transcripts have to stand in a file before they are scored"
+            )
         if not self.max_regression >= 0:
             raise InputError(f"max_regression must be percentage points of at least 0, got {self.max_regression}")
         if self.language is not None:
@@ -91,7 +97,7 @@ class EvaluateConfig(TranscribeOptions):
     @property
     def transcripts(self) -> Path | None:
         """Where transcripts go before they are scored."""
-        if self.tmp_output is not None or self.output is None:
+        if self.tmp_output is not None or self.output is None or is_outlet(self.output):
             return self.tmp_output
         return self.output.with_name(self.output.name + ".tmp_unsorted.jsonl")
 
@@ -112,7 +118,7 @@ class EvaluateConfig(TranscribeOptions):
             text="text" if transcribed else self.text_field,
             prediction="pred_text" if transcribed else self.pred_field,
             language=self.language,
-            preset=self.preset if self.preset is not None else self.input.stem.removeprefix("test_"),
+            preset=self.preset if self.preset is not None else None if is_stream(self.input) else self.input.stem.removeprefix("test_"),
             group_by=self.group_by,
         )
 

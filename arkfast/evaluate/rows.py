@@ -56,13 +56,17 @@ class Item:
         return self.preset, canonical(self.language)
 
 
-def read_item(row: JsonRow, place: int, fields: Fields) -> Item:
-    """What row number ``place`` (from 0) says.
+def read_item(row: JsonRow, name: str, fields: Fields) -> Item:
+    """What a row says.
+
+    Args:
+        row: its fields.
+        name: what errors call it, as ``file:line``.
+        fields: where it keeps what is scored.
 
     Raises:
         InputError: a field is not text, or a row with a transcript lacks the field to resample by.
     """
-    name = f"row {row.get('id', place + 1)}"
     reference = _text(row, fields.text if fields.text in row else "ref_text", name)
     language, preset = _text(row, "language", name), _text(row, "preset", name)
     hypothesis = _hypothesis(row, fields.prediction, name)

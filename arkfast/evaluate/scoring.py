@@ -5,7 +5,7 @@ Knows rows and the metrics; knows no files and no models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -62,13 +62,22 @@ def score_rows(
     normalizer: str | Normalizer = "basic",
     unit: UnitChoice = "auto",
     fields: Fields | None = None,
+    places: Sequence[str] | None = None,
 ) -> tuple[Scores, list[JsonObject]]:
-    """``evaluate_rows``, and each row in the same order with what it was scored by (the fields stand in ``summary``)."""
+    """``evaluate_rows``, and each row in the same order with what it was scored by (the fields stand in ``summary``).
+
+    Args:
+        rows, normalizer, unit: as there.
+        fields: where rows keep what is scored.
+        places: what errors call each row, as ``file:line``; by default its id or its number, from 1.
+    """
     rules = get_normalizer(normalizer) if isinstance(normalizer, str) else normalizer
     if unit not in ("auto", *UNITS):
         raise InputError(f"unknown unit '{unit}': choose one of auto, {', '.join(UNITS)}")
     given = list(rows)
-    table = _Table(given, [read_item(row, i, fields or Fields()) for i, row in enumerate(given)], rules, unit)
+    names = places if places is not None else [f"row {row.get('id', i)}" for i, row in enumerate(given, start=1)]
+    items = [read_item(row, name, fields or Fields()) for row, name in zip(given, names, strict=True)]
+    table = _Table(given, items, rules, unit)
     return table.scores(), [table.row(i) for i in range(len(given))]
 
 

@@ -5,7 +5,8 @@ Knows the files' fields; counts nothing and reads no audio. Rates are fractions 
 ``summary.json`` is one object::
 
     schema              1
-    input, output       the paths that were read and written (output is null where no rows were written)
+    input, output       the paths that were read and written (output is null where no rows were written to a file)
+    repeats             rows of the input that repeat an earlier one in every field and were left out (--allow_repeats)
     transcripts_sha256, output_sha256
                         of the file whose transcripts were scored (the input, or what the model wrote; null where it is no regular file,
                         and in files of earlier versions) and of the written rows, so that a later comparison knows them again
@@ -85,6 +86,7 @@ def summarise(scores: Scores, **more: Any) -> JsonObject:
         "output": None,
         "transcripts_sha256": None,
         "output_sha256": None,
+        "repeats": 0,
         "model_path": None,
         "model_commit": None,
         "normalizer": scores.normalizer.identity(),
@@ -146,7 +148,7 @@ def markdown(summaries: Sequence[JsonRow]) -> str:
                 "–" if summary["rtfx"] is None else f"{summary['rtfx']:.1f}",
             ]
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    normalizers = "; ".join(sorted({label(summary["normalizer"]) for summary in summaries}))
+    normalizers = "; ".join(sorted({"`" + label(summary["normalizer"]).replace(" ", "` ", 1) for summary in summaries}))
     notes = f"Normaliser: {normalizers}. Rates in %; intervals by bootstrap."
     if any(summary["rtfx"] is not None for summary in summaries):
         notes += " RTFx by processing time, which leaves out the decoding of files and workers' log-mel."

@@ -206,7 +206,7 @@ def checkout(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("row", "flags", "message"),
     [
-        ({"text": "a"}, ["--group_by", "speaker"], "in.jsonl:2: row in.jsonl:2: field 'speaker', by which --group_by resamples"),
+        ({"text": "a"}, ["--group_by", "speaker"], "in.jsonl:2: field 'speaker', by which --group_by resamples"),
         ({"text": "a", "speaker": "s", "language": "de"}, ["--leaderboard_path", "CHECKOUT"], "in.jsonl:2: --leaderboard_path"),
         ({"text": "a", "preset": 5}, [], "field 'preset' must be text"),
     ],

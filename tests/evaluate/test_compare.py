@@ -71,9 +71,9 @@ def without(rows: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
         (lambda rows: rows[:-1], "other.jsonl: has no row with id en-9; compare systems on the same rows"),
         (lambda rows: [*rows, rows[0] | {"id": "more"}], "the input: has no row with id more"),
         (lambda rows: [row | {"id": f"x{row['id']}"} for row in rows], "en-0, en-1, en-2 and 7 more"),
-        (lambda rows: [*rows, rows[3]], "row 11 has the id en-3 of an earlier row"),
-        (lambda rows: without(rows, "id"), "row 1 has no id"),
-        (lambda rows: [*rows[:-1], rows[-1] | {"text": "e f"}], "row en-9 has the reference 'e f', the input has 'a b c d'"),
+        (lambda rows: [*rows, rows[3]], "other.jsonl:11: id 'en-3' stands already at "),
+        (lambda rows: without(rows, "id"), "other.jsonl:1: has no id"),
+        (lambda rows: [*rows[:-1], rows[-1] | {"text": "e f"}], ":10: id 'en-9' has the reference 'e f', the input has 'a b c d'"),
         (lambda rows: [row | {"pred_text": None} for row in rows], "no row that both systems have scored"),
     ],
 )
