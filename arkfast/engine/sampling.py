@@ -34,6 +34,15 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     return x ^ _shift_right(x, 31)
 
 
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step of a run, an int64 number: a hash of the pair.
+
+    A sum of both would draw the same at step t of a run with seed s and at step t − 1 of one with seed s + 1.
+    """
+    pair = torch.tensor([_wrap(seed), _wrap(step)])
+    return int(_mix(_mix(pair[0] + _GOLDEN) ^ (pair[1] * _MIX2)))
+
+
 _BITS = 23
 """Of each hash that make its uniform number: with the half that keeps it off 0 and 1, as many as float32 holds exactly."""
 
@@ -54,7 +63,7 @@ def gumbel_noise(
         rollouts: [R] int64 which of its utterance's rollouts a row is.
         positions: [R] int64, or one for all: of the token to be drawn, from 0.
         vocab_size: ids 0 … vocab_size − 1 get one draw each.
-        seeds: [R] int64, or one for all: of the run (and step, where fresh noise is wanted each epoch).
+        seeds: [R] int64, or one for all: of the run, or of its step (``step_seed``) where fresh noise is wanted each time.
     """
     seeds = _wrap(seeds * _GOLDEN) if isinstance(seeds, int) else seeds * _GOLDEN
     positions = _wrap(positions * _MIX2) if isinstance(positions, int) else positions * _MIX2

@@ -287,7 +287,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def check_head(model: SpeechModel, *, where: str) -> None:
-    """Raise ``InputError`` for a head with a bias: losses and teachers compute scores from its weight alone, and would leave the bias out."""
+    """Raise ``InputError`` for a head with a bias, which losses and teachers would leave out: they read its weight alone."""
     if model.lm_head.bias is not None:
         raise InputError(f"{where}: its head has a bias, which the losses would leave out; give a model whose lm_head is a weight alone")
 

@@ -18,6 +18,7 @@ from arkfast.distill.prefix import ATTENTIONS, at_predicting_positions_after
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
 from arkfast.engine.prefill import prefill
+from arkfast.engine.sampling import step_seed
 from arkfast.kernels import linear_topk_lse
 from arkfast.records import Batch, Rollout, TeacherScores
 from arkfast.train.config import TrainConfig
@@ -126,7 +127,7 @@ def _rollout(config: TrainConfig, learner: Learner, batch: Batch) -> Rollout:
             temperature=config.rollout_temperature,
             top_p=config.rollout_top_p,
             top_k=config.rollout_top_k,
-            seed=config.seed,
+            seed=step_seed(config.seed, 0),  # as the first step draws
         )
 
 

@@ -23,6 +23,7 @@ from arkfast.audio import LogMel
 from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
+from arkfast.engine.sampling import step_seed
 from arkfast.kernels import reset_usage
 from arkfast.records import Batch, InputError, JsonObject, Utterance
 from arkfast.train.calibration import calibrate, report
@@ -161,7 +162,7 @@ class Trainer:
             temperature=config.rollout_temperature,
             top_p=config.rollout_top_p,
             top_k=config.rollout_top_k,
-            seed=config.seed + self._state.step,  # fresh noise when an utterance comes round again
+            seed=step_seed(config.seed, self._state.step),  # fresh noise when an utterance comes round again
         )
 
     def run(self) -> TrainerState:

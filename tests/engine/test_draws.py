@@ -5,7 +5,7 @@ import torch
 
 from arkfast.engine import Sampling
 from arkfast.engine.rows import FAILED, Choosing, Mode, Rows
-from arkfast.engine.sampling import _BITS, _gumbel, gumbel_noise, noisiest
+from arkfast.engine.sampling import _BITS, _gumbel, gumbel_noise, noisiest, step_seed
 
 V = 151_936
 HIGHEST = {37: 134_765, 597: 125_330, 689: 93_993, 746: 78_539, 818: 88_987, 936: 16_564}
@@ -24,6 +24,24 @@ def test_what_may_not_be_drawn_is_not_whatever_its_noise():
     scores = torch.tensor([[float("-inf"), -50.0, float("-inf")]])
     for noise in (float("inf"), float("-inf"), float("nan"), 1e30):
         assert noisiest(scores, torch.tensor([[noise, 0.0, noise]])).tolist() == [1]
+
+
+def test_no_two_steps_of_any_runs_have_one_seed():
+    """Not those of seeds that follow each other one step apart, as with a sum."""
+    seeds = (0, 1, 2, 3, 1000, 2**63 - 2, 2**63 - 1)
+    found = [step_seed(seed, step) for seed in seeds for step in range(2000)]
+    assert len(set(found)) == len(found)
+    assert all(-(2**63) <= value < 2**63 for value in found)
+    assert not set(found) & set(range(3000)), "nor the seed of a run as it is given"
+    assert step_seed(1, 7) == step_seed(1, 7)
+
+
+def test_steps_draw_independently():
+    """Noise at one place under neighbouring pairs: nothing in common beyond chance, which is 1/√n."""
+    key = torch.tensor([5])
+    noise = torch.cat([gumbel_noise(key, key * 0, 0, 20_000, step_seed(seed, step)) for seed in (1, 2, 3) for step in (0, 1, 2)])
+    correlation = torch.corrcoef(noise)
+    assert (correlation - torch.eye(len(noise))).abs().max() < 5 / 20_000**0.5
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import arkfast.models
+from arkfast.engine import Engine
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.config import TrainConfig
@@ -51,6 +52,23 @@ def log(out):
 
 def losses(out):
     return [(row["step"], row["loss"], row["grad_norm"]) for row in log(out) if "loss" in row]
+
+
+def test_runs_of_seeds_that_follow_each_other_share_no_draws(world, tmp_path, monkeypatch):
+    drawn = []
+    rollout = Engine.rollout
+
+    def watched(self, batch, **options):
+        drawn[-1].append(options["seed"])
+        return rollout(self, batch, **options)
+
+    monkeypatch.setattr(Engine, "rollout", watched)
+    for seed in (3, 4, 5):
+        drawn.append([])
+        options = {"rollout_temperature": 1.0, "calibration_batches": 0, "train_max_samples": 2, "max_steps": 3, "seed": seed}
+        Trainer(config(world, tmp_path / f"{seed}", **options)).run()
+    assert [len(seeds) for seeds in drawn] == [3, 3, 3]
+    assert len({seed for seeds in drawn for seed in seeds}) == 9
 
 
 @pytest.mark.parametrize("stage", ["opd", "td", "sft"])
