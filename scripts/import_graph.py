@@ -19,7 +19,7 @@ from pathlib import Path
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records", "installation"}, {"numpy", "torch"}),
     ({"files"}, {"zstandard"}),
-    ({"command_line", "plots"}, {"yaml"}),
+    ({"command_line", "device", "plots"}, {"yaml"}),
     ({"console"}, {"tqdm"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
     ({"audio", "reports"}, {"soundfile", "soxr", "av", "jinja2", "markupsafe"}),

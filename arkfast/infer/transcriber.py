@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from arkfast.device import use_device
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.result import Result
 from arkfast.infer.stream import FRAMES_PER_SECOND, Outcome, transcribe_stream
@@ -100,7 +101,7 @@ class Transcriber:
         from arkfast.models import find_family
         from arkfast.models.hub import checkpoint_folder, commit_of
 
-        self.device = _device(device)
+        self.device = use_device(device, flag="device")
         folder = checkpoint_folder(model_path, revision=revision, flag="model_path")
         self.model_commit = commit_of(folder)
         tokenizer = folder
@@ -237,17 +238,3 @@ def check_limits(
         raise InputError(f"num_workers must be at least 0, got {num_workers}")
     if not 0 < audio_gain < math.inf:
         raise InputError(f"audio_gain must be above 0 and finite, got {audio_gain}")
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    import torch
-
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InputError(f"device '{device}': not a device that torch knows ({str(error).splitlines()[0]})") from error
-    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device '{device}': torch sees {torch.cuda.device_count()} GPU(s); choose another device, or leave it out")
-    return chosen

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
+from arkfast.device import use_device
 from arkfast.records import InputError
 
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -91,16 +92,13 @@ class Parallel:
         """Whether this is the first process of its machine, which fetches what all of them need."""
         self.restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", "0"))
         """How often torchrun has started this run's processes anew."""
-        kind = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        self.device = torch.device(kind)
-        if self.device.type == "cuda" and not 0 <= (self.device.index or 0) < torch.cuda.device_count():
-            raise InputError(f"--device {device}: {torch.cuda.device_count()} GPUs are visible here; give cpu, or auto for what there is")
-        if self.device.type == "cuda" and self.device.index is None and self.world > 1:
-            local, there = int(environment["LOCAL_RANK"]), torch.cuda.device_count()
+        wanted = device
+        if self.world > 1 and device in ("auto", "cuda") and (there := torch.cuda.device_count()):
+            local = int(environment["LOCAL_RANK"])
             if local >= there:
                 raise InputError(f"--nproc_per_node: process {local + 1} on this machine has no GPU of its own, there are {there}")
-            self.device = torch.device("cuda", local)
-            torch.cuda.set_device(self.device)
+            wanted = f"cuda:{local}"
+        self.device = use_device(wanted, environment=environment)
         self._timeout = timedelta(seconds=timeout)
         self._opened = False
         self._store: dist.Store | None = None

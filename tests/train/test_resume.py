@@ -312,5 +312,5 @@ def test_values_out_of_range_are_named(overrides, message):
 
 def test_a_gpu_that_is_not_there_is_named():
     there = torch.cuda.device_count()
-    with pytest.raises(InputError, match=rf"--device cuda:{there}: {there} GPUs are visible here; give cpu, or auto"):
+    with pytest.raises(InputError, match=rf"--device cuda:{there}: torch sees {there} GPUs? here; give another, cpu, or auto"):
         Parallel(f"cuda:{there}", environment={})

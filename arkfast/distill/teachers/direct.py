@@ -56,7 +56,7 @@ class DirectTeacher:
         """See ``Teacher.begin``: the encoder and the decoder over the prompts, on a stream of their own while the student decodes."""
         if self._stream is None:
             return self._prefill(batch)
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         with torch.cuda.stream(self._stream):
             return self._prefill(batch)
 
@@ -72,8 +72,9 @@ class DirectTeacher:
         prefix = self.begin(batch) if begun is None else begun
         assert isinstance(prefix, Prefilled)
         if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
-            prefix.record_stream(torch.cuda.current_stream())  # its memory belongs to the other stream
+            here = torch.cuda.current_stream(self._stream.device)
+            here.wait_stream(self._stream)
+            prefix.record_stream(here)  # its memory belongs to the other stream
         ranges = self._engine.allowed.row_ranges(rollout.packed_index()[1])
         best = at_predicting_positions_after(
             self.model,

@@ -32,9 +32,9 @@ class Phases:
         """Time a block, to be added to the phase ``name``."""
         if self._cuda:
             first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            first.record()
+            first.record(torch.cuda.current_stream(self._device))
             yield
-            last.record()
+            last.record(torch.cuda.current_stream(self._device))
             self._events.append((name, first, last))
         else:
             started = time.perf_counter()

@@ -21,7 +21,7 @@ class Readback:
             # Only a copy into pinned memory leaves the host free to go on.
             self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True).copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(numbers.device))
         else:
             self._numbers = numbers.clone()
 
