@@ -45,3 +45,12 @@ def finite(value: object) -> object:
     if isinstance(value, (list, tuple)):
         return [finite(inner) for inner in value]
     return value
+
+
+def is_finite(value: object) -> bool:
+    """Whether no number in the value is infinite or NaN."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, Mapping):
+        return all(is_finite(inner) for inner in value.values())
+    return all(is_finite(inner) for inner in value) if isinstance(value, (list, tuple)) else True

@@ -79,7 +79,7 @@ class Summary:
         if self.truncated:
             parts.append(f"{self.truncated} cut short")
         if self.repeats:
-            parts.append(f"{self.repeats} repeats left out")
+            parts.append(f"{self.repeats} repeat{'s' if self.repeats > 1 else ''} left out")
         parts.append(f"{self.audio_seconds:.1f} s of audio in {self.wall_seconds:.1f} s")
         processed = "" if self.rtfx is None else f", {self.rtfx:.1f} by processing time"
         parts.append(f"RTFx {self.rtfx_end_to_end:.1f} end to end{processed}")

@@ -142,8 +142,8 @@ class Reasons:
         for reason, example in list(self._examples.items())[:SHOWN]:
             more = self._counts[reason] - 1
             shown.append(f"{example} (and {more} more like it)" if more else example)
-        if len(self._examples) > SHOWN:
-            shown.append(f"and {len(self._examples) - SHOWN} other reasons")
+        if (others := len(self._examples) - SHOWN) > 0:
+            shown.append(f"and {others} other reason{'s' if others > 1 else ''}")
         return tuple(shown)
 
 

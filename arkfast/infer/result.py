@@ -5,7 +5,6 @@ Knows the output's field names; knows no model, no batch and no file.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,6 +13,8 @@ from arkfast.audio.load import Used
 from arkfast.data import Fields
 from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
+from arkfast.files.json_input import parse_json
+from arkfast.files.json_text import is_finite
 from arkfast.records import JsonObject, Utterance
 
 FinishReason = Literal["stop", "length", "repetition"]
@@ -27,6 +28,7 @@ OUTPUT_FIELDS = (
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, or a stale transcript could."""
 
+_UNWRITABLE = "field '{}' of the input holds a number that is infinite or NaN, for which JSON has no form; null is written"
 WHOLE = -1.0  # seconds: the recording's own start or end, as manifests write it
 
 
@@ -81,11 +83,13 @@ class Result:
         }
         if self.failed:
             row["error"] = self.error
-        if self.warnings:
-            row["warnings"] = list(self.warnings)
+        extra = {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
+        warnings = [*self.warnings, *(_UNWRITABLE.format(key) for key, value in extra.items() if not is_finite(value))]
+        if warnings:
+            row["warnings"] = warnings
         if self.used:
             row["audio_used"] = dict(self.used)
-        return row | {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
+        return row | extra
 
 
 def bad_line(bad: Row, *, fields: Fields) -> Result:
@@ -95,7 +99,7 @@ def bad_line(bad: Row, *, fields: Fields) -> Result:
     is kept, so that a failed row's reference still counts.
     """
     try:
-        parsed = json.loads(bad.raw)
+        parsed = parse_json(bad.raw)
     except ValueError:
         parsed = None
     given = parsed if isinstance(parsed, dict) else {}
