@@ -18,7 +18,6 @@ from arkfast.evaluate.options import EvaluateConfig
 from arkfast.records import InputError, JsonObject
 
 PRESETS = "aishell clean meeting net other"
-_EVALUATE = ("-m", "arkfast.cli", "evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +88,11 @@ class Settings:
         )
 
     def command(self, job: Job, device: str, python: str) -> list[str]:
-        """The words that evaluate one preset on a device."""
-        words = [python, self.eval_script] if self.eval_script else [python, *_EVALUATE]
+        """The words that evaluate one preset on a device with ``eval_script``."""
+        return [python, self.eval_script, *self.flags(job, device)]
+
+    def flags(self, job: Job, device: str) -> list[str]:
+        """The flags of ``arkfast evaluate``, or of ``eval_script``, for one preset on a device."""
         flags = {
             "input": job.input,
             "output": job.output,
@@ -106,7 +108,7 @@ class Settings:
         if not self.eval_script:
             # A GPU that is not there has to be an error, not a slow run on the CPU.
             flags |= {"summary": job.summary, "html": job.page, "preset": job.preset, "device": "cpu" if device == "cpu" else "cuda"}
-        return [*words, *(word for name, value in flags.items() if str(value) for word in (f"--{name}", str(value))), *self.extra]
+        return [*(word for name, value in flags.items() if str(value) for word in (f"--{name}", str(value))), *self.extra]
 
 
 @dataclass(kw_only=True)
@@ -172,7 +174,7 @@ def check(settings: Settings) -> list[Job]:
     except OSError as error:
         faults.append(f"OUTPUT_DIR {settings.output_dir}: cannot be made ({error.strerror}); give another folder")
     if not settings.eval_script:
-        faults += _evaluate_faults(settings, jobs)
+        faults += _evaluate_faults(settings, jobs) + _device_faults(settings, os.environ)
     if faults:
         raise InputError("nothing was started:\n  " + "\n  ".join(faults))
     return jobs
@@ -193,7 +195,7 @@ def fetched(settings: Settings) -> Settings:
     own = processor in ("", str(model))
     revision = None
     if not settings.eval_script:
-        words = settings.command(settings.job(settings.presets[0]), "cpu", "")[len(_EVALUATE) + 1 :]
+        words = settings.flags(settings.job(settings.presets[0]), "cpu")
         revision = parse(EvaluateConfig, words, prog="arkfast evaluate", description="").revision
     repository = repository_of(model, revision=revision, flag="MODEL_PATH")
     folder = checkpoint_folder(model, revision=revision, flag="MODEL_PATH")
@@ -213,7 +215,7 @@ def _evaluate_faults(settings: Settings, jobs: Sequence[Job]) -> list[str]:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            words = [settings.command(job, "cpu", "")[len(_EVALUATE) + 1 :] for job in jobs]
+            words = [settings.flags(job, "cpu") for job in jobs]
             configs = [parse(EvaluateConfig, flags, prog="arkfast evaluate", description="") for flags in words]
     except SystemExit:
         return [said.getvalue().strip()]
@@ -229,6 +231,23 @@ def _evaluate_faults(settings: Settings, jobs: Sequence[Job]) -> list[str]:
     except InputError as error:
         faults.append(str(error))
     return faults
+
+
+def _device_faults(settings: Settings, environment: Mapping[str, str]) -> list[str]:
+    """What is wrong with ``GPUS`` on this machine. A name that is no number is left to the driver."""
+    numbers = [name for name in settings.gpus if name.isdecimal()]
+    if not numbers:
+        return []
+    import torch
+
+    there = torch.cuda.device_count()
+    if there and environment.get("CUDA_VISIBLE_DEVICES"):
+        return []  # the numbers are the machine's, and only some of its GPUs are visible here
+    absent = [name for name in dict.fromkeys(numbers) if int(name) >= there]
+    if not absent:
+        return []
+    what = f"this machine has GPUs 0 to {there - 1}" if there else "no GPU is visible here"
+    return [f"GPUS {' '.join(settings.gpus)}: {what}, not {', '.join(absent)}; name those that there are, or set GPUS=cpu"]
 
 
 def devices(settings: Settings, environment: Mapping[str, str]) -> list[str]:

@@ -203,22 +203,51 @@ def test_wrong_variables_are_named(world: dict[str, str], variables: dict[str, s
 def test_what_evaluate_would_refuse_starts_nothing(
     world: dict[str, str], variables: dict[str, str], flags: list[str], message: str
 ) -> None:
-    settings = Settings.from_environment(world | {"EVAL_SCRIPT": ""} | variables, flags)
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": "cpu"} | variables, flags)
     with pytest.raises(InputError, match=message):
         check(settings)
-    check(Settings.from_environment(world | {"EVAL_SCRIPT": ""}, ["--normalizer", "none"]))
+    check(Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": "cpu"}, ["--normalizer", "none"]))
+
+
+@pytest.mark.parametrize(
+    ("there", "gpus", "visible", "fault"),
+    [
+        (0, "0 1 2 3 4", "", "GPUS 0 1 2 3 4: no GPU is visible here, not 0, 1, 2, 3, 4; name those that there are, or set GPUS=cpu"),
+        (2, "0 1 2 2", "", "GPUS 0 1 2 2: this machine has GPUs 0 to 1, not 2; name those that there are, or set GPUS=cpu"),
+        (2, "0 0 1", "", None),
+        (1, "3", "3", None),
+        (0, "cpu cpu", "", None),
+        (2, "GPU-8d4a", "", None),
+    ],
+)
+def test_gpus_that_are_not_there_start_nothing(
+    world: dict[str, str], monkeypatch: pytest.MonkeyPatch, there: int, gpus: str, visible: str, fault: str | None
+) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": gpus})
+    if fault is None:
+        check(settings)
+        return
+    with pytest.raises(InputError) as caught:
+        check(settings)
+    assert str(caught.value).splitlines()[1:] == [f"  {fault}"]
 
 
 def test_inputs_that_could_not_be_scored_start_nothing(world: dict[str, str]) -> None:
     data = Path(world["EVAL_DATA_DIR"])
     (data / "test_clean.jsonl").write_text('{"audio": "a.wav", "text": "x", "speaker": "s"}\n' * 2)
-    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "PRESETS": "clean net meeting"}, ["--group_by", "speaker"])
+    settings = Settings.from_environment(
+        world | {"EVAL_SCRIPT": "", "GPUS": "cpu", "PRESETS": "clean net meeting"}, ["--group_by", "speaker"]
+    )
     with pytest.raises(InputError, match="nothing was started") as caught:
         check(settings)
     faults = str(caught.value).splitlines()[1:]
     assert [fault.split(": ")[0].strip() for fault in faults] == [f"{data}/test_{name}.jsonl:1" for name in ("net", "meeting")]
     assert all("field 'speaker', by which --group_by resamples" in fault for fault in faults)
-    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "TEXT_NORMALIZE_PYTHON": "/nowhere/python"})
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": "cpu", "TEXT_NORMALIZE_PYTHON": "/nowhere/python"})
     with pytest.raises(InputError, match="--text_normalize_python /nowhere/python: cannot be started"):
         check(settings)
 
@@ -249,6 +278,9 @@ def test_being_ended_ends_the_jobs(world: dict[str, str]) -> None:
 def test_jobs_are_arkfast_evaluate_and_their_summaries_are_shown(
     world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     environment = world | {"EVAL_SCRIPT": "", "PRESETS": "clean net", "GPUS": "1"}
     settings = Settings.from_environment(environment)
     jobs = check(settings)
