@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from html import escape
 
 # A chart's own units. Its text stays legible where the page scales it down to a phone's 390 pixels: 350 / 420 · 12.5 = 10 pixels.
-WIDTH, HEIGHT = 420, 230
-_LEFT, _RIGHT, _TOP, _BOTTOM = 50, 12, 10, 40
+WIDTH, HEIGHT = 420, 236
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 12, 10, 46
 _COLUMNS = 120
 """Most points that a line has; more are drawn as the mean of each column between its least and its greatest."""
 
@@ -111,7 +111,7 @@ def line_chart(series: Sequence[Series], *, title: str, note: str = "", x_label:
         parts.append(f'<text x="{_LEFT - 6}" y="{down(y) + 4}" text-anchor="end">{label}</text>')
     for x, label in zip(x_marks, tick_labels(x_marks), strict=True):
         place, anchor = (across(x), "middle") if across(x) < WIDTH - 2 * _RIGHT else (WIDTH, "end")  # never past the edge
-        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 17}" text-anchor="{anchor}">{label}</text>')
+        parts.append(f'<text x="{place}" y="{HEIGHT - _BOTTOM + 21}" text-anchor="{anchor}">{label}</text>')
     parts.append(f'<text x="{WIDTH - _RIGHT}" y="{HEIGHT - 5}" text-anchor="end">{escape(x_label)}</text>')
     for i, (line, drawn) in enumerate(zip(series, columns, strict=True)):
         parts += _drawn(line, drawn, across, down, _DASHES[i % len(_DASHES)])

@@ -140,7 +140,7 @@ def _comparisons(outcomes: Sequence[Outcome]) -> Table:
             Cell(text=outcome.verdict, tone=_TONES[outcome.verdict]),
             *(Cell(text="–" if value is None else number(value)) for value in (outcome.found, outcome.tolerance)),
             Cell(text=outcome.detail),
-            Cell(text=outcome.reason, tone="faint"),
+            Cell(text=outcome.reason or "–", tone="faint"),
         ])
         for outcome in outcomes
     ]  # fmt: skip

@@ -123,7 +123,7 @@ def compared(report: Report, first: str, second: str, split: Split) -> Compariso
     paired = next((d for d in report.differences if (d.first, d.second, d.split) == (first, second, split)), None)
     if paired is not None:
         low, high = paired.low, paired.high
-        said = f"{points(paired.value, digits=_DIGITS)} points, 95 % interval {points(low, high, digits=_DIGITS)}, paired"
+        said = f"{points(paired.value, digits=_DIGITS)} points, {points(low, high, digits=_DIGITS)} with pairs"
     else:
         low, high = ours.low - theirs.high, ours.high - theirs.low
         said = "95 % intervals overlap" if low <= 0 <= high else "95 % intervals do not overlap"
@@ -186,15 +186,13 @@ def _comparisons(report: Report) -> Table | None:
         cells = [Cell(text=ARM_LABELS[other])]
         for found in on.values():
             if found is None:
-                cells += [Cell(text="–"), Cell(text="–")]
+                cells.append(Cell(text="–"))
                 continue
             tone = {"fewer errors": "pass", "more errors": "bad"}.get(found.verdict, "")
-            cells += [Cell(text=f"{_percent(found.ours)} against {_percent(found.theirs)}", note=found.interval)]
-            cells += [Cell(text=found.verdict, tone=tone)]
+            figures = f"{_percent(found.ours)} against {_percent(found.theirs)}; {found.interval}"
+            cells.append(Cell(text=found.verdict, note=figures, tone=tone))
         rows.append(Row(cells=cells))
-    columns = [Column(name="OPD against")]
-    for name in ("test set", "dev set"):
-        columns += [Column(name=name), Column(name=f"{name}: OPD makes")]
+    columns = [Column(name="OPD against"), *(Column(name=name) for name in _SETS.values())]
     return Table(label="OPD against the other arms", columns=columns, rows=rows) if rows else None
 
 

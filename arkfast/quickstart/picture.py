@@ -30,7 +30,7 @@ _LINES: dict[str, dict[str, Any]] = {
     "teacher": {"color": "#555555", "linestyle": ":"},
 }
 _WRONG, _INK, _FAINT = "#D55E00", "#222222", "#777777"
-_LINE_HEIGHT, _LABEL_WIDTH = 0.17, 0.185  # of the transcript axes
+_LINE_HEIGHT, _LABEL_WIDTH = 0.19, 0.2  # of the transcript axes
 _MOST_LINES = 3  # of a transcript; a model that babbles is cut here, with a mark
 
 
@@ -52,7 +52,7 @@ def draw_picture(report: Report, path: Path) -> Path:
     figure = Figure(figsize=(13.6, 5.6), dpi=140, facecolor="white")
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(
-        2, 2, width_ratios=(1, 1.12), height_ratios=(1.5, 1), left=0.055, right=0.985, top=0.92, bottom=0.1, hspace=0.42
+        2, 2, width_ratios=(1, 1.12), height_ratios=(1.75, 1), left=0.055, right=0.985, top=0.92, bottom=0.1, hspace=0.42
     )
     _draw_curves(figure.add_subplot(grid[:, 0]), report)
     clip = next((clip for clip in report.clips if clip.mel is not None), None)
@@ -119,9 +119,8 @@ def _draw_mel(axes: Axes, clip: Transcription | None) -> None:
         axes.text(0.5, 0.5, "no test clip was given", transform=axes.transAxes, ha="center", color=_FAINT)
         return
     axes.imshow(clip.mel, origin="lower", aspect="auto", cmap="magma", interpolation="nearest", extent=(0, clip.seconds, 0, len(clip.mel)))
-    note = f" ({clip.note})" if clip.note else ""
-    axes.set_title(f"What the models hear: {clip.id}{note}", loc="left", fontsize=12, color=_INK)
-    axes.set_xlabel("seconds", labelpad=2)
+    axes.set_title(f"What the models hear: {clip.id}", loc="left", fontsize=12, color=_INK)
+    axes.set_xlabel(f"seconds ({clip.note})" if clip.note else "seconds", labelpad=2)
     axes.set_ylabel("mel band")
 
 

@@ -194,9 +194,9 @@ def test_verdicts_claim_no_more_than_the_intervals() -> None:
         assert found is not None
         return found.interval, found.verdict
 
-    assert paired(-0.008, -0.002) == ("-0.5 points, 95 % interval -0.8 to -0.2, paired", "fewer errors")
+    assert paired(-0.008, -0.002) == ("-0.5 points, -0.8 to -0.2 with pairs", "fewer errors")
     assert paired(-0.012, 0.002)[1] == "not told apart"
-    cells = re.findall(r'data-label="(?:test|dev) set: OPD makes"><span[^>]*>([^<]*)<', render_page(REPORT))
+    cells = re.findall(r'data-label="(?:held-out test|dev) set"><span[^>]*>([^<]*) <', render_page(REPORT))
     assert cells == ["fewer errors"] * 4 + ["not told apart"] * 2
 
 

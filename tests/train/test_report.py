@@ -317,32 +317,3 @@ def test_a_wrong_path_is_one_line_and_exit_code_two(tmp_path, capsys):
     folder = written(tmp_path / "run", a_run())
     assert main(["report", str(folder), "--output", str(tmp_path / "no" / "page.html")]) == 2
     assert "there is no folder" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (390, "dark")])
-def test_a_browser_shows_it_without_a_request_or_a_scroll_bar(tmp_path, width, scheme):
-    playwright = pytest.importorskip("playwright.sync_api", reason="the page is opened with playwright")
-    import shutil
-
-    browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser_path is None:
-        pytest.skip("no Chromium is installed")
-    folder = written(tmp_path / "run", a_run(steps=[step(i) for i in range(1, 1001)]))
-    assert main(["report", str(folder)]) == 0
-    said: list[str] = []
-    asked: list[str] = []
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((folder / "report.html").as_uri())
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        smallest = page.evaluate(
-            "Math.min(...[...document.querySelectorAll('svg')].map(s => s.getBoundingClientRect().width / 420 * 12.5))"
-        )
-        assert smallest >= 9, "pixels of the charts' text"
-        browser.close()
-    assert said == []
-    assert asked == [(folder / "report.html").as_uri()]

@@ -34,9 +34,9 @@ class Against:
 
 
 def other_name(summary: JsonRow) -> str:
-    """What the page calls the system that it compares with."""
+    """What the page calls the system that it compares with; empty where there is none."""
     comparison, gate = summary.get("comparison"), summary.get("gate")
-    return _name(comparison["other"]) if comparison else _name(gate["baseline"]) if gate else "other"
+    return _name(comparison["other"]) if comparison else _name(gate["baseline"]) if gate else ""
 
 
 def plain_hero(summary: JsonRow, groups: Sequence[JsonRow]) -> Hero:

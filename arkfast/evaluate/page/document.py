@@ -28,7 +28,6 @@ from arkfast.evaluate.page.clips import changed, shown
 from arkfast.evaluate.page.compared import against, other_name, plain_hero, verdict_hero
 from arkfast.evaluate.page.facts import FAILURES, Facts, Point, gather
 from arkfast.evaluate.page.paths import title, without_folders
-from arkfast.plots import number
 from arkfast.records import JsonRow
 from arkfast.reports import Cell, Column, Row, Table, dated, interval, percent, render, times
 
@@ -65,7 +64,7 @@ def page(
         name=name,
         about=[f"model {model}" if model else "transcripts as given", f"data {source}" if source else "", when],
         hero=verdict_hero(summary) or plain_hero(summary, groups),
-        lead=f"{headline(summary, groups)}.",
+        lead=f"{headline(summary, groups)}." if len(groups) > 1 or other else "",
         tiles=_tiles(summary),
         failed=[(title(row), without_folders(str(row.get("error") or "no transcript"))) for row in facts.failed],
         failed_more=_failed_more(summary, facts),
@@ -201,9 +200,10 @@ def _scatter_keys(points: Sequence[Point]) -> list[tuple[int, str]]:
 def _by_length(points: Sequence[Point]) -> Table | None:
     if not points:
         return None
+    digits = 1 if has_seconds(points) else 0
     rows = [
         Row(cells=[
-            Cell(text=f"{number(round(place.low, 2))} to {number(round(place.high, 2))}"),
+            Cell(text=f"{place.low:.{digits}f} to {place.high:.{digits}f}"),
             Cell(text=f"{place.clips:,}"),
             Cell(text=percent(place.rate)),
         ])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +10,9 @@ import pytest
 from arkfast.evaluate import score_rows
 from arkfast.evaluate.page import page
 from arkfast.evaluate.summary import summarise
+from arkfast.testing import synthetic_speech, write_wav
 
 pytestmark = pytest.mark.slow
-
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="the page is looked at through playwright")
-    with playwright.sync_playwright() as driver:
-        executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
-        if executable is None and not Path(driver.chromium.executable_path).exists():
-            pytest.skip("no Chromium here; apt-get install chromium, or playwright install chromium")
-        chromium = driver.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +51,22 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"id": "silence", "preset": "clean", "language": "en", "text": "", "pred_text": "thank you", "audio": "s.wav"},
     ]
     scores, scored = score_rows(rows)
-    comparison = {"other": "old.jsonl", "metric": "joint", "rows": 180, "left_out": 1, "rate_of_other": 0.1, "groups": []}
+    comparison = {
+        "other": "old.jsonl",
+        "metric": "joint",
+        "rows": 180,
+        "left_out": 1,
+        "rate_of_other": 0.1,
+        "groups": [],
+        "rates": [0.11, 0.1],
+    }
     comparison |= {"difference": 0.01, "low": -0.01, "high": 0.03, "p_value": 0.2}
     path = tmp_path_factory.mktemp("page") / "evaluation.html"
     for i in range(60):
-        (path.parent / f"{i}.wav").touch()
-    path.write_text(page(summarise(scores, rtfx=1234.5, comparison=comparison), scored, path.parent), encoding="utf-8")
+        write_wav(path.parent / f"{i}.wav", synthetic_speech(1.5, seed=i))
+    others = score_rows([row | {"pred_text": row["text"]} if row["pred_text"] is not None else row for row in rows])[1]
+    summary = summarise(scores, rtfx=1234.5, comparison=comparison)
+    path.write_text(page(summary, scored, path.parent, others=others), encoding="utf-8")
     return path
 
 
@@ -93,7 +88,20 @@ def test_no_error_no_request_no_sideways_scroll(browser: Any, written: Path, wid
         && e.getBoundingClientRect().right > innerWidth + 1).map(e => e.outerHTML.slice(0, 80))"""
     assert view.evaluate(outside) == []
     assert said == []
-    assert requests == [written.as_uri()]
+    assert requests[0] == written.as_uri()
+    assert {request.rpartition(".")[2] for request in requests[1:]} == {"wav"}, "players read how long their recordings are"
+    assert all(request.startswith(written.parent.as_uri()) for request in requests)
+    view.close()
+
+
+def test_players_know_how_long_their_recordings_are(browser: Any, written: Path) -> None:
+    view = browser.new_page(viewport={"width": 1280, "height": 900})
+    view.goto(written.as_uri())
+    view.wait_for_function("[...document.querySelectorAll('audio')].filter(e => e.readyState > 0).length > 0")
+    view.wait_for_function("[...document.querySelectorAll('audio')].every(e => e.readyState > 0 || e.error)")
+    lengths = view.evaluate("[...document.querySelectorAll('audio')].map(e => e.duration)")
+    assert len(lengths) > 10
+    assert lengths == pytest.approx([1.5] * len(lengths), abs=0.01)
     view.close()
 
 
@@ -129,7 +137,7 @@ def test_everything_that_opens_or_scrolls_is_reached_by_keyboard(browser: Any, w
     view = browser.new_page(viewport={"width": 390, "height": 900})
     view.goto(written.as_uri())
     reached = []
-    for _ in range(12):
+    for _ in range(150):  # every button of the players of changed clips comes before the figures
         view.keyboard.press("Tab")
         reached.append(view.evaluate("document.activeElement.textContent.trim().slice(0, 20)"))
     assert reached[0] == "Failed rows and why"
