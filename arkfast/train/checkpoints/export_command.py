@@ -90,6 +90,7 @@ def _merged(folder: Path, run: Mapping[str, Any], kind: str) -> dict[str, torch.
     """The weights of a run of adapters, float32: those of the model that it began from, with the checkpoint's adapters merged in."""
     from arkfast.models import load_model
     from arkfast.models.hub import checkpoint_folder
+    from arkfast.train.checkpoints.identity import same_model
     from arkfast.train.checkpoints.run_folder import load_commits
     from arkfast.train.repositories import at_commit
 
@@ -100,6 +101,11 @@ def _merged(folder: Path, run: Mapping[str, Any], kind: str) -> dict[str, torch.
         raise InputError(
             f"--checkpoint {folder}: holds adapters of {base}, where no model is any more; put it back, or export with --weights master "
             "--dtype auto, which needs the checkpoint alone"
+        )
+    if differing := same_model(run.get("contents", {}).get("student_model", {}), base):
+        raise InputError(
+            f"--checkpoint {folder}: holds adapters of {base}, where another model stands by now ({differing}); put back the one that "
+            "training began from, or export with --weights master --dtype auto, which needs the checkpoint alone"
         )
     model = load_model(base, dtype="float32")
     whole = dict(model.state_dict())
