@@ -174,7 +174,7 @@ def check(settings: Settings) -> list[Job]:
     except OSError as error:
         faults.append(f"OUTPUT_DIR {settings.output_dir}: cannot be made ({error.strerror}); give another folder")
     if not settings.eval_script:
-        faults += _evaluate_faults(settings, jobs) + _device_faults(settings, os.environ)
+        faults += _evaluate_faults(settings, jobs)
     if faults:
         raise InputError("nothing was started:\n  " + "\n  ".join(faults))
     return jobs
@@ -233,21 +233,24 @@ def _evaluate_faults(settings: Settings, jobs: Sequence[Job]) -> list[str]:
     return faults
 
 
-def _device_faults(settings: Settings, environment: Mapping[str, str]) -> list[str]:
-    """What is wrong with ``GPUS`` on this machine. A name that is no number is left to the driver."""
+def check_gpus(settings: Settings, environment: Mapping[str, str]) -> None:
+    """See that the GPUs that ``GPUS`` numbers are there, before a process for each finds out.
+
+    Where ``CUDA_VISIBLE_DEVICES`` hides some, or with ``eval_script``, the jobs themselves are asked.
+
+    Raises:
+        InputError: one is not.
+    """
     numbers = [name for name in settings.gpus if name.isdecimal()]
-    if not numbers:
-        return []
+    if settings.eval_script or "CUDA_VISIBLE_DEVICES" in environment or not numbers:
+        return
     import torch
 
-    there = torch.cuda.device_count()
-    if there and environment.get("CUDA_VISIBLE_DEVICES"):
-        return []  # the numbers are the machine's, and only some of its GPUs are visible here
-    absent = [name for name in dict.fromkeys(numbers) if int(name) >= there]
-    if not absent:
-        return []
-    what = f"this machine has GPUs 0 to {there - 1}" if there else "no GPU is visible here"
-    return [f"GPUS {' '.join(settings.gpus)}: {what}, not {', '.join(absent)}; name those that there are, or set GPUS=cpu"]
+    count = torch.cuda.device_count()
+    missing = [name for name in numbers if int(name) >= count]
+    if missing:
+        advice = "set GPUS=cpu, or leave it out" if not count else f"there are 0 to {count - 1}; or leave it out"
+        raise InputError(f"nothing was started:\n  GPUS: {', '.join(missing)}: torch sees {count} GPU(s); {advice}")
 
 
 def devices(settings: Settings, environment: Mapping[str, str]) -> list[str]:

@@ -1,14 +1,13 @@
 """Several test sets with one model: every input checked first, jobs spread over all devices, one verdict over all of them.
 
-Knows how jobs share devices and what is shown at the end; each job is an ``arkfast evaluate`` of its own, and its scores are read back
-from the summary that it wrote. ``scripts/evaluate_presets.sh`` starts this.
+A device's process evaluates one preset after another with one model; scores are read back from the summaries that it wrote.
+``scripts/evaluate_presets.sh`` starts this.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,9 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from arkfast.evaluate.overview import write_page
-from arkfast.evaluate.preset_jobs import Job, Settings, check, devices, fetched
+from arkfast.evaluate.preset_jobs import Job, Settings, check, check_gpus, devices, fetched
+from arkfast.evaluate.preset_processes import Runner
 from arkfast.evaluate.summary import markdown, read_summary
-from arkfast.files import move, write_text
+from arkfast.files import write_text
 from arkfast.records import InputError, JsonObject, JsonRow
 
 _TAIL = 8  # lines of a failed job's log that are shown
@@ -34,59 +34,50 @@ class _Pool:
     environment: Mapping[str, str]
     python: str
     waiting: deque[Job]
-    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    runners: list[Runner] = field(default_factory=list)
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def work(self, device: str) -> None:
+        runner = Runner(self.settings, self.environment, self.python, device)
+        with self.lock:
+            self.runners.append(runner)
         while True:
             with self.lock:
                 if self.stopped or not self.waiting:
-                    return
+                    break
                 job = self.waiting.popleft()
                 job.device = device
                 started = time.monotonic()
-                process = self._start(job, device)
-                if process is None:
+                if not self._start(job, runner):
                     continue
-                self.running[job.preset] = process
-            code = process.wait()
+            code = runner.wait()
             with self.lock:
-                del self.running[job.preset]
                 job.seconds = time.monotonic() - started
                 job.code = None if self.stopped else code
                 print(f"[{job.outcome().upper()}] preset={job.preset} seconds={job.seconds:.0f}", flush=True)
+        runner.close()
 
-    def _start(self, job: Job, device: str) -> subprocess.Popen[bytes] | None:
-        print(f"[LAUNCH] gpu={device} preset={job.preset} input={job.input} output={job.output} log={job.log}", flush=True)
-        environment = {**self.environment, "CUDA_VISIBLE_DEVICES": "" if device == "cpu" else device}
+    def _start(self, job: Job, runner: Runner) -> bool:
+        print(f"[LAUNCH] gpu={job.device} preset={job.preset} input={job.input} output={job.output} log={job.log}", flush=True)
         try:
-            if job.log.exists():
-                move(job.log, job.log.with_name(job.log.name + ".old"))
-            with job.log.open("wb") as log:
-                process = subprocess.Popen(
-                    self.settings.command(job, device, self.python),
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env=environment,
-                )
+            pid = runner.start(job)
         except (OSError, InputError) as error:  # no such interpreter, a full disk
             job.code = 127
             print(f"[FAILED] preset={job.preset}: {error}", file=sys.stderr, flush=True)
-            return None
+            return False
         try:
-            write_text(job.pid, f"{process.pid}\n")
+            write_text(job.pid, f"{pid}\n")
         except InputError as error:  # the job runs all the same
             print(f"[WARNING] preset={job.preset}: {error}", file=sys.stderr, flush=True)
-        return process
+        return True
 
     def stop(self) -> None:
         """End what runs and start nothing more."""
         with self.lock:
             self.stopped = True
-            for process in self.running.values():
-                process.terminate()
+            for runner in self.runners:
+                runner.end()
 
 
 def run(jobs: Sequence[Job], settings: Settings, environment: Mapping[str, str], *, python: str = sys.executable) -> None:
@@ -142,6 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         settings = Settings.from_environment(os.environ, sys.argv[1:] if argv is None else argv)
         jobs, started = check(settings), time.time()
+        check_gpus(settings, os.environ)
         settings = fetched(settings)
         run(jobs, settings, os.environ)
     except InputError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from arkfast.evaluate import presets
-from arkfast.evaluate.preset_jobs import PRESETS, Settings, check, devices
+from arkfast.evaluate.preset_jobs import PRESETS, Settings, check, check_gpus, devices
 from arkfast.evaluate.presets import run
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
@@ -209,33 +209,6 @@ def test_what_evaluate_would_refuse_starts_nothing(
     check(Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": "cpu"}, ["--normalizer", "none"]))
 
 
-@pytest.mark.parametrize(
-    ("there", "gpus", "visible", "fault"),
-    [
-        (0, "0 1 2 3 4", "", "GPUS 0 1 2 3 4: no GPU is visible here, not 0, 1, 2, 3, 4; name those that there are, or set GPUS=cpu"),
-        (2, "0 1 2 2", "", "GPUS 0 1 2 2: this machine has GPUs 0 to 1, not 2; name those that there are, or set GPUS=cpu"),
-        (2, "0 0 1", "", None),
-        (1, "3", "3", None),
-        (0, "cpu cpu", "", None),
-        (2, "GPU-8d4a", "", None),
-    ],
-)
-def test_gpus_that_are_not_there_start_nothing(
-    world: dict[str, str], monkeypatch: pytest.MonkeyPatch, there: int, gpus: str, visible: str, fault: str | None
-) -> None:
-    import torch
-
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": gpus})
-    if fault is None:
-        check(settings)
-        return
-    with pytest.raises(InputError) as caught:
-        check(settings)
-    assert str(caught.value).splitlines()[1:] == [f"  {fault}"]
-
-
 def test_inputs_that_could_not_be_scored_start_nothing(world: dict[str, str]) -> None:
     data = Path(world["EVAL_DATA_DIR"])
     (data / "test_clean.jsonl").write_text('{"audio": "a.wav", "text": "x", "speaker": "s"}\n' * 2)
@@ -275,30 +248,99 @@ def test_being_ended_ends_the_jobs(world: dict[str, str]) -> None:
     assert [name for _, name, *_ in events(world)] == ["endless"]  # nothing was started afterwards
 
 
-def test_jobs_are_arkfast_evaluate_and_their_summaries_are_shown(
-    world: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import torch
+# Speaks the worker's part, notes each job, and does what its preset's name says.
+WORKER = """#!{python}
+import json, os, signal, sys
+assert sys.argv[1:] == ["-m", "arkfast.evaluate.preset_worker"], sys.argv
+for line in sys.stdin:
+    job = json.loads(line)
+    flags = dict(zip(job["flags"][::2], job["flags"][1::2]))
+    name = flags["--preset"]
+    with open(os.environ["EVENTS"], "a") as file:
+        file.write(json.dumps([name, os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"], job["flags"]]) + "\\n")
+    with open(job["log"], "a") as log:
+        log.write(f"working on {{name}}\\n")
+    if name == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    json.dump(dict(schema=1, groups=[dict(preset=name, language="en")]), open(flags["--summary"], "w"))
+    code = dict(broken=2, failing=1).get(name, 0)
+    print(json.dumps(dict(code=code, last=code > 1)), flush=True)
+    if code > 1:
+        sys.exit(code)
+"""
 
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    environment = world | {"EVAL_SCRIPT": "", "PRESETS": "clean net", "GPUS": "1"}
+
+@pytest.fixture
+def worker(world: dict[str, str], tmp_path: Path) -> str:
+    """A stand-in for the interpreter that runs the worker."""
+    path = tmp_path / "worker.py"
+    path.write_text(WORKER.format(python=sys.executable))
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_one_process_takes_all_presets_of_a_device(world: dict[str, str], worker: str) -> None:
+    environment = world | {"EVAL_SCRIPT": "", "PRESETS": "clean net meeting", "GPUS": "1"}
     settings = Settings.from_environment(environment)
     jobs = check(settings)
     old = settings.job("clean").log
     old.write_text("of the run before")
-    run(jobs, settings, environment, python=world["EVAL_SCRIPT"])
-    assert [job.code for job in jobs] == [0, 0]
+    run(jobs, settings, environment, python=worker)
+    assert [job.code for job in jobs] == [0, 0, 0]
+    seen = [json.loads(line) for line in Path(world["EVENTS"]).read_text().splitlines()]
+    assert [name for name, *_ in seen] == ["net", "meeting", "clean"]  # the largest first
+    assert len({pid for _, pid, *_ in seen}) == 1
+    assert {job.pid.read_text() for job in jobs} == {f"{seen[0][1]}\n"}
+    assert {device for _, _, device, _ in seen} == {"1"}
     assert old.with_name("clean.log.old").read_text() == "of the run before"
-    _, _, device, arguments = next(event for event in events(world) if event[1] == "clean")
-    assert device == "1"
-    assert arguments[:3] == ["-m", "arkfast.cli", "evaluate"]
-    flags = dict(zip(arguments[3::2], arguments[4::2], strict=True))
+    assert [job.log.read_text() for job in jobs] == [f"working on {job.preset}\n" for job in jobs]
+    flags = dict(zip(seen[2][3][::2], seen[2][3][1::2], strict=True))
     out = world["OUTPUT_DIR"]
     assert (flags["--summary"], flags["--html"]) == (f"{out}/test_clean_arkasr_summary.json", f"{out}/test_clean_arkasr.html")
     assert (flags["--preset"], flags["--device"]) == ("clean", "cuda")
     found = presets.read_summaries(jobs, 0.0)
     assert [group["preset"] for name in ("clean", "net") for group in found[name]["groups"]] == ["clean", "net"]
     assert presets.read_summaries(jobs, time.time() + 3600) == {}  # an earlier run's scores are not this run's
+
+
+def test_each_device_has_a_process_of_its_own(world: dict[str, str], worker: str) -> None:
+    environment = world | {"EVAL_SCRIPT": "", "GPUS": "cpu cpu"}
+    settings = Settings.from_environment(environment)
+    jobs = check(settings)
+    run(jobs, settings, environment, python=worker)
+    assert [job.code for job in jobs] == [0] * 5
+    assert 1 <= len({json.loads(line)[1] for line in Path(world["EVENTS"]).read_text().splitlines()}) <= 2
+
+
+@pytest.mark.parametrize(("name", "code", "processes"), [("broken", 2, 2), ("killed", -9, 2), ("failing", 1, 1)])
+def test_a_job_that_fails_costs_the_others_no_more_than_a_new_process(
+    world: dict[str, str], worker: str, name: str, code: int, processes: int
+) -> None:
+    (Path(world["EVAL_DATA_DIR"]) / f"test_{name}.jsonl").write_text('{"audio": "a.wav", "text": "x"}\n' * 4)
+    environment = world | {"EVAL_SCRIPT": "", "PRESETS": f"other {name} clean", "GPUS": "cpu"}
+    settings = Settings.from_environment(environment)
+    jobs = check(settings)
+    run(jobs, settings, environment, python=worker)
+    assert [job.code for job in jobs] == [0, code, 0]
+    seen = [json.loads(line) for line in Path(world["EVENTS"]).read_text().splitlines()]
+    assert [event[0] for event in seen] == ["other", name, "clean"]
+    assert len({event[1] for event in seen}) == processes
+    assert (seen[0][1] == seen[1][1], seen[1][1] == seen[2][1]) == (True, processes == 1)
+
+
+def test_gpus_that_are_not_there_start_nothing(world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    settings = Settings.from_environment(world | {"EVAL_SCRIPT": "", "GPUS": "0 1 cpu"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"nothing was started:\n  GPUS: 1: torch sees 1 GPU\(s\)"):
+        check_gpus(settings, {})
+    check_gpus(settings, {"CUDA_VISIBLE_DEVICES": "0"})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    with pytest.raises(InputError, match="GPUS: 0, 1: .* set GPUS=cpu"):
+        check_gpus(settings, {})
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    check_gpus(settings, {})
 
 
 def test_without_names_every_visible_gpu_is_used(world: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,6 +399,7 @@ def test_two_presets_with_a_real_checkpoint(tmp_path: Path) -> None:
         assert [group["preset"] for group in summary["groups"]] == [name]
         assert f"test_{name}" in (out / f"test_{name}_arkasr_result.jsonl").name
         assert (out / f"test_{name}_arkasr.html").read_text().startswith("<!DOCTYPE html>")
+    assert (out / "clean.pid").read_text() == (out / "aishell.pid").read_text(), "one process took both"
     assert "| clean |" in done.stdout
     overall = (out / "presets_arkasr.html").read_text()
     assert "2 test sets, " in overall
