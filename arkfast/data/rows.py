@@ -16,6 +16,7 @@ from typing import Literal
 from arkfast.audio.channels import parse_channel
 from arkfast.data.shards import TarMember
 from arkfast.files.inputs import local_path
+from arkfast.files.json_input import parse_json
 from arkfast.records import InputError, JsonObject, JsonRow, OnTruncated, Utterance
 
 NEMO_AUDIO = "audio_filepath"
@@ -86,10 +87,10 @@ def parse_object(text: str, where: str) -> JsonObject:
         RowError: it spells none.
     """
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except json.JSONDecodeError as error:
         raise RowError(f"{where}: not valid JSON ({error.msg} at column {error.colno}); expected one object a line", "not JSON") from error
-    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; lists nested thousands deep
+    except ValueError as error:  # an integer of thousands of digits; lists nested very deep
         raise RowError(f"{where}: JSON that cannot be read ({error}); expected one object a line", "not JSON") from error
     if not isinstance(value, dict):
         raise RowError(f"{where}: expected a JSON object, got {type(value).__name__}", "not JSON")

@@ -65,12 +65,12 @@ A scored row is the input's row, in the input's order, plus::
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from arkfast.evaluate.scores import Scores
+from arkfast.files.json_input import parse_json
 from arkfast.metrics import CONFIDENCE, RESAMPLES, label
 from arkfast.records import InputError, JsonObject, JsonRow
 
@@ -115,7 +115,7 @@ def read_summary(path: Path) -> JsonObject:
         InputError: it cannot be read, or is no summary of this schema.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); give the summary of an earlier evaluation") from error
     except ValueError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ from arkfast.files import (
     move,
     naming,
 )
+from arkfast.files.json_input import parse_json
 from arkfast.files.lines import BOM, read_lines
 from arkfast.records import InputError, JsonObject, JsonRow
 
@@ -47,8 +47,8 @@ def read_places(path: Path) -> Iterator[tuple[str, JsonObject]]:
         if not whole:
             raise InputError(f"{where}: a line of more than 4 MiB is no row; is this a JSONL file?")
         try:
-            row = json.loads(content.decode("utf-8"))
-        except (ValueError, RecursionError) as error:  # both UnicodeDecodeError and JSONDecodeError; lists nested thousands deep
+            row = parse_json(content)
+        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError too
             raise InputError(f"{where}: not valid JSON ({error}); repair or remove the line") from error
         if not isinstance(row, dict):
             raise InputError(f"{where}: expected a JSON object, got {type(row).__name__}")

@@ -7,7 +7,6 @@ width, V vocabulary.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from arkfast.files.json_input import parse_json, parse_json_object
 from arkfast.records import Batch, InputError, Interface, Prompt, TokenizerLike, Utterance
 
 Audio = tuple[Tensor, Tensor]
@@ -278,7 +278,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise InputError(f"{folder}: no such checkpoint folder; give the local folder that holds config.json and model.safetensors")
     file = folder / "config.json"
     try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
+        fields = parse_json(file.read_bytes())
     except FileNotFoundError:
         raise InputError(f"{folder}: no config.json; this is not a checkpoint folder") from None
     except (OSError, ValueError) as error:
@@ -330,7 +330,7 @@ def named_ends(folder: Path) -> dict[str, tuple[int, ...]]:
         if not file.is_file():
             continue
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
+            fields = parse_json_object(file.read_bytes())
             eos = fields.get("eos_token_id")
             ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
             wrong = [i for i in ids if not isinstance(i, int) or isinstance(i, bool) or i < 0]

@@ -7,7 +7,6 @@ repository holds.
 from __future__ import annotations
 
 import errno
-import json
 import re
 import time
 import warnings
@@ -29,6 +28,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 
 T = TypeVar("T")
@@ -225,7 +225,7 @@ def _shards(folder: Path, repository: Repository) -> list[str]:
         InputError: it is no index, or names something that is no safetensors file beside it.
     """
     try:
-        names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(parse_json_object((folder / INDEX).read_bytes())["weight_map"].values()))
         wrong = [name for name in names if not SHARD.fullmatch(name)]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{repository.asked}: {INDEX} of {repository.id} is no index of shards ({error!r})") from error

@@ -5,7 +5,6 @@ Transformers itself would re-initialise what is missing and only warn. Files are
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedConfig
 
+from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 
 LISTED = 10  # tensors of each kind that an error message names
@@ -170,7 +170,7 @@ def weight_files(path: Path) -> list[Path]:
         return [single]
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(parse_json_object(index.read_bytes())["weight_map"].values()))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{index}: cannot be read as a shard index ({error!r}); copy the checkpoint again") from error
         absent = [name for name in names if not (path / name).is_file()]

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
+from arkfast.files.json_input import parse_json
 from arkfast.metrics.normalizers import basic
 from arkfast.metrics.normalizers.record import Normalizer, hash_files
 from arkfast.records import InputError, JsonObject
@@ -109,7 +110,7 @@ class _Process:
         if not line:
             raise self.error("the process ended before its last reply")
         try:
-            message = json.loads(line)
+            message = parse_json(line)
         except ValueError:
             message = None
         if not isinstance(message, dict):

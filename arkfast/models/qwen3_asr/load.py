@@ -6,7 +6,6 @@ The first layout (a model within ``thinker``) is renamed while it is read; nothi
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3ASRConfig, Qwen3AS
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH
+from arkfast.files.json_input import parse_json_object
 from arkfast.models.family import read_config
 from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel
 from arkfast.models.weights import fitting_shell, tied_names, weight_files
@@ -165,7 +165,7 @@ def least_samples(folder: Path, n_mels: int) -> int:
         file = folder / name
         if file.is_file():
             try:
-                fields = json.loads(file.read_text(encoding="utf-8"))
+                fields = parse_json_object(file.read_bytes())
             except (OSError, ValueError) as error:
                 raise InputError(f"{file}: cannot be read as JSON ({error}); copy the checkpoint again") from error
             found |= fields.get("feature_extractor", fields)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 from arkfast.data.shards import TarMember
+from arkfast.files.json_input import parse_json_object
 from arkfast.models.hub import PROCESSOR, SETTINGS
 from arkfast.models.weights import weight_files
-from arkfast.records import InputError, JsonObject, JsonRow, Utterance
+from arkfast.records import InputError, JsonRow, Utterance
 
 IDENTITY = ("stage", "task", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
             "per_device_train_batch_size", "micro_batches_per_step", "train_max_samples", "shuffle_train", "batch_seconds", "freeze",
@@ -192,7 +193,7 @@ def _sampled(file: Path) -> dict[str, str]:
             size = int.from_bytes(stream.read(8), "little")
             if size > file.stat().st_size:
                 raise ValueError("a header longer than the file")
-            header: JsonObject = json.loads(stream.read(size))
+            header = parse_json_object(stream.read(size))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
             in_order = sorted(tensors.items(), key=lambda item: int(item[1]["data_offsets"][0]))
             return {name: _tensor(stream, entry, 8 + size) for name, entry in in_order}

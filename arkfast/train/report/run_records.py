@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import datetime
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from arkfast.files.json_input import parse_json, parse_json_object
 from arkfast.records import InputError, JsonObject
 
 
@@ -39,7 +39,7 @@ def read_run(folder: Path) -> RunRecords:
         if not path.is_file():
             raise InputError(f"{folder}: not a run's folder ({path.name} is missing); give the --output_dir of a training run")
     try:
-        config = json.loads((folder / "run.json").read_text(encoding="utf-8"))["config"]
+        config = parse_json_object((folder / "run.json").read_bytes())["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{folder / 'run.json'}: not the description of a run ({error!r})") from error
     records = _read_lines(log)
@@ -65,7 +65,7 @@ def _read_lines(path: Path) -> list[JsonObject]:
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             if unfinished and number == len(lines):
                 break
