@@ -6,12 +6,15 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from arkfast.device import CUDNN, choose_attention, use_device
 from arkfast.distill.teachers.direct import DirectTeacher
-from arkfast.records import InputError
+from arkfast.engine.prefill import side_by_side
+from arkfast.records import InputError, Utterance
+from arkfast.train.feed import batch_of
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.readback import Readback
 
@@ -116,3 +119,29 @@ def test_the_teachers_stream_waits_for_the_stream_of_its_own_device(gpus: list[t
     assert DirectTeacher.begin(teacher, "batch") == "batch"
     assert teacher._stream.waited == ["main"]
     assert entered == ["teacher"]
+
+
+def test_a_batch_for_a_gpu_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    clip = Utterance(id="a", audio=None, text="one")
+    features, prepared = np.zeros((128, 9), np.float32), {"mel": np.zeros((128, 7), np.float32)}
+    item = SimpleNamespace(utterance=clip, features=features, prepared=prepared)
+    prompt = SimpleNamespace(ids=lambda frames, utterance: [1, 2])
+    for pin in (False, True):
+        batch = batch_of([item], prompt, hears=True, prepared=True, targets=lambda _: [3], pinned=pin)
+        assert len(pinned) == 9 * pin, "every tensor of the batch, the teacher's own among them"
+    assert batch.teacher_inputs["mel"].values.shape == (1, 128, 7)
+
+
+def test_clips_for_an_encoder_are_padded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *a, pin_memory=False, **b: (asked.append(pin_memory), zeros(*a, **b))[1])
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
+    clips = [torch.randn(2, 3), torch.randn(2, 5)]
+    for device, pinned in (("cpu", False), ("cuda", True)):
+        side = side_by_side(clips, torch.device(device))
+        assert asked.pop() is pinned
+        assert torch.equal(side[0], torch.nn.functional.pad(clips[0], (0, 2)))
+        assert torch.equal(side[1], clips[1])

@@ -77,11 +77,24 @@ def encode(model: SpeechModel, mels: Sequence[torch.Tensor], budget: Budget | No
     found: list[torch.Tensor] = [torch.empty(0)] * len(mels)
     for group in groups_of_similar_length([mel.shape[1] for mel in mels], budget):
         lens = [mels[i].shape[1] for i in group]
-        mel = pad_sequence([mels[i].T for i in group], batch_first=True).transpose(1, 2).to(device, non_blocking=True)
+        mel = side_by_side([mels[i] for i in group], device)
         embeddings, _ = model.get_audio_features(mel, torch.tensor(lens).to(device, non_blocking=True), frames=lens)
         for i, own in zip(group, embeddings, strict=True):
             found[i] = own[: heard.token_count(mels[i].shape[1])]
     return found
+
+
+def side_by_side(mels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
+    """[B, n_mels, longest] on ``device``, zeros past each clip's end.
+
+    Each clip is copied once, into memory from which a GPU fetches it while the host goes on.
+    """
+    first, longest = mels[0], max(mel.shape[1] for mel in mels)
+    pinned = device.type == "cuda" and first.device.type == "cpu"
+    padded = torch.zeros(len(mels), first.shape[0], longest, dtype=first.dtype, device=first.device, pin_memory=pinned)
+    for own, mel in zip(padded, mels, strict=True):
+        own[:, : mel.shape[1]] = mel
+    return padded.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True, kw_only=True)

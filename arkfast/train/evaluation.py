@@ -61,7 +61,7 @@ class DevSet:
         self._shown = {rows[i * len(rows) // SAMPLES].id for i in range(SAMPLES)}
 
     def _collate(self, items: Sequence[FeatureItem]) -> Batch:
-        return batch_of(items, self._prompt, hears=self._hears)
+        return batch_of(items, self._prompt, hears=self._hears, pinned=self._parallel.device.type == "cuda")
 
     def batches(self) -> Generator[Batch, None, None]:
         """This rank's rows in order, once, in batches in main memory. Workers end with the iterator.

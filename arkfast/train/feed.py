@@ -98,6 +98,7 @@ def batch_of(
     hears: bool,
     prepared: bool = False,
     targets: Callable[[Utterance], list[int]] | None = None,
+    pinned: bool = False,
 ) -> Batch:
     """A batch of usable items.
 
@@ -107,16 +108,18 @@ def batch_of(
         hears: whether the items have features.
         prepared: whether a teacher prepared something of each.
         targets: an utterance's reference as ids, where it is learnt.
+        pinned: put it into memory from which a GPU fetches it while the host goes on.
     """
     rows = [item.utterance for item in items]
     features = [item.features for item in items if isinstance(item.features, np.ndarray)] if hears else None
-    return collate(
+    batch = collate(
         rows,
         features,
         prompt,
         None if targets is None else [targets(row) for row in rows],
         [item.prepared for item in items] if prepared else None,
     )
+    return batch.pinned() if pinned else batch
 
 
 def targets_of(config: TrainConfig, task: Task, interface: Interface) -> Callable[[Utterance], list[int]] | None:

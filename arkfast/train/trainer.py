@@ -140,8 +140,8 @@ class Trainer:
     def _make_batch(self, items: Sequence[FeatureItem]) -> Batch:
         learner = self.learner
         targets = targets_of(self.config, learner.task, learner.interface)
-        prepared = self._prepare is not None
-        return batch_of(items, learner.prompt, hears=learner.n_mels is not None, prepared=prepared, targets=targets)
+        prepared, pinned = self._prepare is not None, self.parallel.device.type == "cuda"
+        return batch_of(items, learner.prompt, hears=learner.n_mels is not None, prepared=prepared, targets=targets, pinned=pinned)
 
     def _loss(self, batch: Batch) -> LossSum:
         config, learner, phase = self.config, self.learner, self._phases
