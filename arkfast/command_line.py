@@ -12,6 +12,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import sys
 import textwrap
 import types
@@ -80,9 +81,14 @@ def _convert(value: Any, annotation: object) -> Any:
         if isinstance(value, bool):
             raise ValueError(f"expected {kind.__name__}, got {value}")
         try:
-            return kind(value)
-        except (TypeError, ValueError) as error:
+            number = kind(value)
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"expected {kind.__name__}, got '{value}'") from error
+        if isinstance(number, float) and not math.isfinite(number):
+            raise ValueError(f"expected a finite number, got '{value}'")
+        if isinstance(number, int) and not -(1 << 63) <= number < 1 << 63:
+            raise ValueError(f"expected a whole number of 64 bits at most, got '{value}'")
+        return number
     if annotation is str:
         if isinstance(value, (dict, list)):
             raise ValueError(f"expected text, got {value}")
@@ -120,7 +126,11 @@ def _read_yaml(path: Path, names: Sequence[str]) -> dict[str, object]:
 
 
 def _did_you_mean(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    # People also write a name's initials (lr) or some of its words (batch_size), which look little like the whole.
+    words = set(name.split("_"))
+    initials = [other for other in known if len(name) > 1 and "".join(word[:1] for word in other.split("_")) == name]
+    parts = [other for other in known if words <= set(other.split("_"))]
+    near = list(dict.fromkeys([*initials, *difflib.get_close_matches(name, known, n=3, cutoff=0.6), *parts]))[:3]
     return f"; did you mean {' or '.join(near)}?" if near else "; --help lists what there is"
 
 

@@ -102,6 +102,27 @@ def test_wrong_flags_are_named(argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--lr", "learning_rate"),
+        ("--wd", "weight_decay"),
+        ("--epochs", "total_epochs"),
+        ("--batch_size", "per_device_train_batch_size"),
+        ("--learning_rat", "learning_rate"),
+        ("--teacher", "teacher_model"),
+    ],
+)
+def test_short_names_of_flags_are_understood(flag, meant, capsys):
+    from arkfast.train.config import TrainConfig
+
+    with pytest.raises(SystemExit):
+        parse(TrainConfig, [flag, "1"], prog="p", description="")
+    said = capsys.readouterr().err
+    assert f"unknown flag {flag}; did you mean " in said
+    assert meant in said.split("did you mean ")[1].rstrip("?\n").split(" or ")
+
+
 def test_wrong_yaml_is_named(tmp_path, capsys):
     for text, message in (
         ("inptu: a\n", "unknown key 'inptu'; did you mean input?"),
