@@ -39,7 +39,8 @@ def row_of(arm: Arm, *, done: bool, dev: Rate | None = None, test: Rate | None =
     for stage in arm.stages:
         for record in records(stage.folder):
             if "eval_wer" in record:
-                curve.append((before + record["step"], record["eval_wer"] / 100))
+                if record["eval_wer"] is not None:  # references without a word have no rate
+                    curve.append((before + record["step"], record["eval_wer"] / 100))
             else:
                 seconds += record["time_per_step"]
                 steps += 1

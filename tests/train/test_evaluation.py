@@ -180,3 +180,55 @@ def test_a_rank_reads_its_own_rows_alone(world, read_here, rank):
     found = [name for batch in dev.batches() for name in batch.ids]
     assert found == [f"clip{i}" for i in range(CLIPS)][rank :: parallel.world]
     assert read_here == [f"dev{name.removeprefix('clip')}.wav" for name in found]
+
+
+# What is best.
+
+
+def log(world: Path) -> list[dict[str, Any]]:
+    def none(name: str) -> Any:
+        raise AssertionError(f"{name} is no JSON")
+
+    return [json.loads(line, parse_constant=none) for line in (world / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_rate_that_does_not_exist_is_null_and_never_best(world):
+    rows = [json.loads(line) for line in (world / "dev.jsonl").read_text().splitlines()]
+    (world / "empty.jsonl").write_text("".join(json.dumps({**row, "text": ""}) + "\n" for row in rows))
+    options: dict[str, Any] = {"dataloader_num_workers": 0, "eval_freq": 1, "save_freq": 1}
+    state = Trainer(config(world, eval_data=world / "empty.jsonl", **options)).run()
+    assert [(row["eval_wer"], row["best"]) for row in log(world) if "eval_wer" in row] == [(None, False)] * 3
+    assert (state.best_wer, state.best_step) == (None, None)
+    assert not (world / "run" / "best").exists()
+    saved = world / "run" / "checkpoints" / "global_step_3" / "trainer_state.json"
+    before = json.loads(saved.read_text())
+    saved.write_text(json.dumps({**before, "best_wer": float("nan"), "best_step": 1}))  # as an earlier version kept it
+    state = Trainer(config(world, max_steps=4, resume_from_checkpoint="auto", **options)).run()
+    assert state.best_step == 4
+    assert (world / "run" / "best").is_dir()
+
+
+def test_rates_of_different_dev_sets_are_not_compared(world, monkeypatch, capsys):
+    rates = iter([10.0, 60.0, 50.0, 55.0])
+    monkeypatch.setattr(DevSet, "_rate", lambda *_: (next(rates), 0))
+    options: dict[str, Any] = {"dataloader_num_workers": 0, "save_freq": 1, "eval_freq": 1}
+    first = Trainer(config(world, max_steps=1, **options)).run()
+    assert (first.best_wer, first.best_step) == (10.0, 1)
+    rows = (world / "dev.jsonl").read_text().splitlines(keepends=True)
+    (world / "other.jsonl").write_text("".join(rows[:4]))
+    state = Trainer(config(world, max_steps=4, eval_data=world / "other.jsonl", resume_from_checkpoint="auto", **options)).run()
+    assert (state.best_wer, state.best_step) == (50.0, 3)
+    evaluated = [row for row in log(world) if "eval_wer" in row]
+    assert [row["best"] for row in evaluated] == [True, True, True, False]
+    assert len({row["eval_set"] for row in evaluated}) == 2
+    assert "--eval_data: other rows than the lowest WER was measured on" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_no_number_is_null_in_the_log(world, monkeypatch):
+    from dataclasses import replace
+
+    trainer = Trainer(config(world, eval_data=None, dataloader_num_workers=0, max_steps=2, calibration_batches=0))
+    loss = trainer._loss
+    monkeypatch.setattr(trainer, "_loss", lambda batch: replace(whole := loss(batch), total=whole.total * float("nan")))
+    trainer.run()
+    assert [(row["loss"], row["grad_norm"], row["skipped"]) for row in log(world)] == [(None, None, True)] * 2

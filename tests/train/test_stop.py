@@ -15,6 +15,8 @@ import pytest
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checkpoints.tensors import damage
 from arkfast.train.config import TrainConfig
+from arkfast.train.parallel import Parallel
+from arkfast.train.stop import StopRequest
 from arkfast.train.trainer import Interrupted, Trainer
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "train.py"
@@ -109,6 +111,62 @@ def test_the_last_step_ends_the_run_as_ever(world, tmp_path):
     trainer._step = signalled
     assert trainer.run().step == 2
     assert (tmp_path / "run" / "last" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGUSR1"])
+def test_every_signal_that_warns_of_an_end_saves(world, tmp_path, name):
+    number, trainer = getattr(signal, name), Trainer(config(world, tmp_path / "run"))
+    before, loss = signal.getsignal(number), trainer._loss
+
+    def signalled(batch):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # a launcher and its process group may both pass it on
+        return loss(batch)
+
+    trainer._loss = signalled
+    with pytest.raises(Interrupted, match=f"^Stopped by {name}; step 2 of 30 saved") as raised:
+        trainer.run()
+    assert raised.value.exit_code == 128 + number
+    assert signal.getsignal(number) == before
+    assert damage(tmp_path / "run" / "checkpoints" / "global_step_2", full=True) is None
+
+
+def test_what_the_process_was_started_to_ignore_stays_ignored_and_a_second_ctrl_c_ends_it(monkeypatch):
+    monkeypatch.setattr("arkfast.train.stop._ONE_PRESS", 0.0)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with StopRequest(Parallel("cpu", environment={})) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.heard == 0
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.heard == signal.SIGINT
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_while_wer_is_measured_saves_first_and_takes_no_further_step(world, tmp_path):
+    dev = {"eval_data": world / "train.jsonl", "per_device_eval_batch_size": 1, "max_steps": 4, "eval_freq": 3}
+    out, decoded = tmp_path / "run", []
+    trainer = Trainer(config(world, out, **dev))
+    batches = trainer._dev.batches
+
+    def signalled():
+        for batch in batches():
+            decoded.append(batch)
+            if len(decoded) == 2:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    trainer._dev.batches = signalled
+    with pytest.raises(Interrupted, match="step 3 of 4 saved"):
+        trainer.run()
+    assert len(decoded) == 2, "of five"
+    assert [row["step"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())] == [1, 2, 3]
+    Trainer(config(world, out, resume_from_checkpoint="auto", **dev)).run()
+    rows = list(map(json.loads, (out / "metrics.jsonl").read_text().splitlines()))
+    assert [(row["step"], "eval_wer" in row) for row in rows] == [(1, False), (2, False), (3, False), (3, True), (4, False), (4, True)]
 
 
 def torchrun(world, out, *, ranks=2, restarts=0, **overrides):
