@@ -92,6 +92,9 @@ def test_wheel_holds_only_arkfast_with_kernels_types_and_extension(built):
     assert {name.partition("/")[0] for name in names} == {"arkfast"}
     for wanted in ("arkfast/py.typed", "arkfast/_C.pyi", "arkfast/kernels/__init__.py", "arkfast/kernels/union_kl/op.py", "arkfast/cli.py"):
         assert wanted in names
+    templates = {f"arkfast/reports/templates/{path.name}" for path in (ROOT / "arkfast" / "reports" / "templates").iterdir()}
+    assert len(templates) >= 6
+    assert templates <= names
     assert any(map(is_extension, names))
     assert {name.split("/")[2] for name in names if name.startswith("arkfast/kernels/") and name.count("/") == 3} == {
         path.parent.name for path in ROOT.glob("kernels/*/__init__.py")
@@ -103,7 +106,9 @@ def test_wheels_of_checkout_and_source_distribution_hold_every_file_of_the_packa
     """Modules and data files: what lies in the source tree, all of it, and beside it the extension alone."""
     walk = os.walk(built.checkout / "arkfast", followlinks=True)
     sources = {Path(folder, name).relative_to(built.checkout).as_posix() for folder, _, names in walk for name in names}
-    assert {Path(name).suffix for name in sources} == {".py", ".pyi", ".typed"}, "a new kind of file: name it in package_data, then here"
+    assert {Path(name).suffix for name in sources} == {".py", ".pyi", ".typed", ".html", ".css"}, (
+        "a new kind of file: name it in package_data, then here"
+    )
     for wheel in (built.wheel, built.wheel_of_sdist):
         names = files(wheel)
         assert len(list(filter(is_extension, names))) == 1
@@ -131,6 +136,7 @@ def test_a_module_that_is_gone_leaves_the_next_build(checkout):
     build_py = (sys.executable, "setup.py", "-q", "build_py", "--build-lib", "built")
     assert run(*build_py, cwd=checkout).returncode == 0
     assert (checkout / "built" / "arkfast" / "leftover.py").exists()
+    assert (checkout / "built" / "arkfast" / "reports" / "templates" / "base.html").exists(), "templates are package data"
     (checkout / "arkfast" / "leftover.py").unlink()
     assert run(*build_py, cwd=checkout).returncode == 0
     assert not (checkout / "built" / "arkfast" / "leftover.py").exists()

@@ -49,6 +49,8 @@ def test_the_page_shows_all_sets(tmp_path: Path) -> None:
     write_page(path, *evaluated(tmp_path))
     source = path.read_text()
     assert "2 test sets, from CER 0.00 % (net zh) to WER 50.00 % (clean en)" in source
+    assert '<p class="figure">0.00 to 50.00 % <small>over 2 test sets</small></p>' in source
+    assert "<h1>2 test sets</h1>" in source
     assert "left out of the rates" in source
     assert list(tmp_path.glob(".*")) == []
     with pytest.raises(InputError, match="cannot be written"):

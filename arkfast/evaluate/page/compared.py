@@ -40,7 +40,12 @@ def other_name(summary: JsonRow) -> str:
 
 
 def plain_hero(summary: JsonRow, groups: Sequence[JsonRow]) -> Hero:
-    """The rate over all rows, where nothing was compared."""
+    """The rate over all rows, where nothing was compared; of sets that are counted in different units, the lowest and the highest."""
+    rates = [group["rate"] for group in groups if group.get("rate") is not None]
+    if len(groups) > 1 and rates and (summary.get("rate") is None or summary.get("metric") == "joint"):
+        ends = [f"{100 * min(rates):.2f}"] if max(rates) > min(rates) else []
+        unit = f"over {len(groups)} test sets"
+        return Hero(figure=" to ".join([*ends, percent(max(rates))]), unit=unit, verdict="", what="error rates of the sets", tone="")
     of = groups[0] if len(groups) == 1 else summary
     sets = f" over {len(groups)} test sets" if len(groups) > 1 else ""
     if of.get("rate") is None:

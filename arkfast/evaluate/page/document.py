@@ -49,6 +49,7 @@ def page(
     facts = gather(summary, rows, others)
     groups = summary.get("groups") or [summary]
     model, source = _name(summary.get("model_path")), _name(summary.get("input"))
+    source = source or (f"{len(groups)} test sets" if len(groups) > 1 else "")
     name = " on ".join(part for part in (model, source) if part) or label_of(groups[0])[0]
     when = dated(day or datetime.date.today())
     other = other_name(summary)
