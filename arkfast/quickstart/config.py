@@ -48,6 +48,8 @@ class QuickstartConfig(ConsoleOptions):
                      "opd_top_k", "jobs"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 1 << 53:
+            raise ValueError(f"--seed: must be at least 0 and below 2⁵³, got {self.seed}")
         if self.test_clips < 3:
             raise ValueError(f"--test_clips: the report transcribes three of them, got {self.test_clips}")
         if self.label_clips > self.train_clips:

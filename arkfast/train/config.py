@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ from arkfast.records import OnTruncated
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 CHANGEABLE = ("rows", "student_model", "teacher_model")
 """What ``--allow_changed`` may name."""
+
+FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
+"""Least and largest number of float32 that is not rounded to a subnormal one, which scores are divided in."""
+LONGEST_WAIT = 365 * 24 * 3600
+"""Seconds; clocks of collectives count nanoseconds in 64 bits."""
+MOST_THREADS = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,6 +211,9 @@ class TrainConfig(ConsoleOptions):
     """CPU threads of the tensor library; 0 leaves its default."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"--{name}: must be a finite number, got {value}")
         for name in ("student_attn_implementation", "teacher_attn_implementation"):
             if getattr(self, name) == "flash_attention_2":
                 raise ValueError(
@@ -250,6 +260,15 @@ class TrainConfig(ConsoleOptions):
             )
         if self.calibrate_only and not self.calibration_batches:
             raise ValueError("--calibrate_only: there is nothing to look at with --calibration_batches 0; give at least 1")
+        if self.seed >= 1 << 63:
+            raise ValueError(f"--seed: must be below 2⁶³, got {self.seed}")
+        for name in ("opd_temperature", "rollout_temperature"):
+            value = getattr(self, name)
+            if value and not FLOAT32[0] <= value <= FLOAT32[1]:
+                raise ValueError(f"--{name}: must lie in [{FLOAT32[0]:.3g}, {FLOAT32[1]:.3g}], the range of scores, got {value}")
+        for name, most, what in (("distributed_timeout", LONGEST_WAIT, "seconds, a year"), ("num_threads", MOST_THREADS, "threads")):
+            if getattr(self, name) > most:
+                raise ValueError(f"--{name}: must be at most {most} {what}, got {getattr(self, name)}")
         for name in ("ema_decay", "adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"--{name}: must lie in [0, 1), got {getattr(self, name)}")

@@ -119,6 +119,9 @@ def open_run(found: Found, config: TrainConfig, parallel: Parallel, feed: Feed, 
                     f"{feed.end}; give the manifest that it was trained on, or more --total_epochs"
                 )
         load(checkpoint)
+    if checkpoint is not None and state.step >= feed.total_steps(state.step, state.cursor):
+        asked = f"--max_steps {config.max_steps}" if config.max_steps else f"--total_epochs {config.total_epochs}"
+        found.note(f"{asked}: the run stands after step {state.step} already, so nothing is trained; give more to go on")
     if folder is not None and not config.calibrate_only:
         folder.claim()
         if checkpoint is not None:

@@ -27,6 +27,7 @@ from arkfast.command_line import to_dict
 from arkfast.files import NewFolder, leftovers, move, replace_folder, sweep, write_text
 from arkfast.records import InputError, JsonObject
 from arkfast.train.checkpoints.identity import IDENTITY, Contents, compare
+from arkfast.train.checkpoints.settings import changed
 from arkfast.train.checkpoints.tensors import FILES, STATE, damage, refuse_foreign, seal
 from arkfast.train.config import TrainConfig
 
@@ -123,6 +124,9 @@ class RunFolder:
         self._settled: str | None = None
         """The ``--resume_from_checkpoint`` that processes before these, of the same launch, have carried out."""
         self._keep = config.max_ckpt_to_keep
+        self._flags = to_dict(config)
+        self._flags_before: JsonObject = {}
+        """Those of the launch before this one."""
         self._damaged_claim = False
         window = config.gradient_accumulation_steps if micro_batches is None else micro_batches
         ours = {key: value for key, value in (to_dict(config) | {"micro_batches_per_step": window}).items() if key in IDENTITY}
@@ -131,6 +135,7 @@ class RunFolder:
         resumes, before = bool(config.resume_from_checkpoint or restarted), self._read_claim()
         if before is not None:
             theirs, flags = before["identity"], before.get("config", {})
+            self._flags_before = flags
             self._settled = before.get("settled") if restarted else None
             # Runs of one process were once claimed with the number of their micro-batches under another name.
             theirs.setdefault("micro_batches_per_step", theirs.get("gradient_accumulation_steps"))
@@ -156,7 +161,7 @@ class RunFolder:
         elif self.root.is_dir() and set(self.root.iterdir()) - leftovers(self._claim_file) - {lock_file(self.root)}:
             raise InputError(f"--output_dir {self.root}: not empty and not a training run; give a new or empty folder")
         self._commits = {"commits": dict(commits)} if commits else {}
-        self._claim = {"identity": self._identity, "config": to_dict(config), **self._commits}
+        self._claim = {"identity": self._identity, "config": self._flags, **self._commits}
         if not config.calibrate_only:
             if before is not None:
                 self._write_claim(self._settled)  # a launch that begins has carried out nothing yet, whatever the one before it had
@@ -224,6 +229,8 @@ class RunFolder:
                 raise InputError(f"{flag}: {self.root / 'checkpoints'} holds no checkpoint; auto would start anew")
         if found is not None:
             self._check_run(found, flag, note)
+            if said := changed(_load_flags(found) or self._flags_before, self._flags):
+                note(said)
         return found
 
     def _check_run(self, folder: Path, flag: str, note: Callable[[str], None]) -> None:
@@ -264,7 +271,7 @@ class RunFolder:
             write_text(folder / STATE, self._described(state))
 
     def _described(self, state: TrainerState) -> str:
-        return json.dumps(asdict(state) | {"run": self._identity, **self._commits}, indent=2) + "\n"
+        return json.dumps(asdict(state) | {"run": self._identity, "config": self._flags, **self._commits}, indent=2) + "\n"
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
         """Write ``last`` or ``ema``."""
@@ -358,6 +365,12 @@ def load_run(folder: Path) -> dict[str, Any] | None:
     """What run a checkpoint folder belongs to: ``IDENTITY``, and ``contents``; None where it does not say."""
     run: dict[str, Any] | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
     return run
+
+
+def _load_flags(folder: Path) -> JsonObject:
+    """The settings with which a checkpoint was trained, by flag; none where an earlier version wrote it."""
+    flags: JsonObject = json.loads((folder / STATE).read_text(encoding="utf-8")).get("config", {})
+    return flags
 
 
 def load_commits(folder: Path) -> dict[str, str]:
