@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from arkfast import __version__
+from arkfast.files import streams
 from arkfast.records import InputError
 
 COMMANDS = {
@@ -35,8 +36,9 @@ def _usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``arkfast``; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    """Run ``arkfast``; returns the exit code: 0 done, 1 failed, 2 wrong input, 130 interrupted, 141 when nobody reads its output."""
     words = list(sys.argv[1:] if argv is None else argv)
+    streams.prepare(needed=words[:1] == ["manifest"])
     if not words or words[0] in ("-h", "--help", "help"):
         print(_usage())
         return 0
@@ -47,10 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"arkfast: error: unknown command '{words[0]}'; one of: {', '.join(COMMANDS)}", file=sys.stderr)
         return 2
     try:
-        return int(import_module(COMMANDS[words[0]][0]).main(words[1:]))
+        code = int(import_module(COMMANDS[words[0]][0]).main(words[1:]))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what is still in the buffer belongs to the work too
+        return code
     except InputError as error:
         print(f"arkfast {words[0]}: error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of an output that is standard output
+        return streams.PIPE_CLOSED
     except KeyboardInterrupt:
         print(f"arkfast {words[0]}: interrupted", file=sys.stderr)
         return 130

@@ -18,6 +18,7 @@ from typing import Any
 
 from arkfast.command_line import parse
 from arkfast.data import read_manifest
+from arkfast.files import streams
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.transcriber import DType, Transcriber, check_limits
@@ -285,6 +286,7 @@ def _transcriber(config: LeaderboardConfig) -> Transcribe:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """``python scripts/leaderboard_eval.py``: 0 when the result file is written, 2 when it is not, 130 when interrupted."""
+    streams.prepare()
     arguments = sys.argv[1:] if argv is None else argv
     description = "Transcribe one data set and write the Open ASR Leaderboard's result file."
     config = parse(LeaderboardConfig, arguments, prog="leaderboard_eval", description=description)

@@ -128,6 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 when every job ended with 0; 1 when one did not, after all others have ended; 2 when nothing was started; 130 when interrupted.
     """
+    streams.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     jobs: list[Job] = []
     try:

@@ -16,13 +16,13 @@ from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.command_line import parse
 from arkfast.data.rows import Fields
 from arkfast.data.sources import Format, expand
+from arkfast.files.streams import PIPE_CLOSED, Patient
 from arkfast.manifest.check import CheckOptions, Finding
 from arkfast.manifest.corpora import command as corpora
 from arkfast.manifest.scan import check_manifest, scan_manifest
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError, OnTruncated
 
-_PIPE_CLOSED = 141  # what a shell shows for a program that SIGPIPE ends
 _ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a row's
 
 
@@ -114,8 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # head or less has seen enough; what is left in the buffer has nowhere to go
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
+        if not isinstance(sys.stdout, Patient):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PIPE_CLOSED
     except (InputError, OSError) as error:  # OSError: a full disk, a file system that goes away
         print(f"{prog}: error: {error}", file=sys.stderr)
         return 2
