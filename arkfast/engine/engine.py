@@ -25,6 +25,10 @@ LOOK_EVERY = {"cuda": 8, "cpu": 2}
 """Decode steps between two looks at which rows have ended. A look waits for the device; between looks, ended rows are computed in vain."""
 
 
+LENGTHS = 128
+"""What the length of slots is a multiple of: a batch that is a little longer than those before it finds room, as do its captured steps."""
+
+
 class Decodes(Protocol):
     """What a training step asks of an engine."""
 
@@ -251,6 +255,7 @@ class Engine:
         """Slots that hold so much: those at hand where they do and no weight that a captured step reads has moved."""
         if self._slots is not None and self._slots.entries:
             return self._slots  # slots in use stay; a walk over all weights would hold up every step
+        length = -(-length // LENGTHS) * LENGTHS
         parts = (self.model.model, self.model.lm_head) if self._graphs else ()
         weights = tuple(p.data_ptr() for part in parts for p in part.parameters())
         if self._slots is None or weights != self._weights or not self._slots.fits(rows=rows, length=length, new=new):

@@ -20,8 +20,9 @@ from arkfast.kernels.common.launch import Config, Rule, on_device_of, pick
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.decode_attention import reference
 
-SPLIT = 512
-"""Keys of a part: a prompt of 30 s and its answer, so that most rows are one part and none depends on how long another is."""
+SPLIT = 1024
+"""Keys of a part: more than a prompt of 30 s (about 400) and a long answer take together. The cache that transcription reserves is one part
+then, without a second launch in each layer that merges parts, and no row depends on how long another is."""
 MAX_SIZE, MAX_SIZE_FLOAT32, MAX_GROUP = 256, 128, 16
 """The widest heads, and the most that share their keys: the rows of one product of the tensor cores."""
 # Width is D. A tile of BN keys and one of as many values are in flight: 8 to 16 KB each at 2 bytes, and 4-byte products, which the tensor

@@ -229,7 +229,7 @@ def test_the_host_waits_once_a_look_and_not_once_a_token(model, options, monkeyp
 
 
 @pytest.mark.parametrize(
-    "let_go", [Engine.close, lambda engine: engine.rollout(make_batch([400]), max_new_tokens=4)], ids=["close", "grow"]
+    "let_go", [Engine.close, lambda engine: engine.rollout(make_batch([1600]), max_new_tokens=4)], ids=["close", "grow"]
 )
 def test_slots_that_are_given_up_free_their_memory_at_once(model, let_go):
     """Not when Python happens to look for cycles: new slots are made right afterwards, and the old ones may fill half a GPU."""
@@ -242,6 +242,16 @@ def test_slots_that_are_given_up_free_their_memory_at_once(model, let_go):
         assert keys() is None
     finally:
         gc.enable()
+
+
+def test_a_batch_that_is_a_little_longer_finds_room(model):
+    """Captured steps stay with their slots: new ones for every longer batch would be captured again."""
+    engine = Engine(model, allowed=ALLOWED)
+    engine.rollout(make_batch([9, 20]), max_new_tokens=4)
+    slots = engine._slots
+    engine.rollout(make_batch([60, 200]), max_new_tokens=4)
+    assert engine._slots is slots
+    assert slots.cache.length == 128
 
 
 def test_no_two_engines_capture_on_one_stream_at_a_time(monkeypatch):
