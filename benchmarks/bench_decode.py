@@ -1,6 +1,6 @@
 """How fast recordings become samples: libsndfile, PyAV and ``arkfast.audio.load``, in audio-seconds per CPU-second of one core.
 
-Knows formats and clocks; knows no features. Files are made on the fly in a temporary folder. Each provider's length is checked before its
+Files are made on the fly in a temporary folder. Each provider's length is checked before its
 time is taken; rounds are interleaved, so that a busy machine slows all alike, and medians are shown with the 20th and 80th percentiles.
 
     python benchmarks/bench_decode.py --seconds 60 --rounds 7 --out decode.json

@@ -1,7 +1,4 @@
-"""The teacher's block: top-k of a linear layer. Ours, a product and torch.topk, the same compiled, and FlashInfer's top-k on the product.
-
-Knows one layer and its input; no student and no loss.
-"""
+"""The teacher's block: top-k of a linear layer. Ours, a product and torch.topk, the same compiled, and FlashInfer's top-k on the product."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """How fast samples become log-mel features on one CPU thread, and how far from float64 they are: arkfast on each instruction set, the
 extractors of Transformers, faster-whisper and librosa.
 
-Knows providers and shapes; what is not installed is left out. Every provider's features are checked against the float64 reference first,
+What is not installed is left out. Every provider's features are checked against the float64 reference first,
 and one that errs by more than it may is shown without a time. Times are CPU time, so that a busy machine changes them less.
 
     python benchmarks/bench_log_mel.py --out benchmarks/results

@@ -1,4 +1,4 @@
-"""Exact top-k of logit rows: ours, torch.topk, a stable sort, torch.compile and FlashInfer. Knows buffers that exist; no matrix product.
+"""Exact top-k of logit rows: ours, torch.topk, a stable sort, torch.compile and FlashInfer, on logits that are in memory already.
 
 The mode "lse" asks for the log-sum-exp too; "rollout" is one decoding step of few rows, as a CUDA graph as well.
 """

@@ -1,6 +1,6 @@
 """Proves and times the kernels and the engine on one machine within a time: GPU tests, a checked run, then every suite, each by itself.
 
-Knows groups, the time and where results go. A group that crashes loses only what it had not measured; a rerun merges into what is there.
+A group that crashes loses only what it had not measured; a rerun merges into what is there.
 Without a GPU it says so and runs toy sizes, whose results are marked "cpu" and lie in a folder of their own.
 """
 

@@ -1,6 +1,6 @@
 """Interleaved timing of calls on one CPU thread.
 
-Knows clocks and rounds; knows nothing of what is timed. Rounds are interleaved, so that a machine that others slow down slows all alike,
+Rounds are interleaved, so that a machine that others slow down slows all alike,
 and the clock counts this process's CPU time, which waiting for a core does not add to.
 """
 

@@ -1,4 +1,4 @@
-"""The sizes that kernels are timed at. Knows numbers alone: no tensor, no op, no clock.
+"""The sizes that kernels are timed at.
 
 Letters: T positions, H the student's hidden width, HT the teacher's, V vocabulary, K ids of each model, B prompts.
 

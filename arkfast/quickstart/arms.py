@@ -1,6 +1,6 @@
 """What the quickstart trains: a teacher, a base student, and the arms that go on from it, each as calls of ``arkfast train``.
 
-Knows the recipe's numbers and which run starts from which model; starts no process.
+This is the plan alone; ``run`` starts the processes.
 """
 
 from __future__ import annotations

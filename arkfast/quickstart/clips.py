@@ -1,7 +1,6 @@
 """Texts and recordings of a corpus, a shard of clips at a time.
 
-Knows how a text is drawn, spoken, mixed with noise and written; knows no manifest file and no other shard. A text belongs to exactly one
-split, decided by its hash, so splits never share one whatever their sizes.
+A text belongs to exactly one split, which its hash decides, so splits never share a text, whatever their sizes.
 """
 
 from __future__ import annotations

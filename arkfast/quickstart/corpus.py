@@ -1,6 +1,6 @@
 """The quickstart's data: spoken digit strings as 16 kHz WAV files with JSONL manifests.
 
-Knows how a corpus is built once, all or nothing, and found again; leaves the choices to its recipe and the clips to ``clips``.
+A corpus is built once, as a whole or not at all, and found again by the next call.
 
 Three things keep the evaluation honest. No text stands in two splits. The test set's voices are variants that no other split uses. Its
 noises (babble, hum) have spectra that no other split has.

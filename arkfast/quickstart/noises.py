@@ -1,7 +1,4 @@
-"""Long stretches of noise, by name.
-
-Knows the spectra of the quickstart's noises; knows neither clips nor signal-to-noise ratios.
-"""
+"""Long stretches of noise, by name. How loud a noise is beside the speech is decided where it is mixed in."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a corpus is made of: sizes, texts, voices, noises.
-
-Knows every choice that decides a corpus and which of them contradict each other; makes nothing.
-"""
+"""What a corpus is made of: sizes, texts, voices, noises. Two equal recipes make equal corpora; choices that contradict are refused."""
 
 from __future__ import annotations
 

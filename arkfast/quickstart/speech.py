@@ -1,7 +1,5 @@
 """Synthetic speech: one call turns text into a waveform through espeak-ng.
 
-Knows the library's C interface, its voices and its habits; knows no corpus, no noise and no manifest.
-
 espeak-ng keeps its state in global variables of the process. Left alone, a clip depends on every clip before it (oscillator phase,
 flutter, echo buffer) and on the clock (noise is seeded with the time). So each call of ``speak`` or ``speak_lines`` loads the library
 afresh, seeds it, speaks and unloads it, which makes what it returns a function of its arguments: the same in any order and any process

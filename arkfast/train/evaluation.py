@@ -19,8 +19,8 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.feed import batch_of
 from arkfast.train.parallel import Parallel
 
-SAMPLES = 8
-"""Rows whose transcripts every evaluation logs, from the shortest to the longest."""
+SAMPLES = 24
+"""Rows whose transcripts every evaluation logs, from the shortest to the longest: enough for a report to choose those that changed."""
 
 
 class DevSet:

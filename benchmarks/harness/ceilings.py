@@ -1,6 +1,6 @@
 """What the machine can do at a shape: a copy of as many bytes, and the matrix products that an op cannot or need not avoid.
 
-Knows torch's copy and product; knows no op. Measured in the same rounds as the providers, because a published peak is no ceiling: cuBLAS
+Both are torch's own, measured in the same rounds as the providers, because a published peak is no ceiling: cuBLAS
 itself does not reach it at H = 896.
 """
 

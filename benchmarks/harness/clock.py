@@ -1,4 +1,4 @@
-"""Times calls side by side. Knows devices, rounds and percentiles; knows no op.
+"""Times calls side by side.
 
 Every round calls every provider once, so that a clock that drifts drifts for all; inputs rotate and the cache is emptied in between, so
 that nothing is found where the call before left it; medians, never means or minima.

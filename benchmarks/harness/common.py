@@ -1,7 +1,4 @@
-"""Pieces that several suites use: random inputs of the right statistics, our backends, compiled and installed-only providers.
-
-Knows torch and our façade's names; knows no suite.
-"""
+"""Pieces that several suites use: random inputs of the right statistics, our backends, compiled and installed-only providers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The goals that the kernels are held to on an H200, as functions of a result's rows. Knows names of suites, shapes and providers.
+"""The goals that the kernels are held to on an H200, as functions of a result's rows.
 
 Every goal is about bfloat16, V = 151,936 and, where an op has it, K = 32; the figure is the worst over the shapes named. A goal whose
 provider was not there, or not on a GPU, is not run; one whose provider failed its check is missed. FLOP percentages against 790 TFLOP/s and

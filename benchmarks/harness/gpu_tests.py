@@ -1,7 +1,7 @@
 """The GPU tests, several files at once: most of their time goes into compiling kernels, for which a machine has cores enough.
 
-Knows processes, what pytest says as it goes, and which tests want the GPU's memory to themselves. The result is read from what was said, so
-that a test that failed has failed even where the time ended the others.
+Tests that want the GPU's memory to themselves run alone. The result is read from what pytest says as it goes, so that a test that failed
+has failed even where the time ended the others.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Distillation losses as others compute them: eager dense, full-vocabulary in chunks, and the published trainer's. Knows no op of ours.
+"""Distillation losses as others compute them: eager dense, full-vocabulary in chunks, and the published trainer's. None of them
+calls an op of ours.
 
 Every function takes ``LossInputs`` and returns (loss, gradient to hidden, gradient to weight).
 """

@@ -1,4 +1,4 @@
-"""How much a call hands to the device: kernels on a GPU, dispatched operations on a CPU. Knows counting; knows no op."""
+"""How much a call hands to the device: kernels on a GPU, dispatched operations on a CPU."""
 
 from __future__ import annotations
 

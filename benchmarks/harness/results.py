@@ -1,4 +1,4 @@
-"""Results as files and as tables: what a figure was measured on, how runs merge, how rows print. Knows no op and measures nothing."""
+"""Results as files and as tables: what a figure was measured on, how runs merge, how rows print."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Runs suites at all their shapes within a time, prints their tables, and is the command line of every bench_<op>.py.
 
-Knows no op; the order of shapes is the suites'.
+Each suite decides in which order its shapes are timed.
 """
 
 from __future__ import annotations

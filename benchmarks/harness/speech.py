@@ -1,6 +1,6 @@
 """Speech models of random weights and clips of random features, at a shape's sizes, and what their passes cost at least.
 
-Knows sizes, batches and arithmetic; knows no engine and times nothing. One model is kept: shapes of one follow each other.
+One model is kept at a time, since the shapes of one model follow each other.
 """
 
 from __future__ import annotations

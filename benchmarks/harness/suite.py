@@ -1,4 +1,4 @@
-"""A suite: one op's shapes, inputs, oracle and providers, and how they become rows of a result. Knows the order "check, then time".
+"""A suite: one op's shapes, inputs, oracle and providers, and how they become rows of a result: checked first, then timed.
 
 A provider whose check fails is not timed, so that no speed can stand beside a wrong answer; what is not installed is left out; running out
 of memory is a result.
