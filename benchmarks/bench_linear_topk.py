@@ -1,4 +1,4 @@
-"""The teacher's block: top-k of a linear layer. Ours, a product and torch.topk, the same compiled, and FlashInfer's top-k on the product."""
+"""The teacher's block: top-k of a linear layer. Ours, a product and torch.topk, the same compiled, FlashInfer's top-k on the product."""
 
 from __future__ import annotations
 
