@@ -1,11 +1,11 @@
 """One training step of on-policy distillation: ours, and the published algorithm written again as it is, from its description.
 
-A step goes from a batch to the optimizer; reading files is no part of it. Both start from the same weights and clips, in one process on
-one device; transcripts have a fixed length, because the random models never end one by themselves, and the learning rate is 0, so that
-every call does the same. The published step is what its flaws make it: the audio is encoded and the prompt read twice, logits are full wherever they are
-made, a decoded token costs a look at the device and an all-reduce, top-k ids travel through Python lists, the union is filled in element by
-element, and it trains in bfloat16 without master weights. Left out of it: decoding to text and tokenising again, for which random ids have
-no text, and the teacher's second feature extraction.
+A step goes from a batch to the optimizer; reading files is no part of it. Both start from the same weights and clips, in one process on one
+device; transcripts have a fixed length, because the random models never end one by themselves, and the learning rate is 0, so that every
+call does the same. The published step is what its flaws make it: the audio is encoded and the prompt read twice, logits are full wherever
+they are made, a decoded token costs a look at the device and an all-reduce, top-k ids travel through Python lists, the union is filled in
+element by element, and it trains in bfloat16 without master weights. Left out of it: decoding to text and tokenising again, for which
+random ids have no text, and the teacher's second feature extraction.
 
     python benchmarks/bench_step.py --out step.json
 """

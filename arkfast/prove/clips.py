@@ -22,7 +22,7 @@ DEV_ROWS = 100
 
 @dataclass(frozen=True)
 class Clip:
-    """A row and what it sounds like."""
+    """A row with its samples."""
 
     row: Utterance
     samples: np.ndarray

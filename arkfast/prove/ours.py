@@ -73,7 +73,7 @@ class Scored:
     rows: Tensor
     """[N] the loss of each position as a training step computes it in float32, 0 where it does not count."""
     counts: Tensor
-    """[N] bool: which count."""
+    """[N] bool: the positions that count."""
     hidden: Tensor
     """[N, H] float64 the student's states before its head."""
     ids: Tensor

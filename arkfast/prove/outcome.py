@@ -19,9 +19,9 @@ class Outcome:
     """One line of the report."""
 
     name: str
-    """Of the comparison."""
+    """The comparison's name."""
     verdict: Verdict
-    """``not compared`` is no pass: nobody has looked."""
+    """``not compared`` says that nothing was checked, so it is no pass."""
     found: float | None = None
     """What was measured, in the comparison's own unit; None where there is no number, or none that is finite."""
     tolerance: float | None = None
@@ -41,7 +41,7 @@ def within(name: str, found: float, tolerance: float, *, reason: str, detail: st
 
 
 def not_compared(name: str, why: str) -> Outcome:
-    """Nobody has looked, and why."""
+    """A comparison that was not made, and why."""
     return Outcome(name=name, verdict="not compared", detail=why)
 
 
@@ -57,14 +57,14 @@ class Part:
 
 @dataclass
 class Stopwatch:
-    """Times parts."""
+    """Measures what the parts of a proof take."""
 
     device: torch.device
     parts: list[Part] = field(default_factory=list)
 
     @contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Time a part; it is listed however it ends."""
+        """Measure a part; it is listed even where it ends in an error."""
         cuda, started = self.device.type == "cuda", time.perf_counter()
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)

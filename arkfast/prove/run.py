@@ -122,7 +122,7 @@ def _ours(
 
 @dataclass(frozen=True)
 class _NotRun:
-    """Transformers' own could not be run."""
+    """Transformers' own model could not be run."""
 
     why: str
     verdict: Verdict = "not compared"
@@ -179,7 +179,7 @@ def _trained(
 
 @contextmanager
 def _exact() -> Iterator[None]:
-    """Without TF32, whose ten bits of fraction would drown what is compared."""
+    """Switch TF32 off: its ten bits of fraction are too few for the differences that are looked for."""
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:

@@ -25,7 +25,7 @@ OUTSIDE = (_WHISPER, _PROMPT, _STATES, _TOKENS)
 
 
 def tokenizer(own: TokenizerLike, clips: Sequence[Clip]) -> Outcome:
-    """Whether the clips' references are themselves again after the student's tokenizer."""
+    """Whether the clips' references come back unchanged from the student's tokenizer."""
     name = "references through the student's tokenizer"
     texts = [(clip.row.name, clip.row.text) for clip in clips if clip.row.text and clip.row.text.strip()]
     if not texts:
@@ -162,6 +162,6 @@ def _relative(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def _worst(pairs: Sequence[tuple[float, Clip]]) -> tuple[float, str]:
-    """The largest difference, one that is not a number above all, and whose it is."""
+    """The largest difference and whose it is; one that is not a number counts as the largest."""
     value, clip = max(pairs, key=lambda pair: float("inf") if pair[0] != pair[0] else pair[0])
     return value, clip.row.name

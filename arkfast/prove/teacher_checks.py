@@ -33,7 +33,7 @@ DEEP, EXACT = 1e-4, 1e-6
 def refused(own: Ids, folder: Path, error: InputError) -> Outcome:
     """What it means that a teacher could not be loaded beside the student."""
     try:
-        loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # its annotations admit what is no tokenizer
+        loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)  # its annotations allow classes that are no tokenizers
     except (OSError, ValueError):
         return Outcome(name=CHECKPOINT, verdict="FAIL", detail=str(error))
     theirs: TokenizerLike = loaded

@@ -34,7 +34,7 @@ LAYERS: Layers = {"encoder_layers": 2, "encoder_attention_heads": 4, "num_hidden
 TEACHER_SIZE: Size = {"d_model": 96, "encoder_ffn_dim": 192, "hidden_size": 96, **LAYERS}
 STUDENT_SIZE: Size = {"d_model": 64, "encoder_ffn_dim": 128, "hidden_size": 64, **LAYERS}
 INITIALIZER_RANGE = 0.05
-"""Near 1/√width · ½ at these widths; at Transformers' 0.02 a narrow model takes about twice the steps to align audio and text."""
+"""About half of 1/√width at these widths. At Transformers' 0.02 a narrow model takes about twice the steps to align audio and text."""
 VOCAB_SIZE = 330
 """Room for 256 bytes, the added tokens, and every word of the task as one token."""
 SCRATCH_RATE = 2e-3

@@ -24,7 +24,7 @@ DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 
 _SPEECH_RMS, _LEVEL_DB = 0.05, 6.0  # −26 dB of full scale, varied by ±6 dB a clip
 _TEXT_SHARES = {"train": 8, "pool": 4, "dev": 2, "test": 2}  # sixteenths of all texts that belong to each split
-_DRAWS = 10_000  # of a text, before its length is held to have none in the split; the smallest share is an eighth
+_DRAWS = 10_000  # after so many the split has no text of that length left; a draw hits the smallest share once in eight
 
 
 def draw_texts(recipe: CorpusRecipe, split: str) -> list[str]:

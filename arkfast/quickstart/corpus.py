@@ -100,7 +100,7 @@ def build_corpus(root: Path, recipe: CorpusRecipe, *, log: Callable[[str], objec
         with NewFolder(root, shared=True) as folder:
             _write(folder, recipe, log, workers)
     except InputError:
-        # Two builds of one corpus may race; the second to finish takes the first one's.
+        # Two builds of one corpus may run at the same time; the second to finish uses what the first one built.
         if not (found := _find(root, recipe)):
             raise
         return found

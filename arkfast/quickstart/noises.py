@@ -13,7 +13,7 @@ KINDS = ("white", "pink", "brown", "babble", "hum")
 
 _SECONDS = 60
 _POWER_SLOPES = {"white": 0.0, "pink": 1.0, "brown": 2.0}
-_LOWEST_HZ = 20.0  # below it pink and brown stay flat: else nearly all of brown's power is a drift that nobody hears
+_LOWEST_HZ = 20.0  # below it pink and brown stay flat: otherwise nearly all of brown's power would be a drift that nobody hears
 _TALKERS = (
     *("en-us+steph3", "en-gb+Storm", "en-gb-scotland+antonio", "en-us+ian"),
     *("en-gb-x-rp+miguel", "en-us+benjamin", "en-gb+mike2", "en-us-nyc+announcer"),

@@ -33,7 +33,7 @@ class CorpusRecipe:
     test: int = 300
     """Clips with new texts, voices and noises."""
     digits: tuple[int, int] = (2, 6)
-    """Fewest and most digits in an utterance, every length as likely as the next."""
+    """Fewest and most digits in an utterance, all lengths equally likely."""
     nine_share: float = 0.1
     """Probability that a digit is "nine", the others sharing the rest; repeats are hard for autoregressive models."""
     seed: int = 0

@@ -77,7 +77,8 @@ def inputs(shape: Shape, device: torch.device, seed: int) -> Step:
         prompts.cache.update(*pair, layer)
     slots = {}
     for name in ("graphs", "launched") if device.type == "cuda" else ("launched",):
-        choosing = Choosing(blocked=blocked, stop_ids=stop, topk=0, logprobs=False)
+        wide = allowed.width(shape.V)
+        choosing = Choosing(width=wide, blocked=allowed.blocked(wide, device), stop_ids=stop, topk=0, logprobs=False)
         slots[name] = Slots(model, choosing, rows=shape.T, length=width + NEW, new=NEW, graphs=name == "graphs")
         entries = [Entry(id=i, prompt=n, limit=NEW, key=i, number=0, sampling=Sampling()) for i, n in enumerate(lens.tolist())]
         with torch.no_grad():
