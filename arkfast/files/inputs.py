@@ -63,6 +63,18 @@ def input_folder(path: Path) -> Path:
     return Path() if descriptor_of(path, standard=0) is not None else path.parent
 
 
+@contextmanager
+def naming_input(path: Path, what: str = "file") -> Iterator[None]:
+    """What the system refuses in this block is an ``InputError`` that names the path and asks for ``what``."""
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read ({reason}); give the path of a {what}") from error
+
+
 class Input:
     """A file that is read, as ``open_input`` gives it. As a block it closes itself.
 
@@ -112,6 +124,18 @@ class Input:
             raise InputError(f"{self._path}: cannot be decompressed ({error}); is it damaged, or still being written?") from error
 
 
+def input_size(path: Path) -> int | None:
+    """Bytes that ``open_input`` gives; None where that is not known beforehand: of pipes and compressed files.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if is_stream(path):
+        return None
+    with naming_input(path), path.open("rb") as file:
+        return None if file.read(4).startswith((_GZIP, _ZSTD)) else os.fstat(file.fileno()).st_size
+
+
 def open_input(path: Path, what: str = "file") -> Input:
     """Open a file to read, decompressed where it is gzip or zstd. A pipe can be opened any number of times.
 
@@ -122,13 +146,8 @@ def open_input(path: Path, what: str = "file") -> Input:
     Raises:
         InputError: it cannot be read, or is compressed by zstd and no library for that is installed. Reading raises it too.
     """
-    try:
+    with naming_input(path, what):
         raw = _open_raw(path)
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be read ({reason}); give the path of a {what}") from error
     file = io.BufferedReader(raw)
     try:
         head = file.peek(4)[:4]

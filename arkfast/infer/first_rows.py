@@ -12,18 +12,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from arkfast.data import Fields
+from arkfast.data.first_rows import FIRST, FirstRows
 from arkfast.data.ids import UniqueIds
 from arkfast.data.manifest import iter_rows, no_rows
 from arkfast.data.rows import Row
 from arkfast.infer.result import Result
 from arkfast.records import InputError, JsonObject, Utterance
 
-FIRST = 20
-"""So many rows from the start that all fail for one reason are no accident."""
 SHOWN = 3
 """So many reasons are shown on screen."""
 _MOST_REASONS = 1000  # that are told apart
-_WRONG_FILE = {"not JSON", "not UTF-8", "overlong line", "audio field"}  # faults that all rows have in a file that is no manifest
 
 
 @dataclass(frozen=True)
@@ -48,21 +46,16 @@ def look_through(path: Path, *, fields: Fields, allow_repeats: bool = False) -> 
         InputError: the file cannot be read or holds no rows, an id stands there twice, the first 20 rows cannot be used for one reason, or
             no row of a shorter file names a recording.
     """
-    total, kinds, first = 0, set[str](), ""
+    total, first = 0, FirstRows(path)
     with UniqueIds(allow_repeats=allow_repeats) as ids:
         for row in iter_rows(path, fields=fields):
             if not keep(row, ids, allow_repeats=allow_repeats):
                 continue
             total += 1
-            if total <= FIRST:
-                kinds.add("" if row.error is None else row.error.kind)
-                first = first or str(row.error)
-            if total == FIRST:
-                _check_kinds(path, total, kinds, first)
+            first.see(row)
         if not total:
             raise InputError(no_rows(path))
-        if total < FIRST and kinds <= _WRONG_FILE:
-            _check_kinds(path, total, kinds, first)
+        first.end()
         return Intake(total, ids.repeats)
 
 
@@ -86,12 +79,6 @@ def _content(utterance: Utterance) -> JsonObject:
     content = asdict(utterance)
     del content["where"]
     return content
-
-
-def _check_kinds(path: Path, rows: int, kinds: set[str], first: str) -> None:
-    if len(kinds) == 1 and "" not in kinds:
-        which = f"the first {rows} rows cannot be used" if rows == FIRST else "no row can be used"
-        raise InputError(f"{path}: {which}, all for one reason, and nothing was written; the first of them: {first}")
 
 
 class Reasons:

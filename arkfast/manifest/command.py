@@ -16,6 +16,8 @@ from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.command_line import parse
 from arkfast.data.rows import Fields
 from arkfast.data.sources import Format, expand
+from arkfast.files import is_outlet, is_standard_output
+from arkfast.files.inputs import input_size
 from arkfast.files.streams import PIPE_CLOSED, Patient
 from arkfast.manifest.check import CheckOptions, Finding
 from arkfast.manifest.corpora import command as corpora
@@ -31,7 +33,8 @@ class CheckConfig(CheckOptions):
     """The flags of ``arkfast manifest check``."""
 
     input: Path
-    """JSONL manifest (arkfast's fields or NeMo's) or tar shard; braces name several, as in shard-{000000..000009}.tar."""
+    """JSONL manifest (arkfast's fields or NeMo's) or tar shard; braces name several, as in shard-{000000..000009}.tar; - for standard
+    input."""
     format: Format = "auto"
     """What the input is; auto tells shards by their name in .tar and NeMo rows by audio_filepath."""
     task: str = "asr"
@@ -76,7 +79,8 @@ class ScanConfig(CheckConfig):
     """The flags of ``arkfast manifest scan``."""
 
     output: Path
-    """JSONL manifest for the good rows, each with its id and duration; replaced only when the new one is complete."""
+    """JSONL manifest for the good rows, each with its id and duration; replaced only when the new one is complete; - for standard
+    output."""
     rejects: Path
     """JSONL file for the bad rows: source, line, kind, reason, raw_line; written even when there are none."""
     cache: Path | None = None
@@ -152,7 +156,7 @@ def _check(flags: list[str], prog: str) -> int:
 
 def _scan(flags: list[str], prog: str) -> int:
     config = parse(ScanConfig, flags, prog=prog, description=f"{_ACTIONS['scan'].capitalize()}.")
-    cache = config.cache or Path(f"{config.output}.durations.sqlite3")
+    cache = config.cache or (None if is_outlet(config.output) else Path(f"{config.output}.durations.sqlite3"))
     with _Bar(config.input, "scan") as bar:
         summary = scan_manifest(
             config.input,
@@ -165,8 +169,9 @@ def _scan(flags: list[str], prog: str) -> int:
             format=config.format,
             progress=bar,
         )
-    print(summary.table())
-    print(f"\ngood rows → {config.output}, rejected ones → {config.rejects}")
+    said = sys.stderr if is_standard_output(config.output) or is_standard_output(config.rejects) else sys.stdout
+    print(summary.table(), file=said)
+    print(f"\ngood rows → {config.output}, rejected ones → {config.rejects}", file=said)
     return _exit_code(summary)
 
 
@@ -175,17 +180,18 @@ def _exit_code(summary: Summary) -> int:
 
 
 class _Bar:
-    """A progress bar over the input's bytes, which are known beforehand while its rows are not."""
+    """A progress bar over the input's bytes, which are known beforehand (not of pipes and compressed files) while its rows are not."""
 
     def __init__(self, path: Path, action: str) -> None:
         from tqdm import tqdm
 
-        sizes = [(source, source.stat().st_size) for source in expand(path)]
+        sources = expand(path)
         self._before: dict[Path, int] = {}
-        total = 0
-        for source, size in sizes:
-            self._before[source] = total
-            total += size
+        total: int | None = 0
+        for source in sources:
+            self._before[source] = total or 0
+            size = input_size(source)
+            total = None if size is None or total is None else total + size
         self._bar: Any = tqdm(total=total, unit="B", unit_scale=True, desc=action, disable=None, dynamic_ncols=True)
         self._rows = self._rejected = 0
         self._write: Callable[..., None] = tqdm.write
@@ -196,7 +202,7 @@ class _Bar:
         if self._rows % _ROWS_AN_UPDATE == 0:
             done = self._before[finding.row.source] + finding.row.end
             self._bar.set_postfix(rows=self._rows, rejected=self._rejected, refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._bar.update(max(0, done - self._bar.n))
 
     def say(self, line: str) -> None:
         """A line above the bar, on standard output."""
@@ -208,5 +214,6 @@ class _Bar:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self._bar.set_postfix(rows=self._rows, rejected=self._rejected, refresh=False)
-            self._bar.update(self._bar.total - self._bar.n)
+            if self._bar.total is not None:
+                self._bar.update(self._bar.total - self._bar.n)
         self._bar.close()

@@ -11,12 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from arkfast.audio.channels import written_channel
+from arkfast.data.first_rows import WRONG_FILE, FirstRows, seen
 from arkfast.data.ids import SeenIds
 from arkfast.data.manifest import iter_rows, no_rows, repeated_id
 from arkfast.data.rows import ORIGINAL, Fields, Row, RowError
 from arkfast.data.shards import TarMember
 from arkfast.data.sources import Format, expand
-from arkfast.files import jsonl_files
+from arkfast.files import is_outlet, jsonl_files
+from arkfast.files.inputs import input_folder
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.durations import DurationCache
 from arkfast.manifest.summary import Summary
@@ -48,11 +50,11 @@ def check_manifest(
         progress: called with each row's finding, in order.
 
     Raises:
-        InputError: a file cannot be read, or there are no rows.
+        InputError: a file cannot be read, there are no rows, or the first 20 say that it is no manifest (``data.first_rows``).
     """
     summary = Summary()
     with DurationCache(None) as cache:
-        rows = iter_rows(path, fields=fields, task=task, format=format)
+        rows = seen(iter_rows(path, fields=fields, task=task, format=format), FirstRows(path, kinds=WRONG_FILE))
         for finding in _findings(rows, options or CheckOptions(), cache):
             _count(summary, finding)
             if progress:
@@ -87,14 +89,15 @@ def scan_manifest(
         options, fields, task, format, progress: as for ``check_manifest``.
 
     Raises:
-        InputError: a file cannot be read or written, there are no rows, or two of the paths are the same file.
+        InputError: a file cannot be read or written, another scan is writing it, there are no rows, the first 20 say that the input is no
+            manifest (``data.first_rows``), or two of the paths are the same file.
     """
     sources = expand(path)
     _check_distinct({"--output": output, "--rejects": rejects} | ({"--cache": cache} if cache else {}), sources)
-    beside = {source for source in sources if source.parent.resolve() == output.parent.resolve()}
+    beside = {source for source in sources if not is_outlet(output) and input_folder(source).resolve() == output.parent.resolve()}
     summary = Summary()
     with jsonl_files([output, rejects]) as write, DurationCache(cache) as known:
-        rows = iter_rows(path, fields=fields, task=task, format=format)
+        rows = seen(iter_rows(path, fields=fields, task=task, format=format), FirstRows(path, kinds=WRONG_FILE))
         for finding in _findings(rows, options or CheckOptions(), known):
             _count(summary, finding)
             if finding.error is None:
@@ -174,6 +177,8 @@ def _check_distinct(outputs: dict[str, Path], sources: list[Path]) -> None:
     """No output may be an input or another output: the one would be lost."""
     taken = {source.resolve(): "an input" for source in sources}
     for flag, path in outputs.items():
+        if is_outlet(path):
+            continue
         resolved = path.resolve()
         if resolved in taken:
             raise InputError(f"{flag} {path}: is {taken[resolved]} too; give another path")
