@@ -20,7 +20,7 @@ from arkfast.evaluate.overview import write_page
 from arkfast.evaluate.preset_jobs import Job, Settings, check, check_gpus, devices, fetched
 from arkfast.evaluate.preset_processes import Runner
 from arkfast.evaluate.summary import markdown, read_summary
-from arkfast.files import write_text
+from arkfast.files import streams, write_text
 from arkfast.records import InputError, JsonObject, JsonRow
 
 _TAIL = 8  # lines of a failed job's log that are shown
