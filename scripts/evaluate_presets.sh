@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Evaluates a checkpoint on every preset (test set), a job at a time on each GPU; docs/evaluation-presets.md lists the variables.
+# Evaluates a checkpoint on every preset (test set), with one process and one load of the model on each GPU; docs/evaluation-presets.md lists the variables.
 # Usage: MODEL_PATH=… EVAL_DATA_DIR=… OUTPUT_DIR=… bash scripts/evaluate_presets.sh [--flag value …]   (flags go to arkfast evaluate)
 set -euo pipefail
 ROOT="${ROOT:-$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)}"

@@ -25,11 +25,13 @@ from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
 from arkfast.files import write_text
 from arkfast.files.outlets import is_outlet, is_standard_output
-from arkfast.infer.command import Summary, transcribe_file
+from arkfast.infer.command import Load, Summary, load_transcriber, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost
 from arkfast.metrics import Normalizer
 from arkfast.records import InputError, JsonObject, JsonRow
+
+_MOST_REASONS = 3  # of failed rows that are shown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,10 +50,16 @@ class Evaluation:
     """Of ``--baseline``."""
     repeats: int
     """Rows of the input that repeat an earlier one and were taken once."""
+    reasons: tuple[str, ...]
+    """The first different reasons of failed rows, at most three."""
 
 
-def run(config: EvaluateConfig) -> Evaluation:
+def run(config: EvaluateConfig, *, load: Load = load_transcriber) -> Evaluation:
     """Transcribe if asked to, score, compare, and write what was asked for.
+
+    Args:
+        config: the flags.
+        load: gives the model, where there is one.
 
     Raises:
         InputError: a file cannot be read or written, no row carries a transcript, or what is to be compared does not match; told
@@ -60,10 +68,10 @@ def run(config: EvaluateConfig) -> Evaluation:
     _check_paths(config)
     normalizer = load_normalizer(config)
     with closing(normalizer):
-        return _run(config, normalizer)
+        return _run(config, normalizer, load)
 
 
-def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
+def _run(config: EvaluateConfig, normalizer: Normalizer, load: Load) -> Evaluation:
     # what is compared with is read first: a fault is told before the work, and this run's output may be the baseline's
     compared_with = None if config.compare is None else read_source(config.compare, allow_repeats=config.allow_repeats)
     others = None if compared_with is None else compared_with.rows
@@ -74,7 +82,7 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
         assert config.transcripts is not None, "checked when the configuration was made"
         source = config.transcripts
         check_manifest(config, normalizer)
-        transcription = transcribe_file(config.input, source, config.model_path, config)
+        transcription = transcribe_file(config.input, source, config.model_path, config, load=load)
     fields, given = config.fields, _read(source, config)
     digest = sha256_of(source) if source.is_file() else None  # a pipe has been read and is empty now
     scores, scored = score_rows(given.rows, normalizer=normalizer, unit=config.unit, fields=fields, places=given.places)
@@ -90,10 +98,22 @@ def _run(config: EvaluateConfig, normalizer: Normalizer) -> Evaluation:
         pairs = None if earlier is None else comparison if earlier is others else compared(earlier, baseline["output"])
         verdict = judge(scores, baseline, str(config.baseline), max_regression=config.max_regression, comparison=pairs, pairing=pairing)
     found = Evaluation(
-        scores=scores, transcription=transcription, comparison=comparison, pairs=comparison or pairs, verdict=verdict, repeats=given.repeats
+        scores=scores,
+        transcription=transcription,
+        comparison=comparison,
+        pairs=comparison or pairs,
+        verdict=verdict,
+        repeats=given.repeats + (transcription.repeats if transcription is not None else 0),
+        reasons=_reasons(scored) if transcription is None else transcription.reasons,
     )
     _write(config, found, scored, digest)
     return found
+
+
+def _reasons(scored: Sequence[JsonRow]) -> tuple[str, ...]:
+    """What failed rows that carry a reason say, each reason once."""
+    errors = (" ".join(str(row["error"]).split()) for row in scored if row["outcome"] == "failed" and row.get("error"))
+    return tuple(dict.fromkeys(errors))[:_MOST_REASONS]
 
 
 def _check_paths(config: EvaluateConfig) -> None:
@@ -177,8 +197,12 @@ def speed(transcription: Summary | None) -> JsonObject:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) -> int:
     """``arkfast evaluate``.
+
+    Args:
+        argv: the flags; the process's own by default.
+        load: gives the model, where there is one.
 
     Returns:
         0; 1 when rows failed or have no reference and ``--allow_failures`` is not set, or a rate regressed; 2 when nothing could be scored
@@ -189,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for note in config.notes() if config.model_path is not None else ():
         print(f"arkfast evaluate: {note}", file=sys.stderr)
     try:
-        found = run(config)
+        found = run(config, load=load)
     except (InputError, DeviceLost) as error:
         print(f"arkfast evaluate: error: {error}", file=sys.stderr)
         return 2
@@ -216,6 +240,6 @@ def _verdict(config: EvaluateConfig, found: Evaluation) -> int:
         code = 1
     if scores.scored < scores.utterances and not config.allow_failures:
         missing = f"{scores.utterances - scores.scored} of {scores.utterances} rows were not scored"
-        print(f"arkfast evaluate: {missing}; --allow_failures accepts that", file=sys.stderr)
+        print(f"arkfast evaluate: {missing}; --allow_failures accepts that", *found.reasons, sep="\n  ", file=sys.stderr)
         code = 1
     return code

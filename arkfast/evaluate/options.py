@@ -40,8 +40,6 @@ class EvaluateConfig(TranscribeOptions):
     """With --model_path, JSONL file that keeps the transcripts before scoring; OUTPUT with .tmp_unsorted.jsonl behind it by default."""
     pred_field: str = "pred_text"
     """Input field with the transcript."""
-    allow_repeats: bool = False
-    """Take rows that are the same in every field, id included, once, instead of refusing an id that stands there twice."""
     language: str | None = None
     """Language of rows that carry none, as a code or a name; it decides the unit and the normaliser's rules."""
     preset: str | None = None

@@ -327,10 +327,17 @@ def test_a_lost_device_ends_the_command_with_its_message(
 ) -> None:
     from arkfast.infer.stream import DeviceLost
 
-    def lost(*_args: Any) -> None:
+    def lost(*_args: Any, **_options: Any) -> None:
         raise DeviceLost("the device failed")
 
     monkeypatch.setattr("arkfast.evaluate.command.transcribe_file", lost)
     source = write(tmp_path / "eval.jsonl", [{"id": "a", "audio": "a.wav", "text": "one"}])
     assert main(["--input", source, "--model_path", str(tmp_path), "--output", str(tmp_path / "out.jsonl")]) == 2
     assert capsys.readouterr().err.endswith("arkfast evaluate: error: the device failed\n")
+
+
+def test_failed_rows_are_explained_on_the_screen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = [{"text": "a", "pred_text": None, "status": "error", "error": f"{i % 4}.wav:\n no such file"} for i in range(9)]
+    assert main(["--input", write(tmp_path / "in.jsonl", [*perfect(1), *bad])]) == 1
+    said = capsys.readouterr().err
+    assert said.splitlines()[1:] == [f"  {i}.wav: no such file" for i in range(3)]

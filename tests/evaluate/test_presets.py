@@ -337,7 +337,7 @@ def test_gpus_that_are_not_there_start_nothing(world: dict[str, str], monkeypatc
         check_gpus(settings, {})
     check_gpus(settings, {"CUDA_VISIBLE_DEVICES": "0"})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(InputError, match="GPUS: 0, 1: .* set GPUS=cpu"):
+    with pytest.raises(InputError, match=r"GPUS: 0, 1: .* set GPUS=cpu"):
         check_gpus(settings, {})
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_gpus(settings, {})
