@@ -83,7 +83,7 @@ class LoadedStudent:
             raise InputError(f"--student_model {folder}: the model hears nothing, and task {config.task} needs that; give another")
         self.n_mels = self.interface.n_mels if self.task.hears else None
         """Mel filters of the features that are made; None: the task hears nothing."""
-        check_positions(
+        self.positions = check_positions(
             self.model,
             self.prompt,
             frames=0 if self.n_mels is None else round(config.max_audio_seconds * SAMPLING_RATE / HOP_LENGTH),
@@ -173,6 +173,7 @@ def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Lo
         device=parallel.device,
         dtype=compute_dtype(config, parallel.device),
         attn_implementation=config.teacher_attn_implementation,
+        positions=student.positions,
         prompt=config.teacher_prompt,
         full_attention=config.teacher_full_attention,
         unsupported_language=config.unsupported_language,

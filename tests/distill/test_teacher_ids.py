@@ -36,10 +36,10 @@ class World:
     def id(self, token: str) -> int:
         return self.interface.tokenizer.convert_tokens_to_ids(token)
 
-    def load(self, backend: str, folder: Path) -> Teacher:
+    def load(self, backend: str, folder: Path, *, positions: int = 0) -> Teacher:
         return load_teacher(backend, TeacherRequest(
             model=folder, student=self.model, interface=self.interface, task="asr", allowed=self.allowed, top_k=8,
-            device=torch.device("cpu"), dtype=torch.float32, attn_implementation="sdpa",
+            device=torch.device("cpu"), dtype=torch.float32, attn_implementation="sdpa", positions=positions,
         ))  # fmt: skip
 
 
@@ -136,6 +136,14 @@ def test_a_teacher_of_the_students_family(world: World, tmp_path: Path, broken: 
     broken(world, folder)
     with pytest.raises(InputError, match=said):
         world.load("arkasr", folder)
+
+
+def test_a_teacher_with_fewer_positions_than_the_student_needs(world: World, tmp_path: Path) -> None:
+    folder = shutil.copytree(world.root / "arkasr", tmp_path / "teacher")
+    edit(folder / "config.json", max_position_embeddings=400)
+    assert world.load("arkasr", folder, positions=400) is not None
+    with pytest.raises(InputError, match="the longest prompt and answer take 401 positions, and it has 400; lower --max_audio_seconds"):
+        world.load("arkasr", folder, positions=401)
 
 
 @pytest.mark.parametrize("layout", ["transformers", "first"])

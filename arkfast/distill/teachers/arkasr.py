@@ -44,6 +44,11 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
         raise InputError(
             f"--teacher_model {request.model}: takes {bins} mel bins, the student {ours}; the arkasr teacher shares the student's features"
         )
+    if request.positions > model.config.max_position_embeddings:
+        raise InputError(
+            f"--teacher_model {request.model}: the longest prompt and answer take {request.positions} positions, and it has "
+            f"{model.config.max_position_embeddings}; lower --max_audio_seconds or --asr_opd_max_new_tokens"
+        )
     return ArkasrTeacher(model, allowed=request.allowed, top_k=request.top_k)
 
 

@@ -86,6 +86,8 @@ class TeacherRequest:
     dtype: torch.dtype
     """What it computes in."""
     attn_implementation: str
+    positions: int = 0
+    """Positions that the student's longest prompt and answer take together; 0: not known."""
     prompt: str | None = None
     """What the user wants the teacher to be asked; None: the backend's own words. For backends whose ``OPTIONS`` names the flag."""
     full_attention: bool = False
