@@ -14,6 +14,7 @@ from arkfast.audio.sniff import id3_end
 
 _LONG_FRAME = 1 << 16  # bytes searched for the last frame where the header does not say how long frames are
 _MOST_BLOCKS = 1000  # of metadata; a file has a handful
+_LEAST_HEADER = 5  # bytes up to the frame's number
 _LONGEST_HEADER = 16  # bytes: sync and codes 4, number 7, block size 2, rate 2, CRC 1
 _PIECE = 1 << 20  # bytes read at a time
 _ID3V1 = 128  # bytes of the tag that some writers put behind the last frame
@@ -33,6 +34,8 @@ class FlacOrder:
             packet: its bytes.
             samples: per channel, of the frame decoded from it.
         """
+        if len(packet) < _LEAST_HEADER:
+            return False
         number = _number(packet)
         due, variable = self._due, packet[1] & 1
         # Frames are counted, or where their sizes vary, samples.

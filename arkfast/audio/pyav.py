@@ -156,17 +156,26 @@ class PyavRecording:
         with contextlib.ExitStack() as stack:
             container, track = self._open(stack)
             try:
-                ticks = sum(packet.duration or 0 for packet in container.demux(track))
+                ticks = sum(packet.duration or 0 for packet in self._packets(container, track))
             except self._av.FFmpegError as error:
                 raise InputError(f"{self._source.label}: truncated or damaged ({error.strerror}): get the whole file") from error
             return float(ticks * _tick(track))
+
+    def _packets(self, container: av.container.InputContainer, track: av.AudioStream) -> Iterator[av.Packet]:
+        """The track's packets in order."""
+        try:
+            yield from container.demux(track)
+        except IndexError as error:  # PyAV knows the tracks that there were when the file was opened
+            raise InputError(
+                f"{self._source.label}: damaged, or a further track begins midway, which PyAV cannot follow: export it again"
+            ) from error
 
     def _decode(self) -> Generator[av.AudioFrame, None, None]:
         """Frames in order."""
         label, seconds = self._source.label, 0.0
         order = FlacOrder() if self._form is PIPED_FLAC else None
         try:
-            for packet in self._container.demux(self._track):
+            for packet in self._packets(self._container, self._track):
                 if packet.is_corrupt:
                     raise InputError(f"{label}: truncated or damaged: a packet is cut short after {seconds:.2f} s: get the whole file")
                 decoded = packet.decode()
@@ -174,7 +183,7 @@ class PyavRecording:
                     raise InputError(f"{label}: truncated or damaged: a frame is missing before {seconds:.2f} s: get the whole file")
                 for frame in decoded:
                     yield frame
-                    seconds += frame.samples / frame.sample_rate
+                    seconds += frame.samples / max(1, frame.sample_rate)
         except self._av.FFmpegError as error:
             raise InputError(
                 f"{label}: truncated or damaged: the decoder failed after {seconds:.2f} s ({error.strerror}): get the whole file"
@@ -225,8 +234,17 @@ class PyavRecording:
                     yield at, np.zeros((min(_BLOCK, offset - at), 1), dtype=np.float32)
                 at = max(0, offset)
             if at + count - skip > start and skip < count:
-                yield at, _array(frame)[skip:]
+                yield at, self._array(frame)[skip:]
             at += count - skip
+
+    def _array(self, frame: av.AudioFrame) -> NDArray[Any]:
+        """A frame's samples [n, channels] as decoded."""
+        try:
+            raw = frame.to_ndarray()
+        except ValueError as error:  # 64-bit integers
+            raise InputError(f"{self._source.label}: samples of type {frame.format.name} cannot be read: export it in 32 bits") from error
+        channels = frame.layout.nb_channels
+        return raw.T if len(raw) == channels else raw.reshape(-1, channels)  # one row a channel, or one of all in turn
 
     def _offset(self, frame: av.AudioFrame) -> int:
         """Samples from the timeline's zero to a first frame; a shift within one tick of the container's clock is rounding."""
@@ -263,13 +281,6 @@ def _tick(timed: av.AudioFrame | av.AudioStream) -> Fraction:
     """Seconds of one count of a frame's or a track's clock."""
     assert timed.time_base is not None, "audio that FFmpeg decodes has a clock"
     return timed.time_base
-
-
-def _array(frame: av.AudioFrame) -> NDArray[Any]:
-    """A frame's samples [n, channels] as decoded."""
-    raw = frame.to_ndarray()
-    channels = frame.layout.nb_channels
-    return raw.T if len(raw) == channels else raw.reshape(-1, channels)  # one row a channel, or one of all in turn
 
 
 def _full_scale(samples: NDArray[Any]) -> NDArray[np.float32]:

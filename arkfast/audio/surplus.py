@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+import sys
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -218,5 +219,8 @@ def _second_movie(stream: BinaryIO, size: int) -> str | None:
 
 
 def _at(stream: BinaryIO, at: int, count: int) -> bytes:
+    """``count`` bytes from ``at`` on, fewer at the file's end; sizes in headers may point where no file reaches."""
+    if at > sys.maxsize:
+        return b""
     stream.seek(at)
     return stream.read(count)
