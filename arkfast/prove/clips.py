@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from arkfast.data import read_manifest
 from arkfast.data.collate import read_clip
 from arkfast.data.tasks import find_task
-from arkfast.files import write_text
+from arkfast.files import json_text, write_text
 from arkfast.prove.config import ProveConfig
 from arkfast.records import JsonObject, Utterance
 
@@ -73,5 +72,5 @@ def _write(rows: Sequence[Utterance], path: Path) -> None:
         place = row.audio if Path(row.audio).is_absolute() else str(Path.cwd() / row.audio)
         fields: JsonObject = {"audio": place, "text": row.text, "id": row.id, "language": row.language,
                                   "begin_time": row.begin, "end_time": row.end}  # fmt: skip
-        lines.append(json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False))
+        lines.append(json_text({name: value for name, value in fields.items() if value is not None}))
     write_text(path, "\n".join(lines) + "\n")

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arkfast.files import NewFolder
+from arkfast.files import NewFolder, json_text
 from arkfast.quickstart.clips import draw_texts, write_shard
 from arkfast.quickstart.recipe import FORMAT, SPLITS, CorpusRecipe
 from arkfast.quickstart.speech import Synthesizer
@@ -167,7 +167,7 @@ def _write(folder: Path, recipe: CorpusRecipe, log: Callable[[str], object], wor
             log(f"corpus: {split} {len(rows[split])} clips, {seconds:.0f} s of speech ({time.perf_counter() - started:.1f} s)")
     manifests = {}
     for name, part in (*rows.items(), ("labels", rows["train"][: recipe.labels])):
-        content = "".join(json.dumps(row) + "\n" for row in part).encode()
+        content = "".join(json_text(row) + "\n" for row in part).encode()
         (folder / f"{name}.jsonl").write_bytes(content)
         manifests[name] = {
             "clips": len(part),
@@ -175,7 +175,7 @@ def _write(folder: Path, recipe: CorpusRecipe, log: Callable[[str], object], wor
             "sha256": hashlib.sha256(content).hexdigest(),
         }
     card = {"digest": recipe.digest, "format": FORMAT, "recipe": dataclasses.asdict(recipe), "manifests": manifests}
-    (folder / "corpus.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    (folder / "corpus.json").write_text(json_text(card, indent=2) + "\n", encoding="utf-8")
 
 
 def _in_processes(shards: list[tuple[Any, ...]], workers: int) -> Iterator[list[JsonObject]]:

@@ -22,7 +22,7 @@ from arkfast.command_line import to_dict
 from arkfast.console import Console
 from arkfast.data import iter_manifest
 from arkfast.evaluate import Scores, evaluate_rows
-from arkfast.files import NewFolder, leftovers, write_text
+from arkfast.files import NewFolder, json_text, leftovers, write_text
 from arkfast.infer import Transcriber
 from arkfast.metrics import bootstrap_difference
 from arkfast.quickstart.arms import INITIALIZER_RANGE, STUDENT_SIZE, TEACHER_SIZE, VOCAB_SIZE, Arm, Stage, plan
@@ -73,7 +73,7 @@ class Quickstart:
                 )
         elif self.root.exists() and set(self.root.iterdir()) - leftovers(path):
             raise InputError(f"--output_dir {self.root}: not empty and not a quickstart; give a new or empty folder")
-        write_text(path, json.dumps(settings, indent=2) + "\n")
+        write_text(path, json_text(settings, indent=2) + "\n")
 
     def run(self) -> bool:
         """Do it all; returns whether OPD's dev WER is below the base student's and the more-SFT arm's."""
@@ -215,7 +215,7 @@ class Quickstart:
             with self._loading:
                 transcriber = Transcriber(arm.stages[-1].model, device="cpu", batch_size=50, max_new_tokens=self._max_tokens())
             rows = list(transcriber(iter_manifest(manifest)))
-            write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+            write_text(path, "".join(json_text(row) + "\n" for row in rows))
         scores = evaluate_rows(self._transcripts(arm.name, split))
         if scores.scored != scores.utterances:
             raise RuntimeError(
@@ -296,7 +296,7 @@ class Quickstart:
         """The three clips once more, through the public command."""
         three, output = self.root / "three.jsonl", self.root / "three.transcribed.jsonl"
         rows = [json.loads(line) for line, _ in zip(corpus.test.open(encoding="utf-8"), range(SHOWN_CLIPS), strict=False)]
-        write_text(three, "".join(json.dumps({**row, "audio": f"{corpus.root.name}/{row['audio']}"}) + "\n" for row in rows))
+        write_text(three, "".join(json_text({**row, "audio": f"{corpus.root.name}/{row['audio']}"}) + "\n" for row in rows))
         words = ["transcribe", "--input", str(three), "--output", str(output), "--model_path", str(self._arm("opd").stages[-1].model),
                  "--max_new_tokens", str(self._max_tokens()), "--quiet"]  # fmt: skip
         subprocess.run([sys.executable, "-m", "arkfast.cli", *words], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from arkfast.command_line import parse
-from arkfast.files import write_text
+from arkfast.files import json_text, write_text
 from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
 from arkfast.train.originals import without_original_flags
@@ -71,4 +70,4 @@ def tell_torchrun(text: str) -> None:
     if path:
         with suppress(InputError):  # without it torchrun says only that this process failed
             details = {"py_callstack": text, "timestamp": str(int(time.time()))}  # torchrun shows the first
-            write_text(Path(path), json.dumps({"message": {"message": text, "extraInfo": details}}))
+            write_text(Path(path), json_text({"message": {"message": text, "extraInfo": details}}))

@@ -8,7 +8,6 @@ from one step to the next, so a killed run that is resumed repeats what an unint
 from __future__ import annotations
 
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -24,6 +23,7 @@ from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
 from arkfast.engine.sampling import step_seed
+from arkfast.files import json_text
 from arkfast.kernels import reset_usage
 from arkfast.records import Batch, InputError, JsonObject, Utterance
 from arkfast.train.calibration import calibrate, report
@@ -385,7 +385,7 @@ class Trainer:
         start = self._look.look(looked, totals) if reason is None and (config.calibrate_only or config.gates != "off") else None
         reasons = [reason] if reason else refusals(config, start) if start and config.gates != "off" else []
         if self.parallel.is_first and config.calibrate_only:
-            print(f"[calibration summary] {json.dumps(summary(totals, start, positions=positions))}", flush=True)
+            print(f"[calibration summary] {json_text(summary(totals, start, positions=positions))}", flush=True)
             reasons += self._calibrated(start, looked, totals, reasons) if start else []
         for text in reasons if reason is None and config.gates == "warn" else ():
             self._log.warn(f"warning: preflight: {text}")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RENAMES = {"replace", "rename", "renames", "fsync", "fdatasync", "move"}
 OPENS = {"write_text", "write_bytes", "NamedTemporaryFile", "mkstemp", "mkdtemp", "TemporaryDirectory"}
 REASONS = {
-    "arkfast/evaluate/presets.py": "what a job says goes to its log as it says it",
+    "arkfast/evaluate/preset_processes.py": "what a job says goes to its log as it says it",
     "arkfast/quickstart/run.py": "what a training says goes to its log as it says it",
     "arkfast/quickstart/clips.py": "recordings, into a NewFolder",
     "arkfast/quickstart/corpus.py": "manifests, into a NewFolder",
@@ -23,6 +23,23 @@ REASONS = {
     "arkfast/train/checkpoints/tensors.py": "the seal, into a NewFolder",
 }
 """Modules that open files to write, and why that is right."""
+
+
+JSON_REASONS = {
+    "arkfast/data/ids.py": "a fingerprint",
+    "arkfast/data/rows.py": "a value in an error",
+    "arkfast/evaluate/preset_processes.py": "between a process and its own worker",
+    "arkfast/evaluate/preset_worker.py": "between a process and its own worker",
+    "arkfast/manifest/corpora/wenetspeech.py": "a row's text as errors show it",
+    "arkfast/metrics/normalizers/external.py": "between a process and its own worker",
+    "arkfast/metrics/normalizers/external_worker.py": "between a process and its own worker, which may have no arkfast",
+    "arkfast/prove/report.py": "strict by allow_nan=False: a figure that is not finite is a fault there",
+    "arkfast/quickstart/corpus.py": "a copy",
+    "arkfast/quickstart/recipe.py": "a fingerprint",
+    "arkfast/testing.py": "a tiny checkpoint of a test",
+    "arkfast/train/checkpoints/identity.py": "a fingerprint",
+}
+"""Modules that write JSON by Python's own means, which would write infinities and NaN, and why none of it reaches a file."""
 
 
 def of_modules(tree: ast.AST) -> dict[str, str]:
@@ -87,6 +104,32 @@ def test_no_other_module_renames_or_fsyncs():
 
 def test_every_other_module_that_opens_a_file_to_write_has_its_reason():
     assert {name for name, source in others("arkfast", "kernels").items() if opening(source)} == set(REASONS)
+
+
+def jsoning(source: str) -> list[int]:
+    """Lines that take ``dump`` or ``dumps`` from ``json``."""
+    lines = []
+    for node in ast.walk(ast.parse(source)):
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "json"
+            and node.attr in ("dump", "dumps")
+        ):
+            lines.append(node.lineno)
+        if isinstance(node, ast.ImportFrom) and node.module == "json" and {alias.name for alias in node.names} & {"dump", "dumps"}:
+            lines.append(node.lineno)
+    return lines
+
+
+def test_every_other_module_that_writes_json_by_itself_has_its_reason():
+    assert {name for name, source in others("arkfast").items() if jsoning(source)} == set(JSON_REASONS)
+
+
+@pytest.mark.parametrize("source", ["import json\njson.dumps(x)", "from json import dump\ndump(x, f)", "import json\nwrite = json.dumps"])
+def test_the_guard_sees_json_that_may_not_be_strict(source):
+    assert jsoning(source)
+    assert not jsoning("import json\njson.loads(text)\nfrom json import loads")
 
 
 @pytest.mark.parametrize(

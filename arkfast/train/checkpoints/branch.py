@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from arkfast.files import NewFolder, make_folder, move, naming, write_text
+from arkfast.files import NewFolder, json_text, make_folder, move, naming, write_text
 from arkfast.train.checkpoints.run_folder import TrainerState, best_of, checkpoints, load_state, read_best, write_best
 from arkfast.train.checkpoints.tensors import ALONE, FILES, SHARDS, STATE, damage
 
@@ -66,7 +66,7 @@ def take_up(root: Path, folder: Path, note: Callable[[str], None]) -> TrainerSta
                 note(f"{folder}: the model of its lowest WER, of step {state.best_step}, is gone; the next evaluation's is the best")
                 state = replace(state, best_wer=None, best_step=None)
                 saved = json.loads((target / STATE).read_text(encoding="utf-8"))
-                write_text(target / STATE, json.dumps(saved | asdict(state), indent=2) + "\n")
+                write_text(target / STATE, json_text(saved | asdict(state), indent=2) + "\n")
     for path in others:
         _move(path, aside, moved)
     if moved:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.command_line import to_dict
-from arkfast.files import NewFolder, leftovers, move, replace_folder, sweep, write_text
+from arkfast.files import NewFolder, json_text, leftovers, move, replace_folder, sweep, write_text
 from arkfast.records import InputError, JsonObject
 from arkfast.train.checkpoints.identity import IDENTITY, Contents, compare
 from arkfast.train.checkpoints.settings import changed
@@ -88,7 +88,7 @@ def write_best(root: Path, state: TrainerState, export: Callable[[Path], None]) 
 
     def write(folder: Path) -> None:
         export(folder)
-        (folder / BEST).write_text(json.dumps(best_of(state)) + "\n", encoding="utf-8")
+        (folder / BEST).write_text(json_text(best_of(state)) + "\n", encoding="utf-8")
 
     replace_folder(root / "best", write)
 
@@ -198,7 +198,7 @@ class RunFolder:
         return self
 
     def _write_claim(self, settled: str | None) -> None:
-        write_text(self._claim_file, json.dumps(self._claim | {"settled": settled}, indent=2) + "\n")
+        write_text(self._claim_file, json_text(self._claim | {"settled": settled}, indent=2) + "\n")
 
     def find_resume(
         self, wanted: str, *, note: Callable[[str], None] | None = None, refused: Mapping[Path, str] | None = None
@@ -271,7 +271,7 @@ class RunFolder:
             write_text(folder / STATE, self._described(state))
 
     def _described(self, state: TrainerState) -> str:
-        return json.dumps(asdict(state) | {"run": self._identity, "config": self._flags, **self._commits}, indent=2) + "\n"
+        return json_text(asdict(state) | {"run": self._identity, "config": self._flags, **self._commits}, indent=2) + "\n"
 
     def export(self, name: str, export: Callable[[Path], None]) -> None:
         """Write ``last`` or ``ema``."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from arkfast.files import json_text
 from arkfast.records import InputError
 from arkfast.train.checkpoints.sums import checksums
 
@@ -99,7 +100,7 @@ def seal(folder: Path, *, world: int, known: Mapping[str, str] | None = None) ->
     made |= checksums(folder, [name for name in names if name not in made])
     sizes = {name: (folder / name).stat().st_size for name in names}
     content = {"processes": world, "bytes": sizes, "checksums": {name: made[name] for name in names}}
-    (folder / FILES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / FILES).write_text(json_text(content, indent=2) + "\n", encoding="utf-8")
 
 
 def damage(folder: Path, *, full: bool = False) -> str | None:
