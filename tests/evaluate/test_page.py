@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from arkfast.evaluate import score_rows
+from arkfast.evaluate.command import main
 from arkfast.evaluate.page import page as whole_page
 from arkfast.evaluate.page.charts import MOST_POINTS, bars, bins, edges, lengths, scatter, tones_of
 from arkfast.evaluate.page.clips import MOST_PLACES, player
@@ -507,3 +509,19 @@ def test_a_page_can_be_made_of_anything_that_was_scored(rows: list[dict[str, Any
 def test_the_page_does_not_grow_with_the_rows() -> None:
     rows = [{**ROWS[i % 5], "id": str(i), "duration": 1.0 + i % 40} for i in range(4000)]
     assert len(page(*scored(rows))) < 150_000
+
+
+@pytest.mark.parametrize("flag", ["--compare", "--baseline"])
+def test_the_command_lists_what_changed_against_rows_that_are_at_hand(tmp_path: Path, flag: str) -> None:
+    for name, heard in (("then", "one too"), ("now", "one two")):
+        (tmp_path / f"{name}.jsonl").write_text(
+            "".join(json.dumps({"id": f"{i}", "text": "one two", "pred_text": heard, "language": "en"}) + "\n" for i in range(3))
+        )
+    then = ["--input", tmp_path / "then.jsonl", "--output", tmp_path / "then.scored.jsonl", "--summary", tmp_path / "then.json"]
+    assert main([str(word) for word in then]) == 0
+    other = tmp_path / ("then.jsonl" if flag == "--compare" else "then.json")
+    assert main([str(word) for word in ("--input", tmp_path / "now.jsonl", flag, other, "--html", tmp_path / "now.html")]) == 0
+    text = " ".join(Page((tmp_path / "now.html").read_text(encoding="utf-8")).text.split())
+    assert f"Clips that changed against {other.name}" in text
+    assert "Right now and wrong there: 3; wrong now and right there: 0." in text
+    assert "0.00 % against 50.00 %" in text
