@@ -10,13 +10,15 @@ import io
 import math
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from arkfast.audio.sniff import Format
+from arkfast.audio.hush import hushed
+from arkfast.audio.sniff import MP3, Format
 from arkfast.audio.soundness import Soundness
 from arkfast.installation import install_hint
 from arkfast.records import InputError
@@ -90,9 +92,13 @@ class SndfileRecording:
         try:
             if raw is not None:
                 return self._sf.SoundFile(opened, samplerate=raw.rate, channels=1, format="RAW", subtype=raw.subtype, endian="LITTLE")
-            return self._sf.SoundFile(opened)
+            with self._quiet():
+                return self._sf.SoundFile(opened)
         except self._sf.LibsndfileError as error:
             raise SndfileRefused(f"libsndfile cannot read ({error.error_string.strip(' .')})") from error
+
+    def _quiet(self) -> AbstractContextManager[None]:
+        return hushed() if self._form is MP3 else nullcontext()
 
     def __enter__(self) -> SndfileRecording:
         return self
@@ -126,10 +132,12 @@ class SndfileRecording:
         block = np.empty((min(_BLOCK, stop - start), self.channels), dtype=np.float32)
         try:
             if start:
-                self._recording.seek(start)
+                with self._quiet():
+                    self._recording.seek(start)
             while at < stop:
                 # A buffer of our own: soundfile would size its by the header.
-                got = self._recording.read(out=block[: stop - at])
+                with self._quiet():
+                    got = self._recording.read(out=block[: stop - at])
                 if not len(got):
                     return
                 at += len(got)
