@@ -10,9 +10,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import FrameType, TracebackType
-from typing import Any
 
 import torch
 
@@ -53,7 +52,7 @@ class StopRequest:
         self.heard = 0
         """The signal that this process got; 0: none."""
         self._since = 0.0
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
         self.asked = torch.zeros(len(SIGNALS), dtype=torch.float64, device=parallel.device)
         """[signals] float64: how many ranks had been asked to stop, and by what, when the last step's numbers were added up."""
 

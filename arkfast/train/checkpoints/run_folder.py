@@ -21,7 +21,6 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
 
 from arkfast.command_line import to_dict
 from arkfast.files import NewFolder, json_text, leftovers, move, replace_folder, sweep, write_text
@@ -361,9 +360,9 @@ def load_state(folder: Path) -> TrainerState:
     return replace(state, unfinished=tuple((cut, rollouts) for cut, rollouts in state.unfinished))
 
 
-def load_run(folder: Path) -> dict[str, Any] | None:
+def load_run(folder: Path) -> JsonObject | None:
     """What run a checkpoint folder belongs to: ``IDENTITY``, and ``contents``; None where it does not say."""
-    run: dict[str, Any] | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
+    run: JsonObject | None = json.loads((folder / STATE).read_text(encoding="utf-8")).get("run")
     return run
 
 
