@@ -173,6 +173,15 @@ class AllowedTokens:
     def __contains__(self, token: int) -> bool:
         return token in self.stop_ids or self._in_ranges(token)
 
+    def width(self, vocab_size: int) -> int:
+        """How many leading ids of a vocabulary hold every allowed one: a multiple of 64, or ``vocab_size`` where that is less.
+
+        What is scored beyond them is blocked in any case: 151,680 of the 163,958 ids of an official checkpoint are enough, and rows of a
+        multiple of 64 are read and written in whole vectors.
+        """
+        last = max([stop - 1 for _, stop in self.ranges] + [i for i in self.stop_ids if i < vocab_size], default=vocab_size - 1)
+        return min(vocab_size, (last // 64 + 1) * 64)
+
     def mask(self, vocab_size: int, device: torch.device | str | None = None) -> torch.Tensor:
         """Boolean [vocab_size] tensor, True where an id may be produced."""
         import torch

@@ -37,6 +37,15 @@ def test_allowed_tokens_of_the_official_vocabularies():
         assert 151645 in allowed
         assert 151643 not in allowed
         assert len(allowed.blocked(vocab_size)) == vocab_size - 151644
+        assert allowed.width(vocab_size) == 151680
+        assert allowed.mask(vocab_size)[151680:].sum() == 0
+
+
+@pytest.mark.parametrize(("last", "stop", "width"), [(64, 3, 64), (64, 64, 100), (9, 500, 64)])
+def test_the_leading_ids_that_are_scored_hold_every_allowed_one(last, stop, width):
+    allowed = AllowedTokens(ranges=((0, last),), stop_ids=(stop,))
+    assert allowed.width(100) == width
+    assert not allowed.mask(100)[width:].any()
 
 
 def test_allowed_tokens_with_added_tokens_in_between():

@@ -116,8 +116,14 @@ class Engine:
         """Int32 ids that are never produced, as the kernels take them."""
         self.stop_ids = torch.tensor(allowed.stop_ids, dtype=torch.int64, device=self._device)
         """[n] int64 ids that end a row, on the device."""
+        width = allowed.width(weight.shape[0])
         self._choosing = Choosing(
-            blocked=self.blocked, stop_ids=self.stop_ids, topk=topk, logprobs=logprobs, turns=allowed.turns(self._device)
+            width=width,
+            blocked=allowed.blocked(width, self._device),
+            stop_ids=self.stop_ids,
+            topk=topk,
+            logprobs=logprobs,
+            turns=allowed.turns(self._device),
         )
         self._slots: Slots | None = None
         self._weights: tuple[int, ...] = ()

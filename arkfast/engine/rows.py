@@ -42,7 +42,8 @@ class Choosing:
     """What every row shares.
 
     Attributes:
-        blocked: int32 ids that are never produced.
+        width: leading ids of the vocabulary that are scored, all allowed ones among them.
+        blocked: int32 ids below it that are never produced.
         stop_ids: [n] int64 ids that end a row.
         topk: how many of the best ids to keep.
         logprobs: whether to keep each produced id's log-probability.
@@ -50,6 +51,7 @@ class Choosing:
             blocked.
     """
 
+    width: int
     blocked: torch.Tensor
     stop_ids: torch.Tensor
     topk: int
@@ -155,7 +157,7 @@ class Rows:
         """Take the next id of every row that has not ended.
 
         Args:
-            logits: [R, V] the model's scores.
+            logits: [R, W] the model's scores of the ids that ``choosing`` says.
             mode: what is asked for.
             choosing: what the rows share.
         """
@@ -165,7 +167,7 @@ class Rows:
         scores = logits
         if mode.penalises:
             assert self.seen is not None
-            scores = penalise(logits.float(), self.seen, self.penalty)
+            scores = penalise(logits.float(), self.seen[:, : choosing.width], self.penalty)
             token = topk_lse(scores, 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0]
         token = token.long().clamp_min(0)  # −1 where every score is NaN; such a row has failed anyway
         if mode.draws:

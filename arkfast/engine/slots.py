@@ -91,7 +91,7 @@ class Slots:
         if own.seen is not None:
             own.seen.zero_()
             own.seen.scatter_(1, prompts.ids[index], True)
-        own.choose(self._model.lm_head(prompts.last[index]), mode, self._choosing)
+        own.choose(self._scores(prompts.last[index]), mode, self._choosing)
         self.entries.extend(entries)
 
     def advance(self, steps: int) -> None:
@@ -111,7 +111,11 @@ class Slots:
         own = self.state[:rows]
         limit = self.cache.length if limit is None else limit
         hidden = decode_step(self._model.model, self.cache, own.token, own.position, limit)
-        own.choose(self._model.lm_head(hidden), mode, self._choosing)
+        own.choose(self._scores(hidden), mode, self._choosing)
+
+    def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[R, W] of the ids that may be chosen, and of none behind them."""
+        return torch.nn.functional.linear(hidden, self._model.lm_head.weight[: self._choosing.width])
 
     def _reach(self, steps: int) -> int:
         """No row's position comes to it within so many steps of the last look."""

@@ -101,7 +101,7 @@ def prompts_of(lengths: list[int], seed: int = 5) -> list[torch.Tensor]:
 def decoded(causal: Any, prompts: list[torch.Tensor], slots: int) -> tuple[list[list[int]], list[torch.Tensor]]:
     """(ids, their log-probabilities) of each prompt, through so many slots, which are refilled as rows end."""
     model, none = Text(causal), torch.zeros(0, causal.config.hidden_size, dtype=causal.dtype)
-    choosing = Choosing(blocked=BLOCKED, stop_ids=torch.tensor([STOP]), topk=0, logprobs=True)
+    choosing = Choosing(width=causal.config.vocab_size, blocked=BLOCKED, stop_ids=torch.tensor([STOP]), topk=0, logprobs=True)
     own = Slots(model, choosing, rows=slots, length=max(map(len, prompts)) + NEW, new=NEW, graphs=False)
     waiting, found = list(range(len(prompts))), {}
     while waiting or own.entries:
@@ -152,7 +152,7 @@ def test_greedy_equals_generate(name, attention):
 def stepped(causal: Any, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Hidden states [tokens, H] of tokens that follow a prompt, one decode step each."""
     slots = Slots(
-        Text(causal), Choosing(blocked=BLOCKED, stop_ids=torch.tensor([STOP]), topk=0, logprobs=False),
+        Text(causal), Choosing(width=causal.config.vocab_size, blocked=BLOCKED, stop_ids=torch.tensor([STOP]), topk=0, logprobs=False),
         rows=1, length=len(prompt) + len(tokens), new=1, graphs=False,
     )  # fmt: skip
     prefilled = prefill_each(Text(causal), [prompt], [torch.zeros(0, causal.config.hidden_size, dtype=causal.dtype)])

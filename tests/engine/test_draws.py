@@ -67,7 +67,7 @@ def test_the_highest_noise_does_not_reach_past_a_restriction(sampling, allowed):
         field.copy_(torch.as_tensor(value))
     logits = torch.full((len(keys), V), -30.0)
     logits[:, 7] = 30.0
-    choosing = Choosing(blocked=torch.arange(allowed, V, dtype=torch.int32), stop_ids=torch.tensor([5]), topk=0, logprobs=False)
+    choosing = Choosing(width=V, blocked=torch.arange(allowed, V, dtype=torch.int32), stop_ids=torch.tensor([5]), topk=0, logprobs=False)
     rows.choose(logits, Mode.of([sampling]), choosing)
     assert rows.tokens[:, 0].tolist() == [7] * len(keys)
     assert not (rows.state & FAILED).any()

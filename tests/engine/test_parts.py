@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from arkfast.engine import Engine, graphs, slots, token_limit
 from arkfast.engine.guards import LONGEST_PERIOD, LOOP_TOKENS, REPEATS, loop_ends
 from arkfast.engine.prefill import LEAST_FILLED, Budget, encode, groups_of_similar_length
+from arkfast.engine.rows import Rows
 from arkfast.engine.sampling import gumbel_noise, penalise, restrict
+from arkfast.records import AllowedTokens
 from arkfast.testing import tiny_model
 
 
@@ -242,6 +244,23 @@ def test_slots_that_are_given_up_free_their_memory_at_once(model, let_go):
         assert keys() is None
     finally:
         gc.enable()
+
+
+def test_ids_that_may_not_be_produced_behind_all_others_are_not_scored(model, monkeypatch):
+    """The head's product is over the leading ids that hold every allowed one, and what is chosen is the same."""
+    few = AllowedTokens(ranges=((0, 40),), stop_ids=(50,))
+    seen: list[int] = []
+    chosen = Rows.choose
+    monkeypatch.setattr(Rows, "choose", lambda self, logits, *rest: (seen.append(logits.shape[1]), chosen(self, logits, *rest))[1])
+    options = {"temperature": 1.1, "top_k": 20, "repetition_penalty": 1.3, "seed": 3}
+    found = Engine(model, allowed=few, topk=3).rollout(make_batch([9, 20]), max_new_tokens=12, n=2, **options)
+    assert set(seen) == {64}
+    monkeypatch.setattr(AllowedTokens, "width", lambda self, vocab_size: vocab_size)
+    whole = Engine(model, allowed=few, topk=3).rollout(make_batch([9, 20]), max_new_tokens=12, n=2, **options)
+    assert seen[-1] == model.config.vocab_size > 64
+    assert torch.equal(found.tokens, whole.tokens)
+    assert torch.equal(found.topk_ids, whole.topk_ids)
+    assert len(set(found.tokens.flatten().tolist())) >= 10
 
 
 def test_a_batch_that_is_a_little_longer_finds_room(model):

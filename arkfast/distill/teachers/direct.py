@@ -76,12 +76,13 @@ class DirectTeacher:
             here.wait_stream(self._stream)
             prefix.record_stream(here)  # its memory belongs to the other stream
         ranges = self._engine.allowed.row_ranges(rollout.packed_index()[1])
+        width = self._engine.allowed.width(self.model.lm_head.weight.shape[0])
         best = at_predicting_positions_after(
             self.model,
             prefix,
             rollout,
             lambda hidden, weight: linear_topk_lse(
-                hidden, weight, self.top_k, blocked=self._engine.blocked, ranges=ranges, gather_ids=topk_ids
+                hidden, weight[:width], self.top_k, blocked=self._engine.blocked, ranges=ranges, gather_ids=topk_ids
             ),
         )
         assert best.gathered is not None
