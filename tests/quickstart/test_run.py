@@ -78,6 +78,22 @@ def test_another_quickstart_is_not_overwritten(tmp_path):
         Quickstart(QuickstartConfig(output_dir=tmp_path / "full", **SMALL))
 
 
+@pytest.mark.parametrize("module", ["matplotlib", "espeakng_loader"])
+def test_a_missing_package_is_named_before_anything_is_made(tmp_path, monkeypatch, capsys, module):
+    from arkfast import cli
+
+    monkeypatch.setitem(sys.modules, module, None)  # as an import of what is not installed
+    assert cli.main(["quickstart", "--output_dir", str(tmp_path / "q")]) == 2
+    said = capsys.readouterr().err
+    assert f"packages are missing that the quickstart needs: {module.replace('_', '-')}; pip install -e '.[asr,quickstart]'" in said
+    assert not (tmp_path / "q").exists()
+
+
+def test_quiet_and_the_log_file_do_not_make_another_quickstart(tmp_path):
+    Quickstart(QuickstartConfig(output_dir=tmp_path / "q", **SMALL))
+    Quickstart(QuickstartConfig(output_dir=tmp_path / "q", quiet=True, log_file=tmp_path / "log.txt", **SMALL))
+
+
 def test_from_end_to_end_and_once_more(tmp_path):
     pytest.importorskip("espeakng_loader", reason="espeakng-loader is not installed (extra quickstart)")
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra quickstart)")
@@ -103,6 +119,8 @@ def test_from_end_to_end_and_once_more(tmp_path):
     assert ("OPD lowered it" in first.stdout) == (first.returncode == 0)
 
     kept = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")}
-    second = subprocess.run(command, capture_output=True, text=True)
+    second = subprocess.run([*command, "--quiet", "--log_file", str(tmp_path / "log.txt")], capture_output=True, text=True)
     assert second.returncode == first.returncode
+    assert (second.stdout, second.stderr) == ("", "")
+    assert str(out / "report.html") in (tmp_path / "log.txt").read_text()
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} == kept, "nothing complete is trained again"

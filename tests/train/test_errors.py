@@ -200,6 +200,28 @@ def test_a_full_disk_is_one_line(
     assert len(said) == 1, said
     assert said[0].startswith("arkfast train: error: ")
     assert "No space left on device" in said[0]
+    assert [path for pattern in (".*.new", ".*.old") for path in tmp_path.rglob(pattern)] == []
+
+
+@pytest.mark.parametrize("command", ["report", "export"])
+def test_a_full_disk_leaves_nothing_beside_a_report_or_an_export(
+    world: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    assert trained(world, tmp_path) == 0
+    (tmp_path / "out").mkdir()
+    output = tmp_path / "out" / ("r.html" if command == "report" else "m")
+    given = [str(tmp_path / "run")] if command == "report" else ["--checkpoint", str(tmp_path / "run")]
+    capfd.readouterr()
+
+    def full(path: Path, point: str) -> None:
+        if point == "fsync":  # when what was written goes to the disk
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(files, "fault", full)
+    assert cli.main([command, *given, "--output", str(output)]) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"arkfast {command}: error: {output}: cannot be written (No space left on device)")
+    assert list(output.parent.iterdir()) == []
 
 
 def test_a_device_without_room_is_one_line(

@@ -65,6 +65,28 @@ def test_a_log_without_tensorboard_installed_says_what_to_install(tmp_path, monk
         RunLog(tmp_path / "m.jsonl", start_step=0, total_steps=1, print_every=1, tensorboard=tmp_path / "tb")
 
 
+def test_gathering_weights_for_a_checkpoint_warns_of_nothing(tmp_path):
+    """A warning here comes once from every process of a run."""
+    import warnings
+
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    from arkfast.train.checkpoints.export import whole_weights
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        weight = torch.arange(6.0).reshape(3, 2)
+        sharded = distribute_tensor(weight, init_device_mesh("cpu", (1,)), [Shard(0)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            whole = whole_weights({"w": sharded}, {}, torch.float32, keep=True)
+        assert torch.equal(whole["w"], weight)
+    finally:
+        dist.destroy_process_group()
+
+
 def test_steps_to_profile():
     assert profiled_steps("") is None
     assert profiled_steps("5:7") == (5, 7)
