@@ -1,6 +1,6 @@
-"""The ``arkfast`` command: one word says which door.
+"""The ``arkfast`` command, whose first word says which of its commands runs.
 
-Each door's module loads only when it is asked for, so ``--help`` is quick and a missing extra concerns its own door alone.
+A command's module loads only when it is asked for, so ``--help`` is quick and a missing extra concerns its own command alone.
 """
 
 from __future__ import annotations

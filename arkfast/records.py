@@ -1,6 +1,6 @@
 """The records that flow along the line: audio → batch → rollout → teacher scores → loss.
 
-Knows shapes, dtypes and units; knows no model, no file format and no backend. Shape letters:
+Each record says its shapes, dtypes and units. Shape letters:
 B utterances in a batch, T log-mel frames, P prompt ids, L target ids, R = B · rollouts per prompt, N = Σ rollout lengths,
 Ks / Kt the student's / teacher's top-k.
 """
@@ -22,15 +22,15 @@ R = TypeVar("R", bound="_OnDevice")
 
 
 class InputError(ValueError):
-    """What a user gave is wrong: the message names the input, what is wrong and what to do. Commands print it without a traceback."""
+    """Something that a user gave is wrong. The message names it, says what is wrong with it and what to do; commands print no traceback."""
 
 
 JsonObject: TypeAlias = dict[str, Any]
-"""An object of a JSON file as ``json.loads`` gives it: what a field holds is known once somebody has looked."""
-OnTruncated: TypeAlias = Literal["fail", "warn"]
-"""What becomes of an Ogg file that ends on a page's boundary without the mark of its end: it is refused, or read with a warning."""
+"""An object of a JSON file as ``json.loads`` gives it. What a field holds is not known before somebody has looked."""
 JsonRow: TypeAlias = Mapping[str, Any]
 """The same, where it is only read."""
+OnTruncated: TypeAlias = Literal["fail", "warn"]
+"""What becomes of an Ogg file that ends on a page's boundary without the mark of its end: it is refused, or read with a warning."""
 
 
 class TokenizerLike(Protocol):
@@ -79,17 +79,17 @@ class Utterance:
     audio_track: int | None = None
     """Audio track of a container such as mp4, from 0; None is the first."""
     on_truncated: OnTruncated = "warn"
-    """What becomes of a recording that may be truncated and is not surely so."""
+    """What becomes of a recording that may be truncated, where nobody can be sure."""
     text: str | None = None
     """Reference transcript, where one is known."""
     language: str | None = None
-    """Language of the speech as given by the data; never guessed from a transcript."""
+    """Language of the speech as the data gives it. It is never guessed from a transcript."""
     task: str = "asr"
     """Which task the row belongs to."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """Every other field of the input row, passed through to outputs."""
     where: str = ""
-    """Where the row stands, as ``file:line``; error messages begin with it."""
+    """Where the row stands, as ``file:line``. Error messages begin with it."""
 
     @property
     def key(self) -> int:
@@ -104,7 +104,7 @@ class Utterance:
 
 @dataclass(frozen=True, kw_only=True)
 class AllowedTokens:
-    """Which ids a task may produce and which of them end it: the only source of token masks.
+    """Which ids a task may produce and which of them end it. Every token mask is made from this.
 
     Ids are ranges so that a vocabulary of 164k costs nothing to describe. Acoustic tokens are as good as text tokens here.
     """
@@ -112,16 +112,16 @@ class AllowedTokens:
     ranges: tuple[tuple[int, int], ...]
     """Half-open id ranges [start, stop), ascending and disjoint, that may be produced."""
     stop_ids: tuple[int, ...]
-    """Ids that end a sequence; allowed besides ``ranges``."""
+    """Ids that end a sequence. They are allowed in addition to ``ranges``."""
     period: tuple[tuple[int, int], ...] | None = None
     """Half-open id ranges that the positions of an answer take in turn, as when several codebooks are flattened into disjoint ranges:
     position t may have the ids of ``period[t % len(period)]`` alone. Stop ids are allowed where a turn begins, t % len(period) == 0, and
-    nowhere else, so that no answer ends within one. Every range lies inside ``ranges`` and holds no stop id. None: every position may have
-    every id."""
+    nowhere else, so that no answer ends within one. Every range lies inside ``ranges`` and holds no stop id. With None every position may
+    have every id."""
 
     def __post_init__(self) -> None:
         if not self.stop_ids:
-            raise ValueError("AllowedTokens: at least one stop id is needed, else no sequence can end")
+            raise ValueError("AllowedTokens: at least one stop id is needed, because no sequence could end without one")
         previous = 0
         for start, stop in self.ranges:
             if not previous <= start < stop:
@@ -174,7 +174,7 @@ class AllowedTokens:
         return token in self.stop_ids or self._in_ranges(token)
 
     def width(self, vocab_size: int) -> int:
-        """How many leading ids of a vocabulary hold every allowed one: a multiple of 64, or ``vocab_size`` where that is less.
+        """How many leading ids of a vocabulary hold every allowed one. It is a multiple of 64, or ``vocab_size`` where that is less.
 
         What is scored beyond them is blocked in any case: 151,680 of the 163,958 ids of an official checkpoint are enough, and rows of a
         multiple of 64 are read and written in whole vectors.
@@ -195,13 +195,13 @@ class AllowedTokens:
         return allowed
 
     def blocked(self, vocab_size: int, device: torch.device | str | None = None) -> torch.Tensor:
-        """The ids below ``vocab_size`` that may not be produced, int32 ascending: what the kernels take as ``blocked``."""
+        """The ids below ``vocab_size`` that may not be produced, int32 ascending. The kernels take them as ``blocked``."""
         import torch
 
         return (~self.mask(vocab_size)).nonzero().flatten().to(torch.int32).to(device)
 
     def turns(self, device: torch.device | str | None = None) -> torch.Tensor | None:
-        """What each position of a turn may have: [len(period), R, 2] int32 id ranges, empty ones (0, 0) among them; None without a period.
+        """What each position of a turn may have, as [len(period), R, 2] int32 id ranges of which (0, 0) is empty; None without a period.
 
         The first range of a position is its own, the others are the stop ids, of which consecutive ones share a range.
         """
@@ -220,7 +220,7 @@ class AllowedTokens:
         return torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True)
 
     def row_ranges(self, positions: torch.Tensor) -> torch.Tensor | None:
-        """The id ranges of positions in their answers: what the kernels take as ``ranges`` beside ``blocked``.
+        """The id ranges of positions in their answers. The kernels take them as ``ranges`` beside ``blocked``.
 
         Args:
             positions: [N] int64, from 0.
@@ -239,20 +239,20 @@ class Prompt(Protocol):
         """The prompt of one utterance.
 
         Args:
-            mel_frames: of its audio, for which placeholders are left; 0 where the task hears nothing.
-            utterance: for what a prompt may say of it: its text, its language.
+            mel_frames: how many frames its audio has, for which placeholders are left; 0 where the task hears nothing.
+            utterance: the utterance, since a prompt may hold its text or its language.
         """
         ...
 
 
 class Interface(Protocol):
-    """What goes into a checkpoint's model and what may come out of it, in ids: all that a task asks of the model family it is handed."""
+    """What goes into a checkpoint's model and what may come out of it, in ids. A task asks a model family for nothing else."""
 
     tokenizer: TokenizerLike
     end_id: int
     """The id that ends a target."""
     n_mels: int | None
-    """Mel filters of the features that the model hears; None: it hears nothing."""
+    """Mel filters of the features that the model hears; None where it hears nothing."""
 
     def prompt(self, task: str) -> Prompt:
         """How an utterance of ``task`` becomes ids.
@@ -273,7 +273,7 @@ class Interface(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class _OnDevice:
-    """``to`` for records of tensors."""
+    """Moves records of tensors to a device."""
 
     def to(self: R, device: torch.device | str, non_blocking: bool = True) -> R:
         """The same record with every tensor on ``device``."""
@@ -301,30 +301,30 @@ class _OnDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Padded(_OnDevice):
-    """B arrays of one kind and of as many axes, in one tensor."""
+    """B arrays of one kind, all with the same number of axes, in one tensor."""
 
     values: torch.Tensor
-    """[B, …]: each array in the lower corner of its row, zeros past it."""
+    """[B, …]: each array lies in the lower corner of its row, with zeros past it."""
     shapes: torch.Tensor
     """[B, axes] int64 the arrays' own shapes."""
     sizes: tuple[tuple[int, ...], ...]
-    """The same shapes where the host can read them without waiting for the device."""
+    """The same shapes, which the host can read without waiting for the device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch(_OnDevice):
-    """B utterances, ready for a model. Prompts are padded on the right; positions count from 0 in every row."""
+    """B utterances, ready for a model. Prompts are padded on the right, and positions count from 0 in every row."""
 
     ids: tuple[str, ...]
     """The utterances' ids, in row order."""
     keys: torch.Tensor
     """[B] int64: ``Utterance.key`` of each row, from which sampling noise is drawn."""
     mel: torch.Tensor | None
-    """[B, n_mels, T] float32 log-mel; columns past a row's length hold padding and are never read. None: the task hears nothing."""
+    """[B, n_mels, T] float32 log-mel. Columns past a row's length hold padding and are never read. None where the task hears nothing."""
     mel_lens: torch.Tensor | None
-    """[B] int64 frames of each row; None where ``mel`` is."""
+    """[B] int64 frames of each row; None where ``mel`` is None."""
     mel_frames: tuple[int, ...] | None = None
-    """The same where the host can read them without waiting for the device; None where that is not known."""
+    """The same numbers, which the host can read without waiting for the device; None where they are not known."""
     input_ids: torch.Tensor
     """[B, P] int64 prompt ids with one audio placeholder per encoder output, right-padded."""
     prompt_lens: torch.Tensor
@@ -344,30 +344,31 @@ class Batch(_OnDevice):
 
     @property
     def size(self) -> int:
-        """B."""
+        """How many utterances there are."""
         return len(self.ids)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout(_OnDevice):
-    """What the student produced for a batch: the ids themselves, never their text."""
+    """What the student produced for a batch. These are the ids themselves; their text is never read back into ids."""
 
     tokens: torch.Tensor
     """[R, L] int64, the end token included where the row stopped; right-padded with 0."""
     lens: torch.Tensor
     """[R] int64 tokens of each row, the end token included."""
     stopped: torch.Tensor
-    """[R] bool: False where the row was cut at the length limit, which then has no end target."""
+    """[R] bool: False where the row was cut at the length limit. Such a row has no end target."""
     owner: torch.Tensor
     """[R] int64 row of the batch that the rollout belongs to."""
     failed: torch.Tensor | None = None
-    """[R] bool: the model gave the row a score that is not a number; its tokens mean nothing. None where nothing was decoded."""
+    """[R] bool: True where the model gave a score that is not a number, so that the row's tokens mean nothing. None where nothing was
+    decoded."""
     topk_ids: torch.Tensor | None = None
     """[N, Ks] int32 the student's top-k ids at each produced position, rows in order (−1 empty); None when none were asked for."""
     logprob: torch.Tensor | None = None
     """[N] float32 log-probability of each produced token under the student's allowed distribution at temperature 1."""
     total: int | None = None
-    """N where the host knows it; what needs N then does not wait for the device."""
+    """N where the host knows it, so that whatever needs N does not wait for the device."""
     languages: tuple[str, ...] = ()
     """As ``TeacherScores.languages``, where a teacher produced it."""
 

@@ -1,7 +1,7 @@
 """Manifests: one utterance a row, every bad row named.
 
-Knows the files that hold rows: JSON Lines (arkfast's fields or NeMo's) and tar shards of (recording, json or txt) pairs; opens no
-recording. What a row's fields mean is ``rows``' to know, what a tar file holds ``shards``'.
+Rows stand in JSON Lines (arkfast's fields or NeMo's), or in tar shards as pairs of a recording and its json or txt. No recording is opened
+here. What a row's fields mean is decided in ``rows``, and what a tar file holds in ``shards``.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """One manifest row as an ``Utterance``, or as the reason why it is none.
 
-Knows the names and kinds of a row's fields, arkfast's and NeMo's; knows no files but the folder that relative paths start from. Fields are
-the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus ``id``, ``language``, ``channel`` and ``audio_track``; any
-other field passes through in ``Utterance.extra`` (so do ``audio``, ``task``, ``channel`` and ``audio_track``, as the row gives them).
+Fields are the original's (``audio``, ``text``, ``task``, ``begin_time``, ``end_time``) plus ``id``, ``language``, ``channel`` and
+``audio_track``. Any other field passes through in ``Utterance.extra``, and so do ``audio``, ``task``, ``channel`` and ``audio_track`` as
+the row gives them.
 """
 
 from __future__ import annotations

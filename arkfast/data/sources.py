@@ -1,7 +1,4 @@
-"""What a manifest path stands for: one file or a set of them, JSONL or tar.
-
-Knows names and whether files are there; opens none and knows no rows.
-"""
+"""What a manifest path stands for: one file or a set of them, JSONL or tar."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Features of a recording made louder or quieter.
 
-Knows samples and their extractor; knows no files and no model. It is sent to worker processes, so it needs NumPy alone.
+``Gain`` is sent to worker processes, so it needs NumPy alone.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class Gain:
-    """Log-mel features of samples times a factor: a second extractor for ``FeaturePipeline``.
+    """Log-mel features of samples that are multiplied by a factor first. ``FeaturePipeline`` takes it as a second extractor.
 
     Args:
         log_mel: makes the features.
-        factor: above 0. Samples may leave −1 … 1, since nothing is stored in integers.
+        factor: a number above 0. Samples may leave −1 … 1, because nothing is stored in integers.
     """
 
     def __init__(self, log_mel: LogMel, factor: float) -> None:
@@ -35,14 +35,14 @@ class Gain:
         Raises:
             InputError: samples times the factor are not finite.
         """
-        with np.errstate(over="ignore"):  # what overflows is told by LogMel
+        with np.errstate(over="ignore"):  # LogMel says what overflows
             louder = as_samples("waveform", waveform) * self._factor
         features, frames = self._log_mel([louder], max_samples=None)
         return np.asarray(features)[0, :, : int(frames[0])]
 
 
 def with_gain(items: Generator[FeatureItem, None, None]) -> Generator[FeatureItem, None, None]:
-    """Items whose features are those that ``Gain`` made; errors and what was known before pass through."""
+    """The items with the features that ``Gain`` made. Errors and results that were known before pass through."""
     with closing(items) as stream:
         for item in stream:
             yield item._replace(features=item.prepared, prepared=None) if isinstance(item.prepared, np.ndarray) else item

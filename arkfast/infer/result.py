@@ -1,7 +1,4 @@
-"""What became of one input row, and the output row that says so.
-
-Knows the output's field names; knows no model, no batch and no file.
-"""
+"""What became of one input row, and the output row that says so."""
 
 from __future__ import annotations
 
@@ -26,7 +23,8 @@ OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
     "warnings", "audio_used",
 )  # fmt: skip
-"""Fields that transcription writes. An input row's own values under these names never reach the output, or a stale transcript could."""
+"""Fields that transcription writes. An input row's own values under these names never reach the output, because a stale transcript could
+be taken for a new one."""
 
 _UNWRITABLE = "field '{}' of the input holds a number that is infinite or NaN, for which JSON has no form; null is written"
 WHOLE = -1.0  # seconds: the recording's own start or end, as manifests write it
@@ -48,7 +46,7 @@ class Result:
     seconds: float = 0.0
     """Seconds of audio that were transcribed."""
     warnings: tuple[str, ...] = ()
-    """A sentence for each thing about the recording that is doubtful and no error."""
+    """A sentence for each thing about the recording that is doubtful without being an error."""
     used: Used = field(default_factory=dict)
     """What was heard of several channels or audio tracks, as ``arkfast.audio.Loaded.used`` has it."""
 
@@ -95,8 +93,8 @@ class Result:
 def bad_line(bad: Row, *, fields: Fields) -> Result:
     """The failed result of a manifest line that is not an utterance.
 
-    The line's number and text go into the fields ``line`` and ``raw_line``; where the line is a JSON object, whatever is sound in it
-    is kept, so that a failed row's reference still counts.
+    The line's number and text go into the fields ``line`` and ``raw_line``. Where the line is a JSON object, whatever is sound in it is
+    kept, so that a failed row's reference still counts.
     """
     try:
         parsed = parse_json(bad.raw)

@@ -1,4 +1,4 @@
-"""One engine with all that stands between an utterance's features and its text: what every door decodes with.
+"""One engine with all that stands between an utterance's features and its text. Every door decodes with it.
 
 A session takes one utterance at a time and gives answers back as they end, in no order. Transcription feeds it a window of a manifest, a
 service whatever its clients send.
@@ -24,13 +24,13 @@ class EngineSession:
     """A model that turns utterances into text.
 
     Args:
-        model: on its device.
-        interface: its ids and features.
-        task: what it does.
+        model: the model, on its device.
+        interface: the model's ids and features.
+        task: what the model is to do.
         slots: most utterances decoded together.
         max_new_tokens: where an answer is cut (``finish_reason`` says so).
-        max_audio_seconds: of the longest clip; it decides how long a slot is.
-        max_tokens_per_second: an answer is also cut at so many tokens for each second of its audio, plus 32; 0: it is not.
+        max_audio_seconds: length of the longest clip, which decides how long a slot is.
+        max_tokens_per_second: an answer is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit.
         cut_loops: cut an answer that repeats one phrase over and over (``finish_reason`` says so).
         sampling: how tokens are chosen where a request does not say; None takes the best one.
 
@@ -76,10 +76,10 @@ class EngineSession:
         """Queue an utterance.
 
         Args:
-            utterance: names the request; its key fixes what is drawn for it.
+            utterance: what the request is for. Its key fixes what is drawn for it.
             features: float32 [n_mels, T] log-mel; None where the task hears nothing.
-            sampling: how its tokens are chosen; None: as the session's.
-            max_new_tokens: where its answer is cut; None: as the session's.
+            sampling: how its tokens are chosen; None takes the session's.
+            max_new_tokens: where its answer is cut; None takes the session's.
 
         Returns:
             An id, which ``step`` gives back with the answer.
@@ -100,7 +100,7 @@ class EngineSession:
         return self._engine.submit(request)
 
     def step(self) -> list[Outcome]:
-        """Decode on until some request may have ended, and give back those that have; [] when nothing is under way.
+        """Decode on until some request may have ended, and give back those that have. Returns [] when nothing is under way.
 
         Raises:
             DeviceLost: the device failed in a way that ends the process's use of it.
@@ -126,9 +126,9 @@ class EngineSession:
         return self._engine.pending
 
     def cancel(self, id: int) -> bool:
-        """Forget a request; whether there was one. Nothing of it is given back."""
+        """Forget a request and say whether there was one. Nothing of it is given back."""
         return self._engine.cancel(id)
 
     def close(self) -> None:
-        """Forget every request and give the memory of the slots back; the session can be used again."""
+        """Forget every request and give the memory of the slots back. The session can be used again."""
         self._engine.close()

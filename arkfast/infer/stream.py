@@ -1,7 +1,7 @@
 """A stream of utterances to a stream of results in the same order, with faults kept to their clip.
 
-Knows what is under way and in which order it goes out; knows neither audio nor a model: both come in. A result does not depend on what
-else is under way, as long as the decoder keeps a clip's transcript independent of the others.
+Features and decoder are handed in. A result does not depend on what else is under way, as long as the decoder keeps a clip's transcript
+independent of the others.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRAMES_PER_SECOND = 100  # of the features
 
 
 class DeviceLost(RuntimeError):
-    """The device can run nothing more in this process, so going on with the other clips cannot help: the run ends here."""
+    """The device can run nothing more in this process. Going on with the other clips cannot help, so the run ends here."""
 
 
 class Outcome(NamedTuple):
@@ -41,13 +41,13 @@ class Outcome(NamedTuple):
 
 
 class Decoder(Protocol):
-    """What turns features into transcripts, several at a time."""
+    """Turns features into transcripts, several clips at a time."""
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
-        """Take a clip, [n_mels, T] float32; its ticket. An exception is that clip's fault."""
+        """Take a clip's features, [n_mels, T] float32, and return its ticket. An exception is that clip's fault."""
 
     def step(self) -> list[Outcome]:
-        """Go on for a while; what has ended, in any order. An exception ends the run."""
+        """Go on for a while and return what has ended, in any order. An exception ends the run."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class _Place:
 
 
 Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem, None, None]]
-"""Each utterance with its features, in order; what is known already passes through."""
+"""Gives each utterance with its features, in order. Results that are known already pass through."""
 
 
 def transcribe_stream(
@@ -75,14 +75,14 @@ def transcribe_stream(
 
     Args:
         items: utterances, and results that are already known (rows that failed before), which pass through in their places.
-        features: makes features; a clip whose features are an ``InputError`` fails alone.
-        decoder: transcribes.
-        window: items under way.
-        frames_per_second: of the features, for ``Result.seconds``.
+        features: makes features. A clip whose features are an ``InputError`` fails alone.
+        decoder: transcribes the features.
+        window: how many items are under way at once.
+        frames_per_second: how many frames a second of audio has, for ``Result.seconds``.
 
     Raises:
-        DeviceLost: from ``decoder``; results of the clips before have been yielded.
-        ImportError: from ``features``: no clip can be read without the package.
+        DeviceLost: the decoder raised it. Results of the clips before have been yielded.
+        ImportError: ``features`` raised it, because no clip can be read without the package.
     """
     places: deque[_Place] = deque()
     waiting: dict[int, _Place] = {}
@@ -107,7 +107,7 @@ def transcribe_stream(
 
 
 def _as_features(items: Iterable[Utterance | Result]) -> Iterator[Utterance | FeatureItem]:
-    """Known results in a form that passes through the making of features."""
+    """Give known results a form in which they pass through the making of features."""
     for item in items:
         yield FeatureItem(item.utterance, InputError(item.error or "known"), item) if isinstance(item, Result) else item
 
@@ -140,6 +140,6 @@ def _result(place: _Place, outcome: Outcome) -> Result:
 
 
 def _message(utterance: Utterance, error: Exception) -> str:
-    """One line for the row."""
+    """The error as one line for the row."""
     text = " ".join(str(error).split())
     return f"{utterance.name}: {text}" if isinstance(error, InputError) else f"{utterance.name}: {type(error).__name__}: {text}"

@@ -1,6 +1,6 @@
 """Transcription with a checkpoint: utterances in, rows out.
 
-Knows how audio, prompt, model and engine are joined; does not know manifests, output files or scores.
+Manifests and output files are ``command``'s.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Transcriber:
             ``organisation/name``; a folder wins.
         revision: branch, tag or commit of the repository; None is its default branch.
         device: as torch spells it; None takes the GPU where there is one.
-        dtype: of the weights; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
-        attn_implementation: of the prompt's attention; ``auto`` is sdpa, which ``flash_attention_2`` is taken for: its flash kernels are
-            PyTorch's own.
-        processor_path: folder or repository of the tokenizer; None: the checkpoint's own. Another revision of a repository is
+        dtype: type of the weights; ``auto`` is bfloat16 on a GPU and float32 elsewhere.
+        attn_implementation: how the prompt's attention is computed; ``auto`` is sdpa, and so is ``flash_attention_2``, because sdpa has
+            flash kernels of PyTorch's own.
+        processor_path: folder or repository of the tokenizer; None takes the checkpoint's own. Another revision of a repository is
             ``organisation/name@revision``.
         batch_size: most clips decoded together.
         max_new_tokens: where a transcript is cut (``finish_reason`` says so).
         max_audio_seconds: a longer clip is a failed row, never a shortened one.
-        max_tokens_per_second: a transcript is also cut at so many tokens for each second of its audio, plus 32; 0: it is not.
+        max_tokens_per_second: a transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit.
         cut_loops: cut a transcript that repeats one phrase over and over (``finish_reason`` says so).
         sampling: how tokens are chosen; None takes the best one.
         audio_gain: samples are multiplied by it before features are made.
