@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arkfast.evaluate.summary import read_summary
+from arkfast.files.inputs import open_bytes
 from arkfast.infer.jsonl import read_rows
 from arkfast.records import InputError, JsonObject, JsonRow
 
@@ -77,7 +78,7 @@ def baseline_rows(baseline: JsonRow, compare: Path | None, others: Sequence[Json
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_bytes(path) as file:  # a pipe too, whose rows have been read before
         while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()

@@ -70,6 +70,7 @@ from pathlib import Path
 from typing import Any
 
 from arkfast.evaluate.scores import Scores
+from arkfast.files.inputs import open_bytes
 from arkfast.files.json_input import parse_json
 from arkfast.metrics import CONFIDENCE, RESAMPLES, label
 from arkfast.records import InputError, JsonObject, JsonRow
@@ -115,9 +116,12 @@ def read_summary(path: Path) -> JsonObject:
         InputError: it cannot be read, or is no summary of this schema.
     """
     try:
-        value = parse_json(path.read_bytes())
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); give the summary of an earlier evaluation") from error
+        with open_bytes(path, "summary of an earlier evaluation") as file:
+            value = parse_json(file.read())
+    except InputError:
+        raise
+    except OSError as error:  # a folder
+        raise InputError(f"{path}: cannot be read ({error.strerror}); give the path of a summary of an earlier evaluation") from error
     except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error}); give the summary of an earlier evaluation") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA or not isinstance(value.get("groups"), list):

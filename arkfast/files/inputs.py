@@ -146,9 +146,7 @@ def open_input(path: Path, what: str = "file") -> Input:
     Raises:
         InputError: it cannot be read, or is compressed by zstd and no library for that is installed. Reading raises it too.
     """
-    with naming_input(path, what):
-        raw = _open_raw(path)
-    file = io.BufferedReader(raw)
+    file = open_bytes(path, what)
     try:
         head = file.peek(4)[:4]
         if head.startswith(_GZIP):
@@ -164,6 +162,16 @@ def open_input(path: Path, what: str = "file") -> Input:
     except BaseException:
         file.close()
         raise
+
+
+def open_bytes(path: Path, what: str = "file") -> io.BufferedReader:
+    """``open_input`` without decompression.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    with naming_input(path, what):
+        return io.BufferedReader(_open_raw(path))
 
 
 def _open_raw(path: Path) -> io.RawIOBase:

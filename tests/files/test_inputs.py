@@ -247,3 +247,16 @@ def test_the_copy_of_a_pipe_has_no_name(tmp_path: Path, monkeypatch: pytest.Monk
     os.close(read)
     assert list(tmp_path.iterdir()) == []
     inputs._copies.clear()
+
+
+def test_every_file_of_an_evaluation_may_be_a_pipe(tmp_path: Path) -> None:
+    """The input is read for its rows and again for its digest, and what is compared with twice too."""
+    row = {"id": "1", "text": "a b", "pred_text": "a c", "language": "en"}
+    (tmp_path / "rows").write_text(json.dumps(row) + "\n")
+    run = f"{sys.executable} -m arkfast evaluate"
+    words = f"{run} --input rows --summary summary.json && {run} --input <(cat rows) --compare <(cat rows) --baseline <(cat summary.json)"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, stdout=subprocess.PIPE, check=True, timeout=100)
+    assert b"its rows are those of /dev/fd/" in done.stdout
+    words = f"cat rows | {run} --input - --output - | {run} --input - | grep en && ls"
+    done = subprocess.run(["bash", "-c", words], cwd=tmp_path, stdout=subprocess.PIPE, check=True, timeout=100)
+    assert done.stdout.splitlines()[-2:] == [b"rows", b"summary.json"]
