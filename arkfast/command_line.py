@@ -1,8 +1,8 @@
 """Command lines and YAML files from frozen dataclasses.
 
-A configuration is a frozen, keyword-only dataclass with one sentence under each field; the sentence is the flag's help text, the
-annotation its type, the default its default. Nothing else declares a flag, so none can exist that no code reads. This module knows no
-particular configuration: each lives beside the code that it configures.
+A configuration is a frozen, keyword-only dataclass with one sentence under each field. The sentence is the flag's help text, the annotation
+is its type, and the field's default is its default. Nothing else declares a flag, so there can be none that no code reads. Each
+configuration lives beside the code that it configures.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from arkfast.files.inputs import local_path
 from arkfast.records import InputError
 
 C = TypeVar("C")
+
+FIRST, MODEL, DATA, OBJECTIVE, TRAINING = "what to give first", "models", "data", "objective", "training"
+DECODING, SCORING, COMPARING, CHECKS = "decoding", "scoring", "comparing with another evaluation", "checks"
+OUTPUT, MACHINE, OTHERS = "output", "device and processes", "other flags"
+WITHOUT_EFFECT = "flags of open-audio-opd that have no effect here"
+HEADINGS = (FIRST, MODEL, DATA, OBJECTIVE, TRAINING, DECODING, SCORING, COMPARING, CHECKS, OUTPUT, MACHINE, OTHERS, WITHOUT_EFFECT)
+"""What ``--help`` puts flags under, in this order. A configuration says so in its ``headings``: the first field under each, for those that
+the class itself declares; a field without an entry stands under its predecessor's heading."""
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -75,7 +84,7 @@ def _convert(value: Any, annotation: object) -> Any:
     if annotation is bool:
         return value if isinstance(value, bool) else _parse_bool(str(value))
     if annotation is Path:
-        return Path(str(value))
+        return Path(local_path(str(value)))
     if annotation is int or annotation is float:
         kind = int if annotation is int else float
         if isinstance(value, bool):
@@ -96,15 +105,33 @@ def _convert(value: Any, annotation: object) -> Any:
     raise TypeError(f"config: no rule for the annotation {annotation}")
 
 
-def _help(field: dataclasses.Field[Any], doc: str, annotation: object) -> str:
-    text = doc
-    if typing.get_origin(annotation) is Literal:
-        text += f" One of: {', '.join(map(str, typing.get_args(annotation)))}."
-    if field.default is not dataclasses.MISSING and field.default not in (None, ""):
-        text += f" Default: {field.default}."
-    elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+def _help(field: dataclasses.Field[Any], doc: str, *, in_position: bool) -> str:
+    text = f"{doc} May stand without the flag's name." if in_position else doc
+    if _is_required(field):
         text += " Required."
+    elif field.default not in (dataclasses.MISSING, None, "", ()) and "default" not in doc.lower():
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text += f" Default: {default}."
     return text.replace("%", "%%")
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def groups(cls: type) -> dict[str, list[str]]:
+    """The names of a configuration's fields under their headings, in the order in which ``--help`` shows them."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    found: dict[str, list[str]] = {heading: [] for heading in HEADINGS}
+    placed: set[str] = set()
+    for base in cls.__mro__:
+        heading, given = OTHERS, base.__dict__.get("headings", {})
+        for name in inspect.get_annotations(base):
+            heading = given.get(name, heading)
+            if name in known and name not in placed:
+                found[heading].append(name)
+                placed.add(name)
+    return {heading: names for heading, names in found.items() if names}
 
 
 def _read_yaml(path: Path, names: Sequence[str]) -> dict[str, object]:
@@ -142,7 +169,15 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(2)
 
 
-def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> C:
+def parse(
+    cls: type[C],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    description: str,
+    position: str | None = None,
+    without_effect: Mapping[str, str] = types.MappingProxyType({}),
+) -> C:
     """An instance of the dataclass ``cls`` from a command line, over a YAML file given with ``--config``, over the defaults.
 
     Args:
@@ -151,6 +186,8 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
             alone is true.
         prog: how the usage line and errors call the command.
         description: the help's first sentence.
+        position: a field whose value may stand without its flag's name.
+        without_effect: further flags that the help names, each with the reason why nothing reads it; they are taken out of ``argv`` before.
 
     Raises:
         SystemExit: 0 after ``--help``; 2 with one line on standard error for an unknown flag or a value of the wrong kind.
@@ -158,18 +195,34 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
     hints = typing.get_type_hints(cls)
     docs = field_docs(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    parser = _Parser(prog=prog, description=description, allow_abbrev=False)
-    parser.add_argument("--config", type=Path, metavar="YAML", help="A YAML file of flags and values; flags given here win over it.")
-    for name, field in fields.items():
-        parser.add_argument(
-            f"--{name}",
-            default=argparse.SUPPRESS,
-            metavar=_metavar(hints[name]),
-            help=_help(field, docs.get(name, ""), hints[name]),
-            **_SWITCH if _plain(hints[name]) is bool else {},
-        )
+    parser = _Parser(prog=prog, description=description, usage=_usage(prog, fields, hints, position), allow_abbrev=False, add_help=False)
+    for heading, names in (groups(cls) | ({WITHOUT_EFFECT: []} if without_effect else {})).items():
+        group = parser.add_argument_group(heading)
+        for name in sorted(names, key=lambda name: name != position):
+            group.add_argument(
+                f"--{name}",
+                default=argparse.SUPPRESS,
+                metavar=_metavar(hints[name]),
+                help=_help(fields[name], docs.get(name, ""), in_position=name == position),
+                **_SWITCH if _plain(hints[name]) is bool else {},
+            )
+        if heading == WITHOUT_EFFECT:
+            for name, why in without_effect.items():
+                group.add_argument(f"--{name}", metavar="VALUE", help=why.replace("%", "%%"))
+    last = parser.add_argument_group("help, and flags from a file")
+    last.add_argument("--config", type=Path, metavar="YAML", help="A YAML file of flags and values; flags given here win over it.")
+    last.add_argument("-h", "--help", action="help", help="Show this and end.")
     normalised = [_underscored(word) for word in argv]
+    if position is not None:
+        normalised = _switched(normalised, {f"--{name}" for name in fields if _plain(hints[name]) is bool})
     known, unknown = parser.parse_known_args(normalised)
+    if position is not None:
+        words = [word for word in unknown if word == "-" or not word.startswith("-")]
+        if words and hasattr(known, position):
+            parser.error(f"unexpected argument '{words[0]}': --{position} is given too; give one of them")
+        if words:
+            setattr(known, position, words[0])
+            unknown.remove(words[0])
     for word in unknown:
         name = word.lstrip("-").split("=")[0]
         parser.error(f"unknown flag {word}{_did_you_mean(name, list(fields))}" if word.startswith("-") else f"unexpected argument '{word}'")
@@ -182,11 +235,7 @@ def parse(cls: type[C], argv: Sequence[str], *, prog: str, description: str) -> 
                 values[name] = _convert(value, hints[name])
             except ValueError as error:
                 raise InputError(f"--{name}: {error}") from error
-        missing = [
-            f"--{name}"
-            for name, field in fields.items()
-            if name not in values and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        ]
+        missing = [f"--{name}" for name, field in fields.items() if name not in values and _is_required(field)]
         if missing:
             raise InputError(f"required: {', '.join(missing)}")
         return cls(**values)
@@ -204,11 +253,27 @@ def _plain(annotation: object) -> object:
     return inner[0] if inner else annotation
 
 
+def _usage(prog: str, fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, object], position: str | None) -> str:
+    """The command with what it cannot do without."""
+    required = [f"--{name} {_metavar(hints[name])}" for name, field in fields.items() if _is_required(field) and name != position]
+    words = [prog, *([position.upper()] if position is not None else []), *required, "[--flag value ...]"]
+    return " ".join(words).replace("%", "%%")
+
+
+def _switched(words: Sequence[str], switches: set[str]) -> list[str]:
+    """The words with ``=true`` behind each boolean flag that has no value, so that it does not take what stands in a position for one."""
+    values = {"1", "true", "yes", "on", "0", "false", "no", "off", "none", "null"}
+    following = [*(word.strip().lower() for word in words[1:]), ""]
+    return [f"{word}=true" if word in switches and then not in values else word for word, then in zip(words, following, strict=False)]
+
+
 def _metavar(annotation: object) -> str:
-    if typing.get_origin(annotation) is Literal:
-        return "{" + ",".join(map(str, typing.get_args(annotation))) + "}"
+    plain = _plain(annotation) if typing.get_origin(annotation) is not Literal else annotation
+    several = ",..." if typing.get_origin(annotation) is tuple else ""
+    if typing.get_origin(plain) is Literal:
+        return "{" + ",".join(map(str, typing.get_args(plain))) + "}" + several
     names: dict[object, str] = {int: "INT", float: "FLOAT", bool: "BOOL", Path: "PATH"}
-    return names.get(_plain(annotation), "TEXT")
+    return names.get(plain, "TEXT") + several
 
 
 def _underscored(word: str) -> str:

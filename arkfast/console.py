@@ -13,8 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, TextIO
+from typing import TYPE_CHECKING, ClassVar, NoReturn, TextIO
 
+from arkfast import command_line
 from arkfast.files import LineFile, make_folder, naming
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ PLAIN_SECONDS = 20.0
 @dataclass(frozen=True, kw_only=True)
 class ConsoleOptions:
     """How much a command says, and where besides the screen."""
+
+    headings: ClassVar[dict[str, str]] = {"quiet": command_line.OUTPUT}
 
     quiet: bool = False
     """Say nothing but warnings and errors while it works."""

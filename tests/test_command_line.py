@@ -7,7 +7,21 @@ from typing import Literal
 
 import pytest
 
-from arkfast.command_line import field_docs, parse, to_dict
+from arkfast.command_line import (
+    DATA,
+    DECODING,
+    FIRST,
+    HEADINGS,
+    MACHINE,
+    MODEL,
+    OTHERS,
+    OUTPUT,
+    WITHOUT_EFFECT,
+    field_docs,
+    groups,
+    parse,
+    to_dict,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,3 +204,105 @@ def test_to_dict_is_json():
         "input": "a", "top_k": 32, "rate": 1e-6, "shuffle": True, "mode": "fast", "name": None, "sizes": [1, 2],
         "loud": False, "certain": None,
     }  # fmt: skip
+
+
+COMMANDS = {
+    "train": ("arkfast.train.config", "TrainConfig"), "quickstart": ("arkfast.quickstart.config", "QuickstartConfig"),
+    "prove": ("arkfast.prove.config", "ProveConfig"), "transcribe": ("arkfast.infer.command", "TranscribeConfig"),
+    "evaluate": ("arkfast.evaluate.options", "EvaluateConfig"), "leaderboard": ("arkfast.evaluate.leaderboard", "LeaderboardConfig"),
+    "verify": ("arkfast.train.verify", "VerifyConfig"), "report": ("arkfast.train.report.command", "ReportConfig"),
+    "export": ("arkfast.train.checkpoints.export_command", "ExportConfig"), "check": ("arkfast.manifest.command", "CheckConfig"),
+    "scan": ("arkfast.manifest.command", "ScanConfig"), "from-": ("arkfast.manifest.corpora.command", "CorpusConfig"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_of_every_command_stands_under_a_heading_that_says_something(command):
+    from dataclasses import MISSING, fields
+    from importlib import import_module
+
+    module, name = COMMANDS[command]
+    cls = getattr(import_module(module), name)
+    found = groups(cls)
+    assert sorted(flag for flags in found.values() for flag in flags) == sorted(field.name for field in fields(cls))
+    assert OTHERS not in found
+    required = {field.name for field in fields(cls) if field.default is MISSING and field.default_factory is MISSING}
+    assert required <= set(found.get(FIRST, []))
+    assert [heading for heading in HEADINGS if heading in found] == list(found)
+    for base in cls.__mro__:
+        first = set(base.__dict__.get("headings", {}))
+        assert first <= {field.name for field in fields(cls)}, "a heading over a field that is not there"
+    idle = set(found.get(WITHOUT_EFFECT, []))
+    docs = field_docs(cls)
+    assert {flag for flag in docs if "without effect" in docs[flag]} <= idle
+
+
+def helped(*argv, **options):
+    with pytest.raises(SystemExit) as stopped:
+        parse(options.pop("cls", Example), [*argv, "--help"], prog="test", description="A test.", **options)
+    assert stopped.value.code == 0
+
+
+def test_help_says_first_what_to_give_and_each_default_once(capsys, monkeypatch):
+    from arkfast.infer.command import TranscribeConfig
+
+    monkeypatch.setenv("COLUMNS", "140")
+    helped(cls=TranscribeConfig, position="input")
+    shown = capsys.readouterr().out
+    assert shown.startswith("usage: test INPUT --output PATH --model_path PATH [--flag value ...]\n")
+    order = [f"\n{heading}:\n" for heading in (FIRST, MODEL, DATA, DECODING, OUTPUT, MACHINE, WITHOUT_EFFECT)]
+    assert [shown.find(heading) for heading in order] == sorted(shown.find(heading) for heading in order)
+    assert -1 not in [shown.find(heading) for heading in order]
+    first = shown[shown.index(order[0]) : shown.index(order[1])]
+    assert all(f"--{name}" in first for name in ("input", "output", "model_path"))
+    assert "--padding_side" in shown[shown.index(order[-1]) :]
+    assert "One of" not in shown
+    entries = " ".join(shown.split()).split(" --")
+    assert not [entry for entry in entries if "Default: " in entry and ("by default" in entry or entry.count("Default: ") > 1)]
+
+
+def test_a_list_of_choices_and_a_default_of_several_are_shown_as_they_are_typed(capsys):
+    helped()
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "--mode {fast,slow} Which. Default: fast." in shown
+    assert "--sizes INT,... How large. Default: 1,2." in shown
+    assert "Where to read from, over two lines. Required." in shown
+
+
+def test_original_flags_that_train_takes_stand_last(capsys):
+    from arkfast.train.command import main
+    from arkfast.train.originals import WITHOUT_EFFECT as IDLE
+
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    last = shown[shown.index(f"\n{WITHOUT_EFFECT}:\n") :]
+    assert all(f"--{name}" in last for name in IDLE)
+
+
+def test_one_input_may_stand_without_its_flag(capsys):
+    def placed(*argv):
+        return parse(Example, argv, prog="test", description="A test.", position="input")
+
+    assert placed("a.jsonl") == placed("--input", "a.jsonl") == Example(input=Path("a.jsonl"))
+    for argv in (("--top_k", "4", "a"), ("a", "--top_k", "4"), ("--loud", "a", "--top-k=4"), ("--top_k", "4", "--loud", "a")):
+        assert (placed(*argv).input, placed(*argv).top_k) == (Path("a"), 4), argv
+    assert placed("--loud", "a").loud is True
+    assert placed("--loud", "false", "a").loud is False
+    assert placed("-").input == Path("-")
+    for argv, message in (
+        (("a", "b"), "unexpected argument 'b'"),
+        (("a", "--input", "b"), "unexpected argument 'a': --input is given too"),
+        ((), "required: --input"),
+        (("a", "-x"), "unknown flag -x"),
+    ):
+        with pytest.raises(SystemExit):
+            placed(*argv)
+        assert message in capsys.readouterr().err
+
+
+def test_a_file_of_flags_gives_way_to_the_position(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("input: from-yaml\ntop_k: 7\n")
+    config = parse(Example, ["--config", str(file), "here"], prog="test", description="A test.", position="input")
+    assert (config.input, config.top_k) == (Path("here"), 7)

@@ -5,7 +5,6 @@ Knows files and exit codes; counting is ``scoring``'s, transcription is ``arkfas
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -23,7 +22,7 @@ from arkfast.evaluate.scoring import score_rows
 from arkfast.evaluate.source import Source, read_source
 from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
-from arkfast.files import write_text
+from arkfast.files import json_text, write_text
 from arkfast.files.outlets import is_outlet, is_standard_output
 from arkfast.infer.command import Load, Summary, load_transcriber, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl
@@ -163,7 +162,7 @@ def _write(config: EvaluateConfig, found: Evaluation, scored: list[JsonObject], 
         **speed(found.transcription),
     )
     if config.summary is not None:
-        write_text(config.summary, json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_text(config.summary, json_text(summary, indent=2) + "\n")
     if config.markdown is not None:
         write_text(config.markdown, markdown([summary]))
     if config.html is not None:
@@ -209,7 +208,9 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         (flags, input, output or checkpoint are wrong); 130 when interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(EvaluateConfig, arguments, prog="arkfast evaluate", description="Score transcripts against their references.")
+    config = parse(
+        EvaluateConfig, arguments, prog="arkfast evaluate", description="Score transcripts against their references.", position="input"
+    )
     for note in config.notes() if config.model_path is not None else ():
         print(f"arkfast evaluate: {note}", file=sys.stderr)
     try:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.data import read_manifest
 from arkfast.files import streams
@@ -42,6 +43,13 @@ Transcribe = Callable[[Sequence[Utterance]], Iterable[JsonRow]]
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardConfig:
     """The flags of the leaderboard's script; its own ones keep their names."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "manifest": command_line.FIRST, "revision": command_line.MODEL, "model_id": command_line.FIRST, "split": command_line.DATA,
+        "output_dir": command_line.OUTPUT, "device": command_line.MACHINE, "dtype": command_line.MODEL,
+        "batch_size": command_line.DECODING, "max_audio_seconds": command_line.DATA, "warmup_steps": command_line.DECODING,
+        "leaderboard_path": command_line.SCORING, "allow_failures": command_line.OUTPUT,
+    }  # fmt: skip
 
     manifest: Path
     """JSONL manifest of one data set and split: audio, text, id; parent_id and chunk_index where sessions were cut into chunks."""

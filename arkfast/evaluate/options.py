@@ -8,8 +8,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from arkfast import command_line
 from arkfast.evaluate.rows import Fields
 from arkfast.evaluate.scoring import UnitChoice
 from arkfast.files.inputs import is_stream
@@ -22,6 +23,11 @@ from arkfast.records import InputError
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(TranscribeOptions):
     """The flags of ``arkfast evaluate``."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "input": command_line.FIRST, "summary": command_line.OUTPUT, "model_path": command_line.FIRST, "tmp_output": command_line.OUTPUT,
+        "pred_field": command_line.DATA, "unit": command_line.SCORING, "sort": command_line.OUTPUT, "compare": command_line.COMPARING,
+    }  # fmt: skip
 
     input: Path
     """JSONL file: rows with a transcript and the reference, or, with --model_path, a manifest to transcribe first."""

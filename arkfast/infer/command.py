@@ -1,6 +1,4 @@
 """``arkfast transcribe``: a JSONL manifest in, a JSONL file of transcripts out.
-
-Knows flags, files, progress and exit codes; the transcripts are ``Transcriber``'s.
 """
 
 from __future__ import annotations
@@ -10,7 +8,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.console import Console
 from arkfast.data.sources import expand
@@ -27,6 +27,8 @@ from arkfast.records import InputError, Utterance
 @dataclass(frozen=True, kw_only=True)
 class TranscribeConfig(TranscribeOptions):
     """The flags of ``arkfast transcribe``."""
+
+    headings: ClassVar[dict[str, str]] = {"input": command_line.FIRST}
 
     input: Path
     """Manifest: JSONL with audio, and optionally text, begin_time, end_time, id, language; NeMo's JSONL; or tar shards; - for standard
@@ -187,7 +189,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpoint are wrong, the disk is full, the device failed); 130 when interrupted.
     """
     arguments = sys.argv[1:] if argv is None else argv
-    config = parse(TranscribeConfig, arguments, prog="arkfast transcribe", description="Transcribe the recordings of a JSONL manifest.")
+    config = parse(
+        TranscribeConfig,
+        arguments,
+        prog="arkfast transcribe",
+        description="Transcribe the recordings of a JSONL manifest.",
+        position="input",
+    )
     for note in config.notes():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
     try:

@@ -1,14 +1,15 @@
 """How to transcribe: the flags that ``arkfast transcribe`` and ``arkfast evaluate`` share.
 
-Knows names, defaults and limits, and which of open-audio-opd's flags have nothing to do here; opens no file and loads no model.
+Among them are those of open-audio-opd that have nothing to do here.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
+from arkfast import command_line
 from arkfast.audio import SAMPLING_RATE
 from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class TranscribeOptions(ConsoleOptions):
     """How to transcribe, wherever the rows come from and go to."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "revision": command_line.MODEL, "batch_size": command_line.DECODING, "num_workers": command_line.MACHINE,
+        "dtype": command_line.MODEL, "device": command_line.MACHINE, "attn_impl": command_line.MODEL, "audio_field": command_line.DATA,
+        "allow_failures": command_line.OUTPUT, "target_sr": command_line.WITHOUT_EFFECT,
+    }  # fmt: skip
 
     revision: str | None = None
     """Branch, tag or commit of --model_path where that is a Hugging Face repository; its default branch by default."""

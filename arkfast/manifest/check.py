@@ -13,8 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import ClassVar
 
-from arkfast import audio
+from arkfast import audio, command_line
 from arkfast.audio.channels import check_channel
 from arkfast.audio.limits import MAX_SECONDS, check_count
 from arkfast.audio.segment import open_end, outside
@@ -31,6 +32,8 @@ AHEAD = 2  # chunks waiting for each thread
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions:
     """What makes a row bad besides its own fields."""
+
+    headings: ClassVar[dict[str, str]] = {"decode": command_line.CHECKS, "workers": command_line.MACHINE}
 
     decode: bool = False
     """Decode every clip, which finds damage that no header shows; else only headers are read."""

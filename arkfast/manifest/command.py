@@ -10,8 +10,9 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from arkfast import command_line
 from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.command_line import parse
 from arkfast.data.rows import Fields
@@ -31,6 +32,8 @@ _ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a
 @dataclass(frozen=True, kw_only=True)
 class CheckConfig(CheckOptions):
     """The flags of ``arkfast manifest check``."""
+
+    headings: ClassVar[dict[str, str]] = {"input": command_line.FIRST, "format": command_line.DATA}
 
     input: Path
     """JSONL manifest (arkfast's fields or NeMo's) or tar shard; braces name several, as in shard-{000000..000009}.tar; - for standard
@@ -77,6 +80,8 @@ class CheckConfig(CheckOptions):
 @dataclass(frozen=True, kw_only=True)
 class ScanConfig(CheckConfig):
     """The flags of ``arkfast manifest scan``."""
+
+    headings: ClassVar[dict[str, str]] = {"output": command_line.FIRST, "cache": command_line.OUTPUT}
 
     output: Path
     """JSONL manifest for the good rows, each with its id and duration; replaced only when the new one is complete; - for standard
@@ -130,13 +135,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _usage() -> str:
-    lines = ["usage: arkfast manifest ACTION --input PATH [--flag value ...]", ""]
+    lines = ["usage: arkfast manifest ACTION INPUT [--flag value ...]", ""]
     lines += [f"  {name:<16} {what}" for name, what in _ACTIONS.items()]
     return "\n".join([*lines, "", "arkfast manifest ACTION --help lists an action's flags."])
 
 
 def _check(flags: list[str], prog: str) -> int:
-    config = parse(CheckConfig, flags, prog=prog, description=f"{_ACTIONS['check'].capitalize()}.")
+    config = parse(CheckConfig, flags, prog=prog, description=f"{_ACTIONS['check'].capitalize()}.", position="input")
     with _Bar(config.input, "check") as bar:
 
         def progress(finding: Finding) -> None:
@@ -155,7 +160,7 @@ def _check(flags: list[str], prog: str) -> int:
 
 
 def _scan(flags: list[str], prog: str) -> int:
-    config = parse(ScanConfig, flags, prog=prog, description=f"{_ACTIONS['scan'].capitalize()}.")
+    config = parse(ScanConfig, flags, prog=prog, description=f"{_ACTIONS['scan'].capitalize()}.", position="input")
     cache = config.cache or (None if is_outlet(config.output) else Path(f"{config.output}.durations.sqlite3"))
     with _Bar(config.input, "scan") as bar:
         summary = scan_manifest(

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
+
+from arkfast import command_line
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProveConfig:
     """Which checkpoints to prove, on what, and where the report goes."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "student_model": command_line.FIRST, "teacher_backend": command_line.MODEL, "train_data": command_line.FIRST,
+        "clips": command_line.CHECKS, "steps": command_line.TRAINING, "max_wer_rise": command_line.CHECKS,
+        "max_audio_seconds": command_line.DATA, "model_dtype": command_line.MODEL, "device": command_line.MACHINE,
+        "seed": command_line.TRAINING,
+    }  # fmt: skip
 
     student_model: Path
     """The student's checkpoint: its folder, or a Hugging Face repository as organisation/name or organisation/name@revision."""

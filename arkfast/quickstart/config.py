@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from arkfast import command_line
 from arkfast.console import ConsoleOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuickstartConfig(ConsoleOptions):
     """Sizes of the toy task; the defaults are what the README's command runs."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "output_dir": command_line.OUTPUT, "train_clips": command_line.DATA, "teacher_steps": command_line.TRAINING,
+        "opd_top_k": command_line.OBJECTIVE, "jobs": command_line.MACHINE, "seed": command_line.DATA,
+    }  # fmt: skip
 
     output_dir: Path = Path("runs/quickstart")
     """Folder of the corpus, the models and the report; what is complete there is used again."""

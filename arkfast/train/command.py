@@ -13,7 +13,7 @@ from arkfast.command_line import parse
 from arkfast.files import json_text, write_text
 from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
-from arkfast.train.originals import without_original_flags
+from arkfast.train.originals import WITHOUT_EFFECT, without_original_flags
 
 DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft)."
 
@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 def run(argv: Sequence[str], *, prog: str, description: str) -> int:
     """The same under another name."""
     flags, notes = without_original_flags(argv)
-    config = parse(TrainConfig, flags, prog=prog, description=description)
+    config = parse(TrainConfig, flags, prog=prog, description=description, without_effect=WITHOUT_EFFECT)
     if os.environ.get("RANK", "0") == "0":
         for note in notes:
             print(f"{prog}: {note}", file=sys.stderr)

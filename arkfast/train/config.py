@@ -6,8 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from arkfast import command_line
 from arkfast.console import ConsoleOptions
 from arkfast.records import OnTruncated
 
@@ -25,6 +26,18 @@ MOST_THREADS = 4096
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(ConsoleOptions):
     """What to train, on what, how, and where to write it. Names and defaults follow open-audio-opd where it has them."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "stage": command_line.FIRST, "student_revision": command_line.MODEL, "teacher_model": command_line.FIRST,
+        "teacher_revision": command_line.MODEL, "task": command_line.DATA, "train_data": command_line.FIRST,
+        "train_max_samples": command_line.DATA, "gradient_accumulation_steps": command_line.TRAINING, "sharding": command_line.MACHINE,
+        "freeze": command_line.TRAINING, "activation_checkpointing": command_line.MACHINE,
+        "per_device_eval_batch_size": command_line.CHECKS, "dataloader_num_workers": command_line.MACHINE,
+        "on_bad_audio": command_line.DATA, "calibrate_only": command_line.CHECKS, "max_steps": command_line.TRAINING,
+        "opd_top_k": command_line.OBJECTIVE, "asr_opd_max_new_tokens": command_line.DECODING, "ctc_weight": command_line.OBJECTIVE,
+        "channel": command_line.DATA, "eval_freq": command_line.CHECKS, "save_freq": command_line.OUTPUT,
+        "model_dtype": command_line.MODEL, "device": command_line.MACHINE,
+    }  # fmt: skip
 
     stage: Literal["opd", "td", "sft"] = "opd"
     """opd: distil on the student's own transcripts; td: learn the teacher's transcripts; sft: learn the references."""

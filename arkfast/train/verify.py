@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.data.tasks import find_task
 from arkfast.distill.teachers import TeacherRequest, check_backend, load_teacher
@@ -28,6 +30,8 @@ TOP_K = 32
 @dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """What to check."""
+
+    headings: ClassVar[dict[str, str]] = {"model_path": command_line.FIRST, "revision": command_line.MODEL}
 
     model_path: Path
     """Checkpoint to check: its folder, or a Hugging Face repository as organisation/name."""
@@ -123,7 +127,7 @@ def table(checks: Sequence[Check]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code: 0 all passed, 1 a check failed."""
-    config = parse(VerifyConfig, argv, prog="arkfast verify", description=DESCRIPTION)
+    config = parse(VerifyConfig, argv, prog="arkfast verify", description=DESCRIPTION, position="model_path")
     from arkfast.models.bars import without_loading_bars
 
     without_loading_bars()

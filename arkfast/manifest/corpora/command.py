@@ -8,7 +8,9 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.manifest.check import CheckOptions, Finding
 from arkfast.manifest.corpora.catalogue import CORPORA, open_corpus
@@ -23,6 +25,13 @@ ACTIONS = {f"from-{name}": name for name in CORPORA}
 @dataclass(frozen=True, kw_only=True)
 class CorpusConfig(CheckOptions):
     """The flags of ``arkfast manifest from-…``."""
+
+    headings: ClassVar[dict[str, str]] = {
+        "input": command_line.FIRST,
+        "splits": command_line.DATA,
+        "rejects": command_line.OUTPUT,
+        "max_audio_seconds": command_line.CHECKS,
+    }
 
     input: Path
     """Folder that the corpus was unpacked into; may stand without its flag, first."""
@@ -49,7 +58,9 @@ def run(action: str, flags: list[str], prog: str) -> int:
     corpus_name = ACTIONS[action]
     if flags and not flags[0].startswith("-"):
         flags = ["--input", *flags]
-    config = parse(CorpusConfig, flags, prog=prog, description=f"Write manifests from a folder of the corpus {corpus_name}.")
+    config = parse(
+        CorpusConfig, flags, prog=prog, description=f"Write manifests from a folder of the corpus {corpus_name}.", position="input"
+    )
     corpus = open_corpus(corpus_name, config.input, config.splits)
     cache = config.cache or config.output / f"{corpus_name}.durations.sqlite3"
     config.output.mkdir(parents=True, exist_ok=True)

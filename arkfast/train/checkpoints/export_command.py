@@ -10,10 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.models.family import SpeechModel
 from arkfast.records import InputError
@@ -25,6 +26,8 @@ DESCRIPTION = "Write the model of a training checkpoint as a Transformers folder
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Which weights of which checkpoint, and where they go."""
+
+    headings: ClassVar[dict[str, str]] = {"checkpoint": command_line.FIRST, "weights": command_line.OUTPUT}
 
     checkpoint: Path
     """A folder checkpoints/global_step_N of a run, or the run's folder, which means its newest checkpoint that is whole."""
@@ -38,7 +41,7 @@ class ExportConfig:
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    config = parse(ExportConfig, argv, prog="arkfast export", description=DESCRIPTION)
+    config = parse(ExportConfig, argv, prog="arkfast export", description=DESCRIPTION, position="checkpoint")
     from arkfast.models.bars import without_loading_bars
 
     without_loading_bars()

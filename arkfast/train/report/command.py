@@ -6,7 +6,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.files import write_text
 from arkfast.records import InputError
@@ -20,18 +22,17 @@ DESCRIPTION = "Write one self-contained HTML page about a training run: curves, 
 class ReportConfig:
     """Which run, and where the page goes."""
 
+    headings: ClassVar[dict[str, str]] = {"run": command_line.FIRST}
+
     run: Path
-    """Folder of the run, its --output_dir; may be given without the flag's name."""
+    """Folder of the run, its --output_dir."""
     output: Path | None = None
     """File to write; none writes report.html into the run's folder."""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the command; returns the exit code."""
-    words = list(argv)
-    if words and not words[0].startswith("-"):
-        words.insert(0, "--run")
-    config = parse(ReportConfig, words, prog="arkfast report", description=DESCRIPTION)
+    config = parse(ReportConfig, argv, prog="arkfast report", description=DESCRIPTION, position="run")
     records = read_run(config.run)
     output = config.output or config.run / "report.html"
     if not output.parent.is_dir():
