@@ -34,7 +34,7 @@ def judge(label: str, mixer: Mixer, seconds: float) -> tuple[str, ...]:
 
     Args:
         label: what errors call the clip.
-        mixer: has seen all of its samples, finite ones.
+        mixer: has seen all of its samples.
         seconds: its length.
 
     Returns:
@@ -49,6 +49,8 @@ def judge(label: str, mixer: Mixer, seconds: float) -> tuple[str, ...]:
             f"{label}: samples reach {peak:.6g} and full scale is 1: these are integers stored as floats; divide them by their own full "
             "scale (32768 for 16 bits)"
         )
+    if not math.isfinite(mixer.energy):  # what is not finite is told by whoever makes features
+        return ()
     share = mixer.energy / mixer.heard_energy if mixer.heard_energy > 0 else 1.0
     if share < CANCELLED_MIX:
         raise InputError(

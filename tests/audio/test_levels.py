@@ -90,7 +90,7 @@ def test_what_is_not_finite_is_left_to_those_who_name_the_sample():
         samples[5] = bad
         with pytest.raises(InputError, match=r"NaN or infinite sample at 0\.000 s"):
             heard(samples)
-        doubts("row", samples, 16000)
+        assert doubts("row", samples, 16000) == ()
 
 
 def test_the_documents_state_the_thresholds():

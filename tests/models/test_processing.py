@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoProcessor, AutoTokenizer, Qwe
 
 from arkfast import audio
 from arkfast.models import ArkasrForConditionalGeneration, ArkasrProcessor
-from arkfast.models.arkasr.audio_input import read_audio
+from arkfast.models.arkasr.audio_input import read_input
 from arkfast.models.arkasr.prompt import INSTRUCTION, Prompt
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
@@ -124,9 +124,8 @@ def test_a_segment_of_an_array_is_that_of_a_file(tmp_path: Path, rate: int) -> N
     path = write_wav(tmp_path / "a.wav", synthetic_speech(1.1, 3)[: rate + 5], rate)
     samples, _ = soundfile.read(path, dtype="int16")
     whole = len(samples) / rate
-    assert np.array_equal(
-        read_audio(samples, sampling_rate=rate, begin=0.5, end=whole + 0.03), read_audio(samples, sampling_rate=rate, begin=0.5)
-    )
+    heard = read_input(samples, sampling_rate=rate, begin=0.5, end=whole + 0.03).samples
+    assert np.array_equal(heard, read_input(samples, sampling_rate=rate, begin=0.5).samples)
     drawn, outcomes = random.Random(rate), []
     ends = [None, -1, 0.0, whole, *(whole + past for past in (0.03, 0.0499, 0.051, 1.0))]
     for _ in range(200):
@@ -136,12 +135,12 @@ def test_a_segment_of_an_array_is_that_of_a_file(tmp_path: Path, rate: int) -> N
             expected = audio.load(path, begin=begin, end=end)
         except InputError as error:
             with pytest.raises(InputError) as raised:
-                read_audio(samples, sampling_rate=rate, begin=begin, end=end)
+                read_input(samples, sampling_rate=rate, begin=begin, end=end)
             reason = str(error).removeprefix(f"{path}: ")
             assert str(raised.value).endswith(reason)
             outcomes.append(False)
         else:
-            assert np.array_equal(read_audio(samples, sampling_rate=rate, begin=begin, end=end), expected)
+            assert np.array_equal(read_input(samples, sampling_rate=rate, begin=begin, end=end).samples, expected)
             outcomes.append(True)
     assert 40 < sum(outcomes) < 160, "segments of both kinds"
 
@@ -150,7 +149,7 @@ def test_arrays_at_another_rate_are_resampled_as_files_are(processor: ArkasrProc
     samples = synthetic_speech(0.5, 3)  # played at 8 kHz it lasts a second
     path = write_wav(tmp_path / "8k.wav", samples, 8000)
     quantised, _ = soundfile.read(path, dtype="int16")
-    np.testing.assert_array_equal(read_audio(quantised, sampling_rate=8000), audio.load(path))
+    np.testing.assert_array_equal(read_input(quantised, sampling_rate=8000).samples, audio.load(path))
     inputs = processor.apply_chat_template(_conversation(array=samples), sampling_rate=8000)
     assert inputs["audio_lens"].tolist() == [100]
 
@@ -233,7 +232,8 @@ def test_long_audio_is_refused_or_cut_aloud(processor: ArkasrProcessor) -> None:
         (_conversation(), "one of 'path' and 'array'"),
         (_conversation(path="/nonexistent.wav"), "conversation 0: /nonexistent.wav"),
         (_conversation(path="https://example.com/a.wav"), "download it"),
-        (_conversation(array=np.zeros((2, 100), dtype=np.float32)), "mix channels down"),
+        (_conversation(array=np.zeros((100, 2), dtype=np.float32)), "mix channels down"),
+        (_conversation(array=np.full(500, 3e4, dtype=np.float32)), "integers stored as floats"),
         (_conversation(array=np.zeros(0, dtype=np.float32)), "one-dimensional array"),
         (_conversation(array=np.zeros(100, dtype=np.int64)), "floats in -1..1 or int16"),
         (_conversation(array=np.full(500, np.nan, dtype=np.float32)), "nan"),
@@ -253,6 +253,30 @@ def test_long_audio_is_refused_or_cut_aloud(processor: ArkasrProcessor) -> None:
 def test_bad_conversations_are_named(processor: ArkasrProcessor, conversation: list, message: str) -> None:
     with pytest.raises(InputError, match=message):
         processor.apply_chat_template(conversation, add_generation_prompt=True)
+
+
+def test_clips_are_judged_by_their_levels(processor: ArkasrProcessor) -> None:
+    speech, silent = synthetic_speech(1.0), np.zeros(16000, dtype=np.float32)
+    with pytest.warns(UserWarning, match="^clip 1: digital silence: every sample is 0$"):
+        processor(audio=[speech, silent])
+    with pytest.warns(UserWarning, match="^conversation 0: digital silence"):
+        processor.apply_chat_template(_conversation(array=silent), add_generation_prompt=True)
+    with pytest.raises(InputError, match=r"^ArkasrProcessor: clip 0: samples reach .* integers stored as floats"):
+        processor(audio=32768 * speech)
+
+
+def test_clips_in_every_form(processor: ArkasrProcessor) -> None:
+    speech = synthetic_speech(1.0)
+    expected = processor(audio=[speech])["audios"]
+    tensor = torch.from_numpy(speech)
+    for given in (speech, tensor, tensor.requires_grad_(), speech.tolist(), [speech[None]], (tensor,), [tensor.double()]):
+        assert torch.equal(processor(audio=given)["audios"], expected)
+    for part in ({"audio": {"array": speech, "sampling_rate": 16000}}, {"array": speech[None]}, {"array": np.stack([speech, speech])}):
+        inputs = processor.apply_chat_template(_conversation(**part), add_generation_prompt=True)
+        assert torch.equal(inputs["audios"], expected)
+    both = np.stack([0 * speech, speech])
+    inputs = processor.apply_chat_template(_conversation(array=both, channel=1), add_generation_prompt=True)
+    assert torch.equal(inputs["audios"], expected)
 
 
 def test_unsupported_options_are_refused(processor: ArkasrProcessor) -> None:

@@ -7,6 +7,7 @@ so they never depend on the batch. Knows no model.
 from __future__ import annotations
 
 import functools
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,11 +18,11 @@ import torch
 from transformers import BatchFeature, ProcessorMixin
 
 from arkfast.models.arkasr import prompt
-from arkfast.models.arkasr.audio_input import SAMPLING_RATE, read_audio, seconds
+from arkfast.models.arkasr.audio_input import SAMPLING_RATE, SETTINGS, read_input, read_mapping
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
-    from arkfast.audio import LogMel
+    from arkfast.audio import Loaded, LogMel
 
 HOP_LENGTH = 160
 MAX_SAMPLES = 30 * SAMPLING_RATE  # the training distribution's longest clip
@@ -83,7 +84,8 @@ class ArkasrProcessor(ProcessorMixin):
         """Model inputs of one conversation or of a list of them, one clip in each.
 
         An audio part of a turn holds ``path`` (or ``array``, or either under ``audio``), and may hold ``begin_time`` and ``end_time`` in
-        seconds (−1: to the recording's end) and, for an array, its ``sampling_rate``.
+        seconds (−1: to the recording's end), ``channel`` and ``audio_track`` (numbers from 0) and, for an array, its ``sampling_rate``.
+        What is doubtful about a clip by its levels is a warning.
 
         Args:
             conversation: turns ``{"role", "content"}``, or a list of such lists.
@@ -116,15 +118,15 @@ class ArkasrProcessor(ProcessorMixin):
         if not tokenize:
             return texts if _is_batch(conversation) else texts[0]
         clips = [self._clip(turns, f"conversation {i}", sampling_rate) for i, turns in enumerate(conversations)]
-        inputs = self(
-            text=texts, audio=clips, audio_padding=audio_padding, audio_max_length=audio_max_length, **{**kwargs, **(text_kwargs or {})}
+        inputs = self.batch(
+            clips, texts, audio_padding=audio_padding, audio_max_length=audio_max_length, **{**kwargs, **(text_kwargs or {})}
         )
         return inputs if return_dict else inputs["input_ids"]
 
     def __call__(
         self,
         text: str | Sequence[str] | None = None,
-        audio: np.ndarray | Sequence[np.ndarray] | None = None,
+        audio: object = None,
         *,
         sampling_rate: int = SAMPLING_RATE,
         return_tensors: str = "pt",
@@ -137,7 +139,8 @@ class ArkasrProcessor(ProcessorMixin):
 
         Args:
             text: a prompt with one audio placeholder for each clip; None: the transcription prompt.
-            audio: a mono clip or a list of them, float arrays.
+            audio: a mono clip or a list of them: arrays, tensors or lists of floats in −1..1 (or int16), [samples] or [1, samples]. What is
+                doubtful about one by its levels is a warning.
             sampling_rate: must be 16000: resampling belongs to reading.
             return_tensors: "pt".
             audio_padding: as in :meth:`apply_chat_template`.
@@ -152,15 +155,47 @@ class ArkasrProcessor(ProcessorMixin):
             InputError: no clip, a clip that cannot be used, or texts that do not fit the clips.
         """
         _only("sampling_rate", sampling_rate, SAMPLING_RATE)
+        if audio is None:
+            raise InputError("ArkasrProcessor: no audio; an ARK-ASR prompt has one clip")
+        clips = []
+        for i, given in enumerate(_listed(audio)):
+            clip = read_input(given, where=f"ArkasrProcessor: clip {i}")
+            _warn(f"clip {i}", clip)
+            clips.append(clip.samples)
+        return self.batch(
+            clips,
+            text,
+            return_tensors=return_tensors,
+            audio_padding=audio_padding,
+            audio_max_length=audio_max_length,
+            padding=padding,
+            padding_side=padding_side,
+        )
+
+    def batch(
+        self,
+        clips: Sequence[np.ndarray],
+        text: str | Sequence[str] | None = None,
+        *,
+        return_tensors: str = "pt",
+        audio_padding: str | bool = "longest",
+        audio_max_length: int | None = None,
+        padding: str | bool = "longest",
+        padding_side: str = "left",
+    ) -> BatchFeature:
+        """A call for clips that were read already, float32 [samples] each; what is doubtful about them has been told.
+
+        Args:
+            clips: the clips.
+            text, return_tensors, audio_padding, audio_max_length, padding, padding_side: as for a call.
+
+        Raises:
+            InputError: as a call.
+        """
         _only("return_tensors", return_tensors, "pt")
         _only("padding", padding, "longest", True)
         _only("padding_side", padding_side, "left", "right")
         _only("audio_padding", audio_padding, "longest", "max_length", True)
-        if audio is None:
-            raise InputError("ArkasrProcessor: no audio; an ARK-ASR prompt has one clip")
-        if isinstance(audio, np.ndarray) and audio.ndim != 1:
-            raise InputError(f"ArkasrProcessor: an array of shape {list(audio.shape)} may be channels or clips; pass clips as a list")
-        clips = [audio] if isinstance(audio, np.ndarray) else list(audio)
         mel, frames = self._features(clips, audio_max_length)
         if audio_padding == "max_length":
             width = (audio_max_length or MAX_SAMPLES) // HOP_LENGTH
@@ -280,13 +315,14 @@ class ArkasrProcessor(ProcessorMixin):
         given = [part[key] for key in ("path", "array", "audio") if part.get(key) is not None]
         if len(given) != 1:
             raise InputError(f"{where}: an audio part needs one of 'path' and 'array', got the keys {sorted(part)}")
-        return read_audio(
-            given[0],
-            sampling_rate=int(part.get("sampling_rate") or sampling_rate),
-            begin=seconds(part.get("begin_time"), where),
-            end=seconds(part.get("end_time"), where),
-            where=where,
-        )
+        settings = {key: part[key] for key in SETTINGS if part.get(key) is not None}
+        if isinstance(given[0], Mapping):
+            clip = read_mapping({**settings, **given[0]}, where)
+        else:
+            key = "path" if isinstance(given[0], (str, os.PathLike)) else "array"
+            clip = read_mapping({"sampling_rate": sampling_rate, **settings, key: given[0]}, where)
+        _warn(where, clip)
+        return clip.samples
 
 
 @functools.cache
@@ -294,6 +330,23 @@ def _log_mel(n_mels: int) -> LogMel:
     from arkfast.audio import LogMel
 
     return LogMel(n_mels)
+
+
+def _listed(audio: object) -> list[object]:
+    """A clip, or clips as a list; a list of numbers is a clip."""
+    if isinstance(audio, (np.ndarray, torch.Tensor)):
+        if audio.ndim != 1:
+            raise InputError(f"ArkasrProcessor: an array of shape {list(audio.shape)} may be channels or clips; pass clips as a list")
+        return [audio]
+    if isinstance(audio, (list, tuple)):
+        return [audio] if audio and isinstance(audio[0], (int, float)) else list(audio)
+    return [audio]
+
+
+def _warn(where: str, clip: Loaded) -> None:
+    """Tell what is doubtful about a clip."""
+    for doubt in clip.warnings:
+        warnings.warn(f"{where}: {doubt}", stacklevel=3)
 
 
 def _only(name: str, value: Any, *known: Any) -> None:
