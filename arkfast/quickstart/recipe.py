@@ -83,7 +83,7 @@ class CorpusRecipe:
 
     @classmethod
     def long(cls, **fields: Any) -> CorpusRecipe:
-        """Nine to sixteen digits, 30 % of them "nine", unless ``fields`` say otherwise: here the student's own mistakes matter."""
+        """Nine to sixteen digits, 30 % of them "nine", unless ``fields`` say otherwise: in long answers one slip may lead to the next."""
         return cls(**{"digits": (9, 16), "nine_share": 0.3, **fields})
 
     @property

@@ -1,6 +1,6 @@
 """Paths on a page: what a player opens, and what a reader is shown of all others.
 
-Knows where relative paths start and whether a file is there; opens none. A page travels, so what it says of a machine's folders is no more
+No recording is opened. A page travels, so what it says of a machine's folders is no more
 than its players need.
 """
 
