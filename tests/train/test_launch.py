@@ -241,11 +241,22 @@ def test_what_does_not_stop_is_killed_with_its_children(cluster) -> None:
 
 @pytest.mark.slow
 def test_the_check_reads_the_code_the_port_and_the_flags(cluster) -> None:
+    from arkfast.testing import tiny_checkpoint
+
     (cluster.folder / "check_for_real").touch()
     cluster.hostfile("alpha slots=1\n")
-    done = cluster.launch("--device", "cpu", QWEN3_ASR_CODE_PATH="/code")
+    tiny_checkpoint(cluster.folder / "student", seed=1)
+    (cluster.folder / "train.jsonl").write_text("{}\n")
+    there = {"STUDENT_MODEL": str(cluster.folder / "student"), "TEACHER_MODEL": str(cluster.folder / "student"),
+             "TRAIN_DATA": str(cluster.folder / "train.jsonl")}  # fmt: skip
+    done = cluster.launch("--device", "cpu", QWEN3_ASR_CODE_PATH="/code", **there)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "checked: code=" in done.stdout
+    cluster.hostfile("alpha slots=1\nbeta slots=1\n")
+    absent = cluster.launch("--device", "cpu", **{**there, "TRAIN_DATA": "/data/absent.jsonl"})
+    assert absent.returncode == 2
+    assert "host alpha, host beta: cannot take part (exit 1): on_host: error: --train_data: /data/absent.jsonl: cannot be" in absent.stdout
+    cluster.hostfile("alpha slots=1\n")
     wrong = cluster.launch("--device", "cpu", "--learning_rat", "1")
     assert wrong.returncode == 2
     assert "unknown flag --learning_rat; did you mean learning_rate" in wrong.stdout
