@@ -17,7 +17,7 @@ and some old, each whole. A ``LineFile`` grows in place instead: a killed proces
 **Devices and pipes.** What is neither a regular file nor a folder is written through and never replaced. So are ``-`` (standard output),
 ``/dev/stdout`` and other open files of the process. ``new_files`` copies a file there when it is complete, a ``LineFile`` each line.
 
-**Two runs.** Whoever writes row by row over a long time (``jsonl_files``) holds ``.NAME.lock``; a second run is refused at once.
+**Two runs.** Whoever writes over a long time (``jsonl_files``, ``replace_folder``) holds ``.NAME.lock``; a second run is refused at once.
 
 **Links.** A file given as a symbolic link is written where the link points, and the link stays. A folder's link is replaced by the new
 folder, and what it pointed to stays.
@@ -164,13 +164,13 @@ def jsonl_files(paths: Sequence[Path]) -> Iterator[Callable[[int, Mapping[str, o
                 _check_own(file, temporary)
 
 
-def lock_output(path: Path) -> Lock:
-    """The lock of a file that is to be written over a long time, whose folder is made where it is missing.
+def lock_output(path: Path, *, folder: bool = False) -> Lock:
+    """The lock of a file or folder that is to be written over a long time. The folder that it is to stand in is made where it is missing.
 
     Raises:
         OSError: the system refuses to make the folder.
     """
-    target = destination(path)
+    target = path.absolute() if folder else destination(path)
     make_folder(target.parent)
     return Lock(lock_name(target), target=path)
 
@@ -227,9 +227,16 @@ class NewFolder:
 
 
 def replace_folder(target: Path, write: Callable[[Path], None]) -> None:
-    """Fill a ``NewFolder`` with ``write`` and put it in ``target``'s place."""
-    with NewFolder(target) as folder:
-        write(folder)
+    """Fill a ``NewFolder`` with ``write`` and put it in ``target``'s place.
+
+    Raises:
+        LockHeld: another run is filling it.
+    """
+    with ExitStack() as stack:
+        with naming(target):
+            if not is_outlet(target):
+                stack.enter_context(lock_output(target, folder=True))
+        write(stack.enter_context(NewFolder(target)))
 
 
 def commit(temporary: Path, target: Path) -> None:

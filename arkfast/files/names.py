@@ -29,7 +29,7 @@ def lock_name(target: Path) -> Path:
 
 def leftovers(target: Path) -> set[Path]:
     """The paths that a killed writer of ``target`` may have left."""
-    return {new_name(target), old_name(target)}
+    return {new_name(target), old_name(target), lock_name(target)}
 
 
 def sweep(parent: Path, names: re.Pattern[str]) -> None:
@@ -54,6 +54,18 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that has its name. It loses that first, so that a process that is killed meanwhile leaves no half of it there.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    doomed = new_name(path)
+    remove(doomed)
+    os.replace(path, doomed)
+    remove(doomed)
 
 
 def clear(*paths: Path) -> None:

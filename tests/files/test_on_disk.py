@@ -178,6 +178,20 @@ def test_the_second_writer_of_a_file_of_rows_is_refused_at_once(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
 
+def test_the_second_that_fills_a_folder_is_refused_at_once(tmp_path):
+    def second(_folder):
+        with pytest.raises(InputError, match=rf"best: is being written by another run, process {os.getpid()} on "):
+            files.replace_folder(tmp_path / "best", lambda folder: fill(folder, "second"))
+
+    def first(folder):
+        fill(folder, "first")
+        second(folder)
+
+    files.replace_folder(tmp_path / "best", first)
+    assert (tmp_path / "best" / "model").read_text() == "first"
+    assert [path.name for path in tmp_path.iterdir()] == ["best"]
+
+
 def test_of_two_writers_that_no_lock_kept_apart_none_takes_the_others_rows_for_its_own(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "lock_output", lambda path: nullcontext())
     path, said = tmp_path / "rows.jsonl", r"rows\.jsonl: cannot be written \(another process writes it too\); let one end before another"
