@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arkfast.records import InputError
-from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState
+from arkfast.train.checkpoints.run_folder import RunFolder, TrainerState, checkpoints
 from arkfast.train.checkpoints.saver import Saver
 from arkfast.train.checkpoints.tensors import damage, read_state
 from arkfast.train.config import TrainConfig
@@ -37,7 +37,7 @@ def saved(root, steps, *, background=False, best=None, **options):
     for step in steps:
         saver.save(state(step, best if best is not None and step >= best else None), export, TENSORS)
     saver.close()
-    return RunFolder(config(root, resume_from_checkpoint="auto", **options))
+    return RunFolder(config(root, **{"resume_from_checkpoint": "auto", **options}))
 
 
 def names(root):
@@ -147,3 +147,21 @@ def test_a_run_claimed_with_another_number_of_micro_batches_says_which(tmp_path)
     identity["gradient_accumulation_steps"] = identity.pop("micro_batches_per_step")
     (tmp_path / "run.json").write_text(json.dumps(claim))
     RunFolder(config(tmp_path, resume_from_checkpoint="auto"), micro_batches=4)
+
+
+def test_a_kill_while_an_old_checkpoint_is_removed_leaves_no_half_of_one(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    saved(tmp_path, [1])
+    with monkeypatch.context() as patch:
+        patch.setattr("arkfast.files.names.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            saved(tmp_path, [2], max_ckpt_to_keep=1, resume_from_checkpoint="auto")
+    assert shutil.rmtree is remove
+    assert all(damage(path, full=True) is None for path in checkpoints(tmp_path).values())
+    RunFolder(config(tmp_path, resume_from_checkpoint="auto"))
+    assert names(tmp_path) == ["global_step_2"], "what is left of the other is cleared away"

@@ -17,13 +17,13 @@ from __future__ import annotations
 import json
 import math
 import re
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from arkfast.command_line import to_dict
 from arkfast.files import NewFolder, json_text, leftovers, move, replace_folder, sweep, write_text
+from arkfast.files.names import remove_folder
 from arkfast.records import InputError, JsonObject
 from arkfast.train.checkpoints.identity import IDENTITY, Contents, compare
 from arkfast.train.checkpoints.settings import changed
@@ -261,7 +261,7 @@ class RunFolder:
         steps = checkpoints(self.root)
         for old in sorted(step for step in steps if step <= state.step)[: -self._keep]:
             if old != state.best_step:
-                shutil.rmtree(steps[old])
+                remove_folder(steps[old])
 
     def amend(self, state: TrainerState) -> None:
         """Write into the checkpoint of the state's step, if there is one, what became known after it was complete."""
