@@ -215,8 +215,14 @@ def test_processor_files_round_trip(processor: ArkasrProcessor, checkpoint: Path
 
 def test_long_audio_is_refused_or_cut_aloud(processor: ArkasrProcessor) -> None:
     long = np.zeros(31 * 16000, dtype=np.float32)
-    with pytest.raises(InputError, match=r"31\.00 s"):
+    with pytest.raises(InputError, match=r"clip 0 lasts 31\.00 s, and the model hears 30 s at once; give begin_time and end_time "):
         processor(audio=[long])
+    with pytest.raises(InputError, match=r"or audio_max_length=480000 to leave the rest unheard") as caught:
+        processor.apply_chat_template(_conversation(array=long), return_tensors="pt")
+    assert "max_samples" not in str(caught.value), "a parameter of the features' own function, which nobody has called here"
+    part = _conversation(array=long)
+    part[0]["content"][0] |= {"begin_time": 1.0, "end_time": 31.0}
+    assert processor.apply_chat_template(part, return_tensors="pt")["audio_lens"].tolist() == [3000]
     with pytest.warns(UserWarning, match=r"clip 0: its last 1\.00 s"):
         inputs = processor(audio=[long], audio_max_length=480000)
     assert inputs["audio_lens"].tolist() == [3000]
