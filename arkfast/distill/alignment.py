@@ -1,6 +1,6 @@
 """Where a student's tokens meet those of a teacher with another vocabulary, and which ids mean the same there.
 
-Knows bytes, ids and offsets; knows no model and no prompt. Shape letters: Vs and Vt ids of the student and of the teacher, R rollouts, N
+Everything is told in bytes, ids and offsets. Shape letters: Vs and Vt ids of the student and of the teacher, R rollouts, N
 produced tokens.
 """
 

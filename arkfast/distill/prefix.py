@@ -1,8 +1,8 @@
 """Rollouts after prompts that a decoder has run once, for all of their rollouts.
 
 What a decoder makes of a prompt needs no rollout and is the same for all of them: a model without gradient runs its prompts ahead of time,
-and the produced tokens alone afterwards. Knows keys, values and positions; knows no loss. Shape letters: B prompts of up to P positions,
-R rollouts of up to L tokens, N tokens in all, H hidden size, V vocabulary.
+and the produced tokens alone afterwards. Shape letters: B prompts of up to P positions, R rollouts of up to L tokens, N tokens in all,
+H hidden size, V vocabulary.
 """
 
 from __future__ import annotations

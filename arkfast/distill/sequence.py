@@ -1,7 +1,7 @@
 """A prompt followed by the tokens to be scored, as one row of embeddings.
 
 The student's loss, the teacher's scores and supervised training all read the hidden states that predict given tokens; this is where
-those rows are built and those positions found. Knows the model's embeddings and decoder; knows no loss.
+those rows are built and those positions found.
 """
 
 from __future__ import annotations

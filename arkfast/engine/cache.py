@@ -1,6 +1,6 @@
 """Keys and values of what is being decoded: one preallocated slot a sequence, and the keys that a prefill makes.
 
-Knows where keys stand; knows nothing of tokens. Every row has its own write position, so prompts are padded on the right and no position
+Every row has its own write position, so prompts are padded on the right and no position
 is ever shifted.
 """
 

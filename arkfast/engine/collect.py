@@ -1,4 +1,4 @@
-"""Rollouts put together from rows that end at different times. Knows where each row's ids go; nothing here waits for the device."""
+"""Rollouts put together from rows that end at different times. Nothing here waits for the device."""
 
 from __future__ import annotations
 

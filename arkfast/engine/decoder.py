@@ -2,7 +2,7 @@
 
 The modules and parameters are those of Transformers' Llama, Qwen2 or Qwen3, so a model that is being trained, wrapped or adapted decodes as
 it is. Between its matrix products stand four fused operations, because a layer of Transformers is some 45 kernel launches of a few
-microseconds each and a step of 64 rows is bound by them. Knows layers; knows no sampling.
+microseconds each and a step of 64 rows is bound by them.
 """
 
 from __future__ import annotations

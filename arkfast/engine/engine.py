@@ -1,8 +1,8 @@
 """Decoding: prompts in, ids out.
 
 One cache, one token mask, one stop rule for training's rollouts, transcription and the service. Requests wait in a queue, take a slot
-each, and leave it when they end, so that short ones do not wait for long ones. Knows queue and slots; knows neither text nor files. A
-row's tokens do not depend on its batch mates, its slot or the order.
+each, and leave it when they end, so that short ones do not wait for long ones. A row's tokens do not depend on its batch mates, its slot or
+the order.
 """
 
 from __future__ import annotations

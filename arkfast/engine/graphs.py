@@ -1,6 +1,6 @@
 """Decode steps as CUDA graphs: one captured for each number of rows, replayed with a single launch.
 
-Knows how to capture and when a capture is stale; knows nothing of what a step does.
+What a step does is up to the caller. Where a capture fails, steps are launched one kernel at a time, after a warning.
 """
 
 from __future__ import annotations

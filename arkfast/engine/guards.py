@@ -1,6 +1,6 @@
 """Limits that keep a transcript from running away: loops, and more tokens than the audio can hold.
 
-Knows ids and lengths; knows no model. A loop is cut at a place that depends on the row's ids alone, not on when somebody looked.
+A loop is cut at a place that depends on the row's ids alone, not on when somebody looked.
 """
 
 from __future__ import annotations

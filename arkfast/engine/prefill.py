@@ -1,6 +1,6 @@
 """From features to the first hidden state: encoding and prefill in groups of similar length.
 
-Knows lengths, budgets and the two passes; knows no slots and no sampling. Grouping changes no result: the encoder masks what is padding,
+Grouping changes no result: the encoder masks what is padding,
 and prompts are padded on the right.
 """
 

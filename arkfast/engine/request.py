@@ -1,7 +1,4 @@
-"""What goes into the engine and what comes out of it, one utterance at a time.
-
-Knows shapes and limits; knows no model and no device.
-"""
+"""What goes into the engine and what comes out of it, one utterance at a time, with the limits of each number."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What the device knows of the rows that are being decoded, and how the next id of each is chosen.
 
 Every tensor has a slot a row and stays where it is, so that a step can be captured in a graph; a step reads nothing on the host. A row
-that has ended stays as it is until its slot is taken again. Knows scores and ids; knows no requests.
+that has ended stays as it is until its slot is taken again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The rows being decoded and their keys and values: taken, advanced, read and given up.
 
 The rows in use are always the first ones: where one ends, the last takes its slot. A step then works on whole leading parts of its
-tensors, and a graph captured for 64 rows serves any 64. Knows the device's state; knows no queue.
+tensors, and a graph captured for 64 rows serves any 64.
 """
 
 from __future__ import annotations

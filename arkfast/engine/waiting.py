@@ -1,6 +1,6 @@
 """Prompts that wait for a slot: encoded and prefilled in groups of similar length, and the faulty ones found out.
 
-Knows prompts and their order; knows no slots and no steps. Encoding looks further ahead than admission: clips of similar length are
+Encoding looks further ahead than admission: clips of similar length are
 encoded together wherever they stand in the queue, and yet go on in the order in which they came, a slotful at a time.
 """
 

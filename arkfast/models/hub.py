@@ -1,7 +1,6 @@
 """Checkpoints by name: a local folder, or a repository of the Hugging Face Hub at one commit.
 
-Knows which files of a repository a checkpoint needs and how they come into the usual cache; reads no weight and runs nothing that a
-repository holds.
+The files that a checkpoint needs come into the usual cache. No weight is read here, and nothing that a repository holds is run.
 """
 
 from __future__ import annotations

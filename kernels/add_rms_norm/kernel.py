@@ -1,4 +1,4 @@
-"""The residual sum and its normalised row. Knows pointers and blocks; knows no module.
+"""The residual sum and its normalised row.
 
 One program has one row, so what it computes does not depend on how many there are.
 """

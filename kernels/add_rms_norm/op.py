@@ -1,4 +1,4 @@
-"""``add_rms_norm``: checks, launch and the choice of backend. Inference only. Knows rows; nothing of models."""
+"""``add_rms_norm``: checks, launch and the choice of backend. For inference only."""
 
 from __future__ import annotations
 

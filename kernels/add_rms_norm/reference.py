@@ -1,4 +1,4 @@
-"""The residual sum and its normalised rows, in plain torch. Knows rows; nothing of models.
+"""The residual sum and its normalised rows, in plain torch.
 
 Roundings stand where Transformers' decoder layers and ``Qwen2RMSNorm`` have them, so the bits are theirs.
 """

@@ -1,1 +1,1 @@
-"""What every op folder shares: argument checks, backend choice, precision, row chunks. Knows no op."""
+"""What every op folder shares: argument checks, backend choice, precision, row chunks. Nothing here imports an op."""

@@ -1,4 +1,4 @@
-"""Which implementation of an op runs, and what has run so far. Knows the backends' names; knows no op."""
+"""Which implementation of an op runs, and what has run so far."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Checks on what a caller hands to an op: kinds, shapes, dtypes, devices, choices.
 
-Knows how to word an error; knows no op. Everything here looks at metadata alone, never at values, so no check waits for a device.
+Everything here looks at metadata alone, never at values, so no check waits for a device.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many rows of a [T, V] product exist at once. Knows budgets; knows no op.
+"""How many rows of a [T, V] product exist at once.
 
 Rows finish within one chunk, so no running state crosses chunks and memory does not depend on T.
 """

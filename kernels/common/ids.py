@@ -1,4 +1,4 @@
-"""Token ids in the width that kernels sort and compare them in. Knows no op."""
+"""Token ids in the width that kernels sort and compare them in."""
 
 from __future__ import annotations
 

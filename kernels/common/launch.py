@@ -1,4 +1,4 @@
-"""Where Triton kernels can be launched and with which configuration. Knows devices and tables; knows no op.
+"""Where Triton kernels can be launched and with which configuration.
 
 A configuration is looked up, never searched for: results and times of a run must not depend on a timing race at its start.
 """

@@ -1,6 +1,7 @@
 """A linear layer's logits in row chunks, and the gradients of its input and weight from the chunks' dL/dlogits.
 
-Knows products, chunks and padding; knows no loss. Letters: T rows, n rows of a chunk, H features, V outputs.
+A loss stands between the two: it is handed a chunk's logits and hands back dL/dlogits. Letters: T rows, n
+rows of a chunk, H features, V outputs.
 """
 
 from __future__ import annotations

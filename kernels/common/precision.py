@@ -1,4 +1,4 @@
-"""The dtype in which ops compute: float32, or float64 where an input is float64. Knows no op."""
+"""The dtype in which ops compute: float32, or float64 where an input is float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The smallest Triton kernel, to see whether kernels can be built and started at all. Knows no op."""
+"""The smallest Triton kernel, to see whether kernels can be built and started at all."""
 
 import triton
 import triton.language as tl

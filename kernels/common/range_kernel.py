@@ -1,4 +1,4 @@
-"""The test whether ids lie in a row's ranges, for kernels of several ops. Knows pointers; knows no op."""
+"""The test whether ids lie in a row's ranges, for kernels of several ops."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Ids that a row may have, as a few half-open ranges of its own. Knows ranges, rows and widths; knows no op.
+"""Ids that a row may have, as a few half-open ranges of its own.
 
 Letters: T (or n) rows, R ranges a row, V columns.
 """

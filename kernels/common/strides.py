@@ -1,4 +1,4 @@
-"""Memory layouts that kernels read: any stride between rows, elements of a row next to each other. Knows no op."""
+"""Memory layouts that kernels read: any stride between rows, elements of a row next to each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of one query a row, in parts of a row's keys that are put together afterwards. Knows pointers and blocks; knows no module.
+"""Attention of one query a row, in parts of a row's keys that are put together afterwards.
 
 Letters: T rows, HKV key-value heads, G query heads that share one, D features of a head. A part has SPLIT keys whatever the number of rows
 and the length of the cache, so a row's bits depend on its own keys alone. Parts past a row's length do nothing, and keys past it are not

@@ -1,4 +1,4 @@
-"""``decode_attention``: checks, launches and the choice of backend. Inference only. Knows heads and lengths; nothing of models."""
+"""``decode_attention``: checks, launches and the choice of backend. For inference only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention of one query a row over the first keys of its row, in plain torch. Knows heads and lengths; nothing of models.
+"""Attention of one query a row over the first keys of its row, in plain torch.
 
 Letters: T rows, Hq query heads, Hkv key-value heads, G = Hq / Hkv heads of a group, D features of a head, R cache rows, L positions.
 """

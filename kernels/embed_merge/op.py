@@ -1,6 +1,6 @@
 """``audio_embed_merge``: checks, launches, autograd, the choice of backend. The torch backend's gradients follow from its own operations.
 
-Knows ids, rows and lengths; nothing of models. The table's gradient is ``sparse_weight_grad``'s sorted sum over the text positions.
+The table's gradient is ``sparse_weight_grad``'s sorted sum over the text positions.
 """
 
 from __future__ import annotations

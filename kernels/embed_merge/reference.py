@@ -1,4 +1,4 @@
-"""Placing audio rows at placeholders, in plain torch. Knows ids, rows and lengths; nothing of models.
+"""Placing audio rows at placeholders, in plain torch.
 
 Letters: B prompts, P prompt ids, V table rows, Ta audio rows of a padded clip, H features.
 """

@@ -1,4 +1,4 @@
-"""Dot products of hidden rows with gathered weight rows, and the hidden gradient. Knows pointers and blocks; knows nothing of autograd.
+"""Dot products of hidden rows with gathered weight rows, and the hidden gradient.
 
 Letters: T positions, H features, U ids a position. One program has one position, so what it computes does not depend on how many there are.
 Slots that are empty (negative ids) or past the weight's V rows read no weight.

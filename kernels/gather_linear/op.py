@@ -1,4 +1,4 @@
-"""``gather_linear``: checks, launches, autograd and the choice of backend. Knows that the head's gradient is sparse; knows no loss."""
+"""``gather_linear``: checks, launches, autograd and the choice of backend. The head's gradient is sparse."""
 
 from __future__ import annotations
 

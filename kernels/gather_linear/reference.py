@@ -1,4 +1,4 @@
-"""Dot products of hidden rows with gathered weight rows, and the hidden gradient, in plain torch. Knows nothing of autograd.
+"""Dot products of hidden rows with gathered weight rows, and the hidden gradient, in plain torch.
 
 Letters: T positions, H features, V weight rows, U ids a position. Gathered rows [n, U, H] exist for a few positions at a time.
 """

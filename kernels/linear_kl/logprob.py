@@ -1,6 +1,6 @@
 """``linear_logprob``: log-probability of sampled tokens and entropy of their distributions, from hidden states.
 
-Knows a target a row; the row kernel, chunks and autograd are ``log_softmax``'s.
+Each row has one target; the row kernel, the chunks and the gradient are those of ``log_softmax``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``linear_kl``: checks, chunks of two linear layers, launches, autograd and reductions. Knows no product beyond "logits of a chunk".
+"""``linear_kl``: checks, chunks of two linear layers, launches, autograd and reductions.
 
 A scalar loss has its gradient ready when its forward is: the row kernel turns a chunk's student logits into dL/dlogits while the chunk is
 there, and the backward only scales. Rows ("none") learn their factors in the backward, which makes the chunks again.

@@ -1,6 +1,6 @@
 """A divergence between the whole distributions of two logit buffers, and its gradient, in plain torch.
 
-Knows one chunk of logits of both models. The whole vocabulary is the union of the ids that are not dead, so the definitions are
+Both models' logits come in one chunk at a time. The whole vocabulary is the union of the ids that are not dead, so the definitions are
 ``union_kl``'s. Letters: n rows, V columns, p the teacher's distribution, q the student's.
 """
 

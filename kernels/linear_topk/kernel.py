@@ -1,4 +1,4 @@
-"""Triton kernel that scores chosen columns of a linear layer in float32. Knows pointers and strides; knows neither chunks nor maps.
+"""Triton kernel that scores chosen columns of a linear layer in float32.
 
 Letters: H features, V weight rows, K slots of a program, a power of two.
 """

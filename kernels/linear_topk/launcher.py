@@ -1,6 +1,6 @@
 """Top-k over a linear layer on a GPU: the product of a chunk of rows in a workspace, the row kernels on it, float32 scores of the winners.
 
-Knows chunks and the workspace; knows no arguments' checks. cuBLAS does the product: a matrix product with the selection fused into it would
+cuBLAS does the product: a matrix product with the selection fused into it would
 have to keep up with cuBLAS to within a tenth to be worth it, and Triton's does not.
 """
 

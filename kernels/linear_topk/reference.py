@@ -1,5 +1,4 @@
-"""The pieces of a linear layer's top-k, in plain torch: looking up output ids, exact scores of the chosen ones. Knows no chunks and no
-arguments.
+"""The pieces of a linear layer's top-k, in plain torch: looking up output ids, exact scores of the chosen ones.
 
 Letters: n rows of a chunk, V columns (rows of the weight), k ids a row. A column's output id is its number, or what ``vocab_map`` says.
 """

@@ -1,6 +1,6 @@
 """``linear_log_softmax``: the log-softmax of a linear layer's outputs from its input, in row chunks.
 
-Knows checks, chunks and autograd; the arithmetic of a chunk is in ``op``. A chunk's logits are made again for the gradient and turned into
+The arithmetic of a chunk is in ``op``. A chunk's logits are made again for the gradient and turned into
 dL/dlogits in place, so that nothing of size V outlives a chunk.
 """
 

@@ -1,6 +1,6 @@
 """``row_log_softmax``: checks, launches, autograd and the choice of backend for one buffer of logits.
 
-Knows rows of logits that exist; where they come from a linear layer, ``linear`` makes them chunk by chunk and calls what is here.
+The logits exist already. Where they come from a linear layer, ``linear`` makes them chunk by chunk and calls what is here.
 """
 
 from __future__ import annotations

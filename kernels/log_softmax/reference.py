@@ -1,6 +1,6 @@
 """Log-softmax of logit rows at chosen ids, with log-sum-exp and entropy, and its gradient, in plain torch from the definitions.
 
-Knows one buffer of logits; knows neither chunking nor autograd. Letters: n rows, V columns, U ids a row, z logits, p = softmax(z/τ).
+Letters: n rows, V columns, U ids a row, z logits, p = softmax(z/τ).
 ``dead`` is bool, [V] for all rows or [n, V] for each.
 """
 

@@ -1,4 +1,4 @@
-"""Normalisation and rotation of a step's queries and keys, and the write into the cache. Knows pointers and strides; knows no module.
+"""Normalisation and rotation of a step's queries and keys, and the write into the cache.
 
 Letters: T rows, HQ query heads, HKV key-value heads, D features of a head, L positions of a cache row. Tiles are heads by half a head's
 features, because feature d turns with d + D/2.

@@ -1,4 +1,4 @@
-"""``rope_cache``: checks, launch and the choice of backend. Inference only. Knows heads and positions; nothing of models."""
+"""``rope_cache``: checks, launch and the choice of backend. For inference only."""
 
 from __future__ import annotations
 

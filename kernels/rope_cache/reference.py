@@ -1,4 +1,4 @@
-"""Normalising and rotating queries and keys and writing a cache, in plain torch. Knows heads and positions; nothing of models.
+"""Normalising and rotating queries and keys and writing a cache, in plain torch.
 
 Letters: T rows, Hq query heads, Hkv key-value heads, D features of a head, R cache rows, L positions of each.
 """

@@ -1,4 +1,4 @@
-"""Triton kernels of the exact top-k of rows. Knows pointers and strides; knows neither tensors nor arguments' checks.
+"""Triton kernels of the exact top-k of rows.
 
 A row's columns are cut into groups of G consecutive positions and supergroups of S groups. ``row_stats`` reads the row once and keeps the
 maxima of both; ``row_select`` takes the K best supergroups, of their groups the K best, and of those groups' values the K best.

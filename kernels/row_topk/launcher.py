@@ -1,4 +1,4 @@
-"""Launches the row kernels: configurations, buffers, grids. Knows what a row's positions stand for; knows no public op.
+"""Launches the row kernels: configurations, buffers, grids.
 
 How a row is cut depends on its width alone, so a row's bits do not depend on how many rows there are.
 """

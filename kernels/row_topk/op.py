@@ -1,5 +1,4 @@
-"""``topk_lse``: checks, row chunks and the choice of backend. Knows what callers pass and get; the arithmetic is in ``reference`` and in
-``kernel``."""
+"""``topk_lse``: checks, row chunks and the choice of backend. The arithmetic is in ``reference`` and in ``kernel``."""
 
 from __future__ import annotations
 

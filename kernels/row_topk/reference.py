@@ -1,7 +1,6 @@
 """Top-k of rows in the order "larger value first, then lower id", in plain torch from that definition.
 
-Knows one buffer of logits and which id each of its columns stands for; knows neither where the buffer came from nor arguments' checks.
-Letters: n rows, V columns, g gathered columns.
+Each column of a buffer of logits stands for an id. Letters: n rows, V columns, g gathered columns.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Segment sums of scaled rows over entries sorted by id. Knows sorted entries; knows neither where they come from nor any loss.
+"""Segment sums of scaled rows over entries sorted by id.
 
 Letters: E entries, H features, V rows of the result. An entry is (id, row, factor): ``order[e]`` below T·U is slot ``order[e] % U`` of
 position ``order[e] // U``, whose row is ``hidden``'s; from T·U on it is a row of ``extra`` with factor 1. Entries of negative id stand

@@ -1,4 +1,4 @@
-"""``sparse_weight_grad``: checks, allocation, launches and the choice of backend. Knows no loss."""
+"""``sparse_weight_grad``: checks, allocation, launches and the choice of backend."""
 
 from __future__ import annotations
 

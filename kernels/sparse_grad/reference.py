@@ -1,6 +1,6 @@
 """Segment sums of scaled hidden rows, in plain torch: sort the entries by id, then add each id's entries in the order of their positions.
 
-Knows entries (id, position, factor); knows no loss. Letters: T positions, U ids a position, E = T·U entries, H features, V weight rows.
+An entry is (id, position, factor). Letters: T positions, U ids a position, E = T·U entries, H features, V weight rows.
 """
 
 from __future__ import annotations

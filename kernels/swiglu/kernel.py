@@ -1,4 +1,4 @@
-"""The gated product of a feed-forward layer. Knows pointers and blocks; knows no module."""
+"""The gated product of a feed-forward layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``swiglu``: checks, launch and the choice of backend. Inference only. Knows rows; nothing of models."""
+"""``swiglu``: checks, launch and the choice of backend. For inference only."""
 
 from __future__ import annotations
 

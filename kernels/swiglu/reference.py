@@ -1,4 +1,4 @@
-"""The gated product of a feed-forward layer, in plain torch. Knows rows; nothing of models."""
+"""The gated product of a feed-forward layer, in plain torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The autograd function of the fused loss: one kernel a position, gradients known when the loss is. Knows no reduction.
+"""The autograd function of the fused loss: one kernel a position, gradients known when the loss is.
 
 The forward leaves the gradient to the scores, the ids they belong to and the hidden gradient; the backward scales them by the upstream
 gradient of each row and sums the weight's rows. The weight itself is not needed again.

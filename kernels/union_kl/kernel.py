@@ -1,4 +1,4 @@
-"""The distillation loss of one position per program. Knows slots, supports and divergences; knows neither reductions nor autograd.
+"""The distillation loss of one position per program.
 
 Letters: T positions, U slots a position (the student's ids, then the teacher's), UB ≥ U a power of two, H features, p the teacher's
 distribution over a position's slots, q the student's. A slot is ``on`` when it counts.

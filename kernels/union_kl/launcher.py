@@ -1,4 +1,4 @@
-"""Launches of this op's kernels: allocation, grids, configurations. Knows shapes; knows neither checks of arguments nor autograd.
+"""Launches of this op's kernels: allocation, grids, configurations.
 
 Letters: T positions, U slots a position, H features, V ids. Everything returned is float32 or int32 unless said.
 """

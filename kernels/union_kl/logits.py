@@ -1,6 +1,6 @@
 """``union_topk_kl``: the loss on two logit tensors, as one operator that torch.compile takes whole.
 
-Knows how top-k lists become a loss and how its gradient goes back into logits. The operator ``arkfast::union_topk_kl`` gives rows;
+The operator ``arkfast::union_topk_kl`` gives rows;
 reductions are ordinary torch around it.
 """
 

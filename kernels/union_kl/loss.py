@@ -1,7 +1,7 @@
 """``opd_union_kl``: the loss a trainer calls, on hidden states and a head.
 
-Knows supports, validity of rows and reductions. In torch products are ``gather_linear``'s and the divergence is ``union_kl``'s; in Triton
-``fused`` has both. Nothing here waits for the device: counts stay where they are.
+Supports, the validity of rows and reductions are decided here. In torch the products are those of ``gather_linear`` and the divergence is
+that of ``union_kl``; in Triton ``fused`` has both. Nothing here waits for the device: counts stay where they are.
 """
 
 from __future__ import annotations

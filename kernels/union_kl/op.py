@@ -1,7 +1,6 @@
 """``union_support`` and ``union_kl``: the building blocks of the loss on scores that the caller already has.
 
-Knows checks, autograd and the choice of backend; the arithmetic is in ``reference`` and ``kernel``, the losses are in ``loss`` and
-``logits``.
+The arithmetic is in ``reference`` and ``kernel``; the losses are in ``loss`` and ``logits``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The union of two id lists, and a divergence on it with its closed-form gradient, in plain torch from the definitions.
 
-Knows slots: ids, two scores a slot, which slots count. Knows neither where scores come from nor autograd.
-Letters: T positions, U slots, p the teacher's distribution over a position's slots, q the student's.
+A slot has an id and two scores, and counts or does not. Letters: T positions, U slots, p the teacher's distribution over a position's
+slots, q the student's.
 """
 
 from __future__ import annotations

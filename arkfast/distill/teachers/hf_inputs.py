@@ -1,7 +1,7 @@
 """What a Transformers speech model hears of a clip, and the ids that it reads before its answer.
 
-Knows processors, feature extractors and prompts; runs no model but to be asked for a clip's language. Every clip is prepared alone, so that
-what a model hears never depends on the batch.
+Every clip is prepared alone, so that what a model hears never depends on the batch. The model is run here only to find out which language a
+clip is in.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A Transformers speech model that is run over prompts and answers: scores of chosen positions, and greedy answers.
 
-Knows forwards, groups of rows and the head; knows neither prompts nor vocabularies. Shape letters: V the model's ids.
+Prompts and answers come in as ids; which ids they are is decided by the caller. Shape letters: V the model's ids.
 """
 
 from __future__ import annotations

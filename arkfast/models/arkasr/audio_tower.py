@@ -1,10 +1,9 @@
 """The audio encoder of ARK-ASR: Whisper's convolutions and layers with rotary positions, a norm, and the adapter to the decoder's width.
 
-Knows log-mel in, decoder embeddings out, and how to keep a clip's embeddings independent of the clips beside it; knows no tokens.
-Where the host knows the clips' lengths, the layers run over clips laid end to end (``Packing``); the masked form beside it is the reference
-and serves those who know the lengths on the device alone. Parameter names are those of the official checkpoints. Shape letters: B clips,
-T mel frames, S = (T + 1) // 2 encoder frames, P frames of all clips, D encoder width, N = max(S // merge_factor, 1) embeddings, H decoder
-width.
+Log-mel goes in and decoder embeddings come out, and a clip's embeddings do not depend on the clips beside it. Where the host knows the
+clips' lengths, the layers run over clips laid end to end (``Packing``); the masked form beside it is the reference and serves those who
+know the lengths on the device alone. Parameter names are those of the official checkpoints. Shape letters: B clips, T mel frames,
+S = (T + 1) // 2 encoder frames, P frames of all clips, D encoder width, N = max(S // merge_factor, 1) embeddings, H decoder width.
 """
 
 from __future__ import annotations

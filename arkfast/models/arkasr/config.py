@@ -1,6 +1,6 @@
 """The ARK-ASR configuration: a Qwen2 decoder's fields at the top level, a Whisper encoder's under ``whisper_config``.
 
-Knows the fields of the official ``config.json`` and how older ones map to Transformers 5; knows no module and no weight.
+The official ``config.json`` loads as it is; fields of older versions are mapped to those of Transformers 5.
 """
 
 # Annotations stay live objects here: Transformers builds a checked dataclass from them.

@@ -1,7 +1,7 @@
 """ARK-ASR for Transformers: the audio encoder in front of a Qwen2 decoder.
 
-Knows how audio embeddings enter the prompt, what ``generate()`` needs and how a training step reaches the head; knows no audio file, no
-tokenizer and no loss of ours. Shape letters: B rows, P prompt ids, T mel frames, N audio embeddings, H decoder width, V vocabulary.
+This is where audio embeddings enter the prompt, where ``generate()`` gets what it needs, and where a training step reaches the head. Shape
+letters: B rows, P prompt ids, T mel frames, N audio embeddings, H decoder width, V vocabulary.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Making an ARK-ASR checkpoint from nothing: a tokenizer trained on texts, random weights, and every file of the official layout.
 
-Knows sizes and files; trains no weight. The same arguments write the same bytes.
+The same arguments write the same bytes.
 """
 
 from __future__ import annotations

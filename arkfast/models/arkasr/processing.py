@@ -1,7 +1,6 @@
 """The ARK-ASR processor: conversations with audio in, model inputs out.
 
-Knows the prompt's tokens, the processor's files and how a clip is read; features come from :mod:`arkfast.audio`, one clip at a time,
-so they never depend on the batch. Knows no model.
+Features come from :mod:`arkfast.audio`, one clip at a time, so they never depend on the batch.
 """
 
 from __future__ import annotations

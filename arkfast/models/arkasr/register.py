@@ -1,6 +1,6 @@
 """Making ARK-ASR known to Transformers' Auto classes and to its speech-recognition pipeline.
 
-Knows the registries; a class registered here wins over the code that a checkpoint brings, even with ``trust_remote_code=True``.
+A class registered here wins over the code that a checkpoint brings, even with ``trust_remote_code=True``.
 """
 
 from __future__ import annotations
