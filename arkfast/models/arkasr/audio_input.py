@@ -88,7 +88,11 @@ def read_input(
         raise InputError(f"{where or 'audio'}: {source} is an address; download it and give the file's path")
     if isinstance(source, OpenFile):
         source = _content(source, where or "audio")
-    if not isinstance(source, (str, os.PathLike, bytes, bytearray, memoryview)):
+    elif isinstance(source, os.PathLike):
+        source = os.fsdecode(source)
+    elif isinstance(source, (bytearray, memoryview)):
+        source = bytes(source)
+    if not isinstance(source, (str, bytes)):
         return _samples(source, sampling_rate, begin, end, chosen(channel), audio_track, where or "audio array")
     return audio.read(source, begin=begin, end=end, channel=channel, audio_track=audio_track, name=where)
 
@@ -158,10 +162,11 @@ def hertz(value: object, where: str) -> int:
     Raises:
         InputError: it is no whole number, or none that a recording has.
     """
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value != int(value):
+    number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+    if not number.is_integer():
         raise InputError(f"{where}: 'sampling_rate' must be a whole number of Hz, got {value!r}")
-    check_format(where, 1, int(value), MAX_CHANNELS)
-    return int(value)
+    check_format(where, 1, int(number), MAX_CHANNELS)
+    return int(number)
 
 
 def _track(value: object, where: str) -> int | None:
@@ -193,7 +198,8 @@ def _samples(
     if isinstance(source, Decoder):
         source = source.get_all_samples()
     if isinstance(source, DecodedSamples):
-        source, sampling_rate = source.data, hertz(source.sample_rate, where)
+        sampling_rate = hertz(source.sample_rate, where)
+        source = source.data
     try:
         given = as_array(source)
     except ValueError as error:  # lists of unequal lengths

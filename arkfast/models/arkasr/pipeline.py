@@ -57,13 +57,13 @@ class ArkasrPipeline(AutomaticSpeechRecognitionPipeline):
             self._ark = ArkasrProcessor(self.feature_extractor, self.tokenizer, merge_factor=model.config.merge_factor)
             self._blocked = AllowedTokens.asr(self._ark.tokenizer, model.config).blocked(model.config.vocab_size).tolist()
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """The transcript of one input, or of each of several: see the class."""
         if self._ark is not None and isinstance(inputs, (list, tuple)):
             inputs = list(inputs)
             if not inputs:
                 return []
-        return super().__call__(inputs, **kwargs)
+        return super().__call__(inputs, *args, **kwargs)
 
     def _sanitize_parameters(self, *args: Any, **kwargs: Any) -> Any:
         if isinstance(self.model.config, ArkasrConfig):
@@ -142,15 +142,14 @@ def split_at_quiet(samples: np.ndarray, longest: float) -> list[np.ndarray]:
 
 def _chunk_seconds(given: object) -> float:
     """``chunk_length_s``, where 0 is the longest that the model hears at once."""
-    if isinstance(given, bool) or not isinstance(given, numbers.Real) or not (given == 0 or MIN_CHUNK_SECONDS <= given < math.inf):
+    length = float(given) if isinstance(given, numbers.Real) and not isinstance(given, bool) else math.nan
+    if length != 0 and not MIN_CHUNK_SECONDS <= length < math.inf:
         raise InputError(
             f"pipeline: chunk_length_s must be {MIN_CHUNK_SECONDS:g} to {MAX_CHUNK_SECONDS:g} seconds, or 0 for the longest, got {given!r}"
         )
-    if given > MAX_CHUNK_SECONDS:
-        warnings.warn(
-            f"pipeline: chunk_length_s {float(given):g}: the model hears {MAX_CHUNK_SECONDS:g} s at once, which is used", stacklevel=2
-        )
-    return min(float(given) or MAX_CHUNK_SECONDS, MAX_CHUNK_SECONDS)
+    if length > MAX_CHUNK_SECONDS:
+        warnings.warn(f"pipeline: chunk_length_s {length:g}: the model hears {MAX_CHUNK_SECONDS:g} s at once, which is used", stacklevel=2)
+    return min(length or MAX_CHUNK_SECONDS, MAX_CHUNK_SECONDS)
 
 
 def _settings(given: Mapping[str, Any], blocked: list[int]) -> dict[str, Any]:
