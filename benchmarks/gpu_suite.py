@@ -47,6 +47,8 @@ SHARES = {"tests": 8, "sanitizer": 3, "linear_topk": 2, "loss_block": 4, "union_
 """Parts of the time, where a group takes more than one; what a group leaves goes to the later ones."""
 GRACE, LAST = 120.0, 30.0
 """Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
+CANNOT = re.compile(r"^=+ .*(Device not supported|Unable to attach|not supported on this).*$", flags=re.MULTILINE)
+"""What compute-sanitizer says where it can look at nothing, and so finds nothing."""
 SMALL_RUN = ROOT / "benchmarks" / "small_run.py"
 
 
@@ -93,6 +95,10 @@ def run_sanitizer(seconds: float, log: Path) -> Result:
     options = ["--tool", "memcheck", "--error-exitcode", "9", "--target-processes", "application-only", "--report-api-errors", "no"]
     status, said = timeout([tool, *options, sys.executable, str(SMALL_RUN)], seconds, log)
     found = re.findall(r"^=+ (ERROR SUMMARY: .*)$", said, flags=re.MULTILINE)
+    if status and (
+        refused := re.search(r"^=+ .*(Device not supported|Unable to attach|not supported on this).*$", said, flags=re.MULTILINE)
+    ):
+        return {"state": "not run", "why": refused[0].strip("= ")}
     state = "out of time" if status is None else "passed" if status == 0 else "failed"
     return {"state": state, "why": found[-1] if found else "", **({"said": said} if status else {})}
 

@@ -18,8 +18,8 @@ Call = Callable[[int], object]
 """Runs an implementation on the input set of a number."""
 LEAST, MOST = 3, 60
 """Samples of a call: no fewer, however slow it is, and no more, however fast."""
-HEAD_START = 2_000_000
-"""Cycles that a GPU is kept busy before a call that stands in a queue: a millisecond at 2 GHz, longer than launching a loss takes."""
+HEAD_START = 8_000_000
+"""Cycles that a GPU is kept busy before a call that stands in a queue: four milliseconds at 2 GHz. Launching a loss takes about one."""
 
 
 def l2_bytes(device: torch.device) -> int:

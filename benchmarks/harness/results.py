@@ -79,6 +79,7 @@ def machine(device: torch.device, commit: str | None) -> Result:
         "device": device.type,
         "gpu": gpu,
         "hardware": hardware,
+        "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
         "versions": {"python": platform.python_version(), "cuda": torch.version.cuda, **{name: version(name) for name in PACKAGES}},
         "commit": commit or commit_here(),
         "sources": sources(),

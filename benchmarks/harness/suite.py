@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from shapes import Shape
 
+from arkfast.device import choose_attention
 from harness import ceilings
 from harness.clock import Call, Clock, graphed, host_syncs, peak_bytes, percentiles, sets_needed
 
@@ -90,7 +91,8 @@ class Entry:
 
 
 def device_here() -> torch.device:
-    """The GPU where there is one, else the CPU."""
+    """The GPU where there is one, else the CPU; attention is chosen as a run of arkfast chooses it, for every provider alike."""
+    choose_attention()
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

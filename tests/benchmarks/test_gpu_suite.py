@@ -13,6 +13,8 @@ import pytest
 import torch
 from harness import gpu_tests
 from harness.goals import GOALS
+from harness.results import machine
+from harness.suite import device_here
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -253,6 +255,26 @@ def test_every_access_is_checked_where_the_tool_is(monkeypatch, tmp_path, ended,
     monkeypatch.setattr(gpu_suite.shutil, "which", lambda name, path=None: None)
     assert gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cuda")["state"] == "not run"
     assert gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cpu") == {"state": "not run", "why": "no GPU"}
+
+
+def test_every_provider_runs_without_cudnn_attention_and_the_results_say_so():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        assert machine(device_here(), None)["cudnn_attention"] is False
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@pytest.mark.parametrize(
+    "said", ["========= Error: Device not supported. Please refer to the documentation", "========= Unable to attach to the process"]
+)
+def test_a_sanitizer_that_cannot_attach_has_not_run(monkeypatch, tmp_path, said):
+    monkeypatch.setattr(gpu_suite, "timeout", lambda *_: (9, f"{said}\n========= ERROR SUMMARY: 0 errors\n"))
+    monkeypatch.setattr(gpu_suite.shutil, "which", lambda name, path=None: "/opt/compute-sanitizer")
+    found = gpu_suite.prove("sanitizer", 60.0, tmp_path / "log", "cuda")
+    assert found["state"] == "not run"
+    assert said.strip("= ") in found["why"]
 
 
 @pytest.mark.parametrize("interpret", ["0", pytest.param("1", marks=pytest.mark.slow)])
