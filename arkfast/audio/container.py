@@ -15,6 +15,7 @@ from typing import BinaryIO
 from arkfast.audio.sniff import MP4_BOXES
 
 UNKNOWN_SIZE = 0x7FF00000  # what writers to a pipe leave in a 32-bit size field is at least this
+_PIECE = 1 << 20  # bytes read at a time
 _MOST_CHUNKS = 1 << 16  # an hour of fragmented MP4 in pieces of 0.1 s; a file of more is not walked to its end
 
 
@@ -100,6 +101,18 @@ def _ebml_number(data: bytes, at: int) -> tuple[int | None, int] | None:
     ones = (1 << 7 * length) - 1
     value = int.from_bytes(data[at : at + length], "big") & ones
     return (None if value == ones else value), at + length
+
+
+def first_of(stream: BinaryIO, at: int, marks: tuple[bytes, ...]) -> int | None:
+    """Where behind ``at`` one of some marks of one length stands first, None where none does."""
+    held, length = b"", len(marks[0])
+    stream.seek(at)
+    while piece := stream.read(_PIECE):
+        held = held[len(held) - length + 1 :] + piece if len(held) >= length else held + piece
+        at += len(piece)
+        if found := [place for mark in marks if (place := held.find(mark)) >= 0]:
+            return at - len(held) + min(found)
+    return None
 
 
 def fragmented_mp4(stream: BinaryIO) -> bool:

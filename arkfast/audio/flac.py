@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+from arkfast.audio.container import first_of
 from arkfast.audio.sniff import id3_end
 
 _LONG_FRAME = 1 << 16  # bytes searched for the last frame where the header does not say how long frames are
 _MOST_BLOCKS = 1000  # of metadata; a file has a handful
 _LEAST_HEADER = 5  # bytes up to the frame's number
 _LONGEST_HEADER = 16  # bytes: sync and codes 4, number 7, block size 2, rate 2, CRC 1
-_PIECE = 1 << 20  # bytes read at a time
+_BEGINNING = b"fLaC\0\0\0\x22"  # the mark and the length of the block that comes first
 _ID3V1 = 128  # bytes of the tag that some writers put behind the last frame
 
 
@@ -62,7 +63,7 @@ def flac_disagreement(stream: BinaryIO) -> str | None:
     rate, total = int.from_bytes(head[18:21], "big") >> 4, int.from_bytes(head[21:26], "big") & (1 << 36) - 1
     if not total or not rate:
         return None
-    if (second := _second_header(stream, start + 4)) is not None:
+    if (second := first_of(stream, start + 4, (_BEGINNING,))) is not None:
         return f"at byte {second} another recording is joined to it, which the decoder would leave out"
     stream.seek(max(start, size - (longest_frame or _LONG_FRAME) - _ID3V1))
     tail = stream.read()
@@ -81,18 +82,6 @@ def flac_disagreement(stream: BinaryIO) -> str | None:
             if end == total:
                 return None
             return f"its header announces {total / rate:g} s and its last frame ends at {end / rate:g} s, as in files cut or joined"
-    return None
-
-
-def _second_header(stream: BinaryIO, at: int) -> int | None:
-    """Where behind ``at`` another file's beginning stands: its mark and the length of the block that comes first."""
-    mark, held = b"fLaC\0\0\0\x22", b""
-    stream.seek(at)
-    while piece := stream.read(_PIECE):
-        held = held[-len(mark) + 1 :] + piece
-        if (found := held.find(mark)) >= 0:
-            return at + len(piece) - len(held) + found
-        at += len(piece)
     return None
 
 

@@ -12,11 +12,13 @@ import sys
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from arkfast.audio.container import UNKNOWN_SIZE, announced_size, caf_chunk, chunks, mp4_box
+from arkfast.audio.container import UNKNOWN_SIZE, announced_size, caf_chunk, chunks, first_of, mp4_box
 from arkfast.audio.mp3 import behind_tags
 from arkfast.audio.sniff import MP4_BOXES
 
 _HEADS = (b"RIFF", b"RIFX", b"RF64", b"FORM", b"riff\x2e\x91\xcf\x11", b".snd", b"caff", b"NIST_1A", b"\x1a\x45\xdf\xa3", b"fLaC", b"OggS")
+# With video, with audio, with both; the header's length and the size of no tag follow.
+_FLV_HEADS = tuple(b"FLV\x01" + kind + b"\0\0\0\x09\0\0\0\0" for kind in (b"\x01", b"\x04", b"\x05"))
 _LEAST_SECONDS = 0.1
 _LEAST_HEADER = 24  # bytes; a size below that was never written
 _MOST_CHUNKS = 1000
@@ -52,10 +54,16 @@ def surplus(stream: BinaryIO, seconds: float) -> str | None:
             end = min(chunk_end, size)
     elif head[4:8] in MP4_BOXES:
         return _second_movie(stream, size)
+    elif head.startswith(b"FLV\x01"):
+        second = first_of(stream, 9, _FLV_HEADS)
+        return None if second is None else _joined(second)
     elif head[:4] in (b"RIFF", b"RIFX", b"RF64", b"FORM"):
-        if head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
+        if head[8:12] == b"AVI ":
+            end = _last_riff_end(stream, size)
+        elif head[8:12] in (b"WAVE", b"AIFF", b"AIFC"):
+            end = _last_chunk_end(stream, head, size)
+        else:
             return None
-        end = _last_chunk_end(stream, head, size)
     else:
         announced = announced_size(head)
         if announced is None or announced < _LEAST_HEADER:
@@ -65,7 +73,7 @@ def surplus(stream: BinaryIO, seconds: float) -> str | None:
     if rest is None:
         return None
     if _at(stream, rest, 16).startswith(_HEADS):
-        return f"at byte {rest} another recording is joined to it, which the decoder would leave out: split what was joined"
+        return _joined(rest)
     if (size - rest) * seconds / max(1, end) <= _LEAST_SECONDS:
         return None
     return (
@@ -210,12 +218,27 @@ def _second_movie(stream: BinaryIO, size: int) -> str | None:
     for kind, end in chunks(stream, 0, size, mp4_box):
         movies += kind == b"moov"
         if movies > 1 or (kind == b"ftyp" and begun):
-            return f"at byte {before} another recording is joined to it, which the decoder would leave out: split what was joined"
+            return _joined(before)
         begun, before = True, end
     rest = _behind(stream, before, size)
     if rest is not None and _at(stream, rest + 4, 4) == b"ftyp":
-        return f"at byte {rest} another recording is joined to it, which the decoder would leave out: split what was joined"
+        return _joined(rest)
     return None
+
+
+def _last_riff_end(stream: BinaryIO, size: int) -> int:
+    """Where an AVI ends; one of more than 1 GiB has several outer chunks (OpenDML)."""
+    end = 0
+    for _ in range(_MOST_CHUNKS):
+        head = _at(stream, end, 12)
+        if not head.startswith(b"RIFF") or (end and head[8:] != b"AVIX"):
+            break
+        end += 8 + int(struct.unpack_from("<I", head, 4)[0])
+    return end
+
+
+def _joined(at: int) -> str:
+    return f"at byte {at} another recording is joined to it, which the decoder would leave out: split what was joined"
 
 
 def _at(stream: BinaryIO, at: int, count: int) -> bytes:
