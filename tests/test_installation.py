@@ -36,6 +36,42 @@ def test_extras_that_hints_name_exist():
     assert {"asr", "containers", "quickstart"} <= hinted <= extras
 
 
+MODULES = {
+    "huggingface-hub": "huggingface_hub", "pyyaml": "yaml", "whisper-normalizer": "whisper_normalizer", "espeakng-loader": "espeakng_loader",
+    "tensorboard": "torch.utils.tensorboard",
+}  # fmt: skip
+"""Packages whose module has another name."""
+CALLED = {
+    "ruff": "scripts/test.sh", "mypy": "scripts/test.sh", "types-pyyaml": "", "types-tqdm": "", "cmake": "setup.py", "ninja": "setup.py",
+    "pytest-benchmark": "docs/kernels.md", "kernels": "tests/test_packaging.py", "zstandard": "",
+}  # fmt: skip
+"""Packages that are called by their command or looked up by their name, and the file that does; none for what the type checker reads."""
+
+
+def unused(project: str, code: str, called: dict[str, str]) -> list[str]:
+    """The packages of a project file's extras that no code imports and nobody calls."""
+    table = project.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    packages = dict.fromkeys(name.lower() for name in re.findall(r'"([A-Za-z][\w.-]*)', table))
+    imports = {name for name in packages if re.search(rf"^\s*(import|from) {re.escape(MODULES.get(name, name))}\b", code, re.MULTILINE)}
+    return [name for name in packages if name not in imports and name not in called]
+
+
+def test_no_extra_brings_what_no_code_uses():
+    paths = [path for folder in ("arkfast", "tests", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (*paths, ROOT / "setup.py"))
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert unused(project, code, CALLED) == []
+    for name, file in CALLED.items():
+        assert not file or name in (ROOT / file).read_text(encoding="utf-8"), f"{file} no longer calls {name}"
+
+
+def test_an_extra_without_use_is_found():
+    project = (
+        '[project.optional-dependencies]\nasr = ["soundfile>=0.13"]\nserve = ["fastapi>=0.115", "uvicorn[standard]"]\n[project.scripts]\n'
+    )
+    assert unused(project, "import soundfile\n# import fastapi\n", {}) == ["fastapi", "uvicorn"]
+
+
 def install(site: Path, name: str, *, summary: str = "Something else", top_level: str = "", record: str = "") -> None:
     """The metadata that an installed distribution leaves."""
     folder = site / f"{name.replace('-', '_')}-1.2.dist-info"
