@@ -58,6 +58,8 @@ class Summary:
     """``Transcriber.processing_seconds``; None where it was not measured."""
     model_commit: str | None = None
     """``Transcriber.model_commit``."""
+    doubtful: int = 0
+    """Rows with something doubtful about their recording."""
     repeats: int = 0
     """Rows of the input that repeat an earlier one and were taken once."""
     reasons: tuple[str, ...] = ()
@@ -80,6 +82,8 @@ class Summary:
             parts.append(f"{self.failed} failed")
         if self.truncated:
             parts.append(f"{self.truncated} cut short")
+        if self.doubtful:
+            parts.append(f"{self.doubtful} with warnings")
         if self.repeats:
             parts.append(f"{self.repeats} repeat{'s' if self.repeats > 1 else ''} left out")
         parts.append(f"{self.audio_seconds:.1f} s of audio in {self.wall_seconds:.1f} s")
@@ -156,7 +160,7 @@ def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Resul
 
 
 def _write(results: Iterator[Result], writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
-    failed, truncated, seconds, start = 0, 0, 0.0, time.perf_counter()
+    failed, truncated, doubtful, seconds, start = 0, 0, 0, 0.0, time.perf_counter()
     console.begin(unit="row", total=intake.rows)
     try:
         for result in results:
@@ -164,6 +168,7 @@ def _write(results: Iterator[Result], writer: AtomicJsonl, intake: Intake, conso
                 writer.write(admitted.row())
             failed += result.failed
             truncated += result.finish_reason in CUT_SHORT
+            doubtful += bool(result.warnings)
             seconds += result.seconds
             speed = f"{seconds:.0f} s of audio, RTFx {seconds / (time.perf_counter() - start):.1f}"
             console.advance(f"{speed}, {failed} failed" if failed else speed)
@@ -174,6 +179,7 @@ def _write(results: Iterator[Result], writer: AtomicJsonl, intake: Intake, conso
         rows=writer.rows,
         failed=failed,
         truncated=truncated,
+        doubtful=doubtful,
         audio_seconds=seconds,
         wall_seconds=time.perf_counter() - start,
         repeats=intake.repeats,

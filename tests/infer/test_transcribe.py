@@ -419,3 +419,59 @@ def test_bad_lines_of_files_of_one_name_keep_their_folders_apart(tmp_path: Path)
     rows = [item if isinstance(item, Utterance) else item.utterance for item in items]
     assert [row.id for row in rows] == ["a/t.jsonl:1", "a/t.jsonl:2", "b/t.jsonl:1", "b/t.jsonl:2"]
     assert rows[3].where == str(tmp_path / "b" / "t.jsonl:2")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_channels_and_doubts_stand_in_the_rows(
+    transcribe: Callable[..., tuple[int, Path]], tmp_path: Path, capsys: pytest.CaptureFixture[str], workers: str
+) -> None:
+    import soundfile
+
+    left, right = synthetic_speech(1.0, seed=1), synthetic_speech(1.0, seed=2)
+    for name, samples in {
+        "call": np.stack([left, right], axis=1),
+        "left": left,
+        "right": right,
+        "mix": (left + right) / 2,
+        "turned": np.stack([left, -left], axis=1),
+        "silent": np.zeros(16000),
+        "unscaled": 32768 * left,
+        "loud": 20 * left,
+    }.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, 16000, subtype="FLOAT")
+    lines = [
+        {"audio": "call.wav", "channel": 0},
+        {"audio": "call.wav"},
+        {"audio": "call.wav", "channel": "average"},
+        {"audio": "left.wav", "channel": 0},
+        {"audio": "right.wav", "channel": "average"},
+        {"audio": "mix.wav", "channel": "average"},
+        {"audio": "call.wav", "channel": 2},
+        {"audio": "turned.wav", "channel": "average"},
+        {"audio": "silent.wav", "channel": "average"},
+        {"audio": "unscaled.wav", "channel": "average"},
+        {"audio": "loud.wav", "channel": "average"},
+        {"audio": "left.wav", "begin_time": 0.3, "end_time": 0.35, "channel": "average"},
+    ]
+    code, output = transcribe(lines, "--channel", "1", "--num_workers", workers)
+    assert code == 1
+    rows = rows_of(output)
+    texts = [row["pred_text_raw"] for row in rows]
+    assert (texts[0], texts[1], texts[2]) == (texts[3], texts[4], texts[5]), "each channel is its talker"
+    assert len(set(texts[:3])) == 3
+    used = [row.get("audio_used") for row in rows]
+    assert used[:3] == [{"channel": channel, "channels": 2} for channel in (0, 1, "average")]
+    assert used[3:] == [None] * 9
+    assert [row.get("channel") for row in rows[:4]] == [0, None, "average", 0], "the input's own field passes through"
+    assert [row["status"] for row in rows] == ["ok"] * 6 + ["error", "error", "ok", "error", "ok", "ok"]
+    assert "call.wav: there is no channel 2: the recording has 2 channels" in rows[6]["error"]
+    assert "turned.wav: the channels cancel one another" in rows[7]["error"]
+    assert "unscaled.wav: samples reach" in rows[9]["error"]
+    doubts = {i: row["warnings"] for i, row in enumerate(rows) if "warnings" in row}
+    assert doubts.keys() == {8, 10, 11}
+    assert doubts[8] == ["digital silence: every sample is 0"]
+    assert doubts[10][0].endswith("full scale is 1: are they scaled?")
+    assert doubts[11] == ["a clip of 0.050 s is too short for a word"]
+    said = capsys.readouterr().out
+    assert said.startswith("9 of 12 rows transcribed, 3 failed, ")
+    assert ", 3 with warnings, " in said
