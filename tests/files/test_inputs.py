@@ -260,3 +260,12 @@ def test_every_file_of_an_evaluation_may_be_a_pipe(tmp_path: Path) -> None:
     words = f"cat rows | {run} --input - --output - | {run} --input - | grep en && ls"
     done = subprocess.run(["bash", "-c", words], cwd=tmp_path, stdout=subprocess.PIPE, check=True, timeout=100)
     assert done.stdout.splitlines()[-2:] == [b"rows", b"summary.json"]
+
+
+def test_flags_take_addresses_of_files_and_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    from arkfast.infer.command import TranscribeConfig, parse
+
+    monkeypatch.setenv("HOME", "/home/someone")
+    flags = ["--input=~/a.jsonl", "--output", "-", "--model_path", "file:///models/a%20b"]
+    config = parse(TranscribeConfig, flags, prog="arkfast transcribe", description="A test.")
+    assert (config.input, config.output, config.model_path) == (Path("/home/someone/a.jsonl"), Path("-"), Path("/models/a b"))
