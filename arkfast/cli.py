@@ -24,7 +24,7 @@ COMMANDS = {
     "manifest": ("arkfast.manifest.command", "check a data set, or clean it: bad rows named, durations filled in"),
     "prove": ("arkfast.prove.command", "compare with Transformers on your own checkpoints, then a few steps: one pass or fail report"),
     "quickstart": ("arkfast.quickstart.command", "the whole job, small and real, on a CPU in minutes"),
-    "doctor": ("arkfast.doctor", "what is installed, what runs, and what is missing for each door"),
+    "doctor": ("arkfast.doctor", "what is installed, what runs, and what is missing for each entry point"),
 }
 
 

@@ -1,4 +1,4 @@
-"""``arkfast doctor``: what is installed, what runs where, what is missing for each door, and what other package stands in the way.
+"""``arkfast doctor``: what is installed, what runs where, what is missing for each entry point, and what other package stands in the way.
 
 Presence is asked of the installed packages' metadata, never of an import: a folder in the working directory can shadow a name.
 """
@@ -101,10 +101,15 @@ def _to_mend() -> Iterator[str]:
 
 def main(argv: Sequence[str]) -> int:
     """Print the report; returns 0."""
-    parse(DoctorConfig, argv, prog="arkfast doctor", description="Print what is installed, what runs, and what is missing for each door.")
+    parse(
+        DoctorConfig,
+        argv,
+        prog="arkfast doctor",
+        description="Print what is installed, what runs, and what is missing for each entry point.",
+    )
     print(f"arkfast {__version__}")
     to_mend = list(_to_mend())
-    parts = {"machine": _machine(), "in use": _parts(), "doors": _doors(), "packages": _packages()}
+    parts = {"machine": _machine(), "in use": _parts(), "entry points": _doors(), "packages": _packages()}
     for title, lines in (({"to mend": to_mend} if to_mend else {}) | parts).items():
         print(title)
         for line in lines:

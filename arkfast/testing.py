@@ -1,7 +1,6 @@
 """Small random models and synthetic audio for tests.
 
-Knows sizes at which a test takes milliseconds and an initialisation at which greedy output is not one repeated token; asserts nothing about
-the product itself.
+Their sizes let a test take milliseconds, and their initialisation is such that greedy output is not one repeated token.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-// Which kernels were built and which of them this machine can run. Knows no features.
+// Which kernels were built and which of them this machine can run.
 #pragma once
 
 #include <string>

@@ -1,4 +1,4 @@
-// What the kernels of every instruction set offer and what they are given. Knows no Python, no threads and no clips.
+// What the kernels of every instruction set offer and what they are given: plain data, and no clips, threads or Python.
 //
 // Kernel files are compiled with flags that other machines may not survive. An inline function shared with the rest of the extension
 // could be emitted there and picked by the linker for everyone, so this header and kernel_body.h hold plain data, and the kernel files

@@ -1,4 +1,4 @@
-// Whisper's log-mel features of clips. Knows framing at a clip's ends, the clamp and what fills a batch; knows no Python and no files.
+// Whisper's log-mel features of clips. Framing at a clip's ends, the clamp and what fills up a batch are decided here.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Log-mel features of a clip that arrives in pieces. Knows which frames are settled; knows no Python.
+// Log-mel features of a clip that arrives in pieces: which frames are settled, and what they are.
 #pragma once
 
 #include <cstdint>

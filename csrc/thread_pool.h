@@ -1,4 +1,4 @@
-// A few threads that share out numbered pieces of work. Knows no features and no Python.
+// A few threads that share out numbered pieces of work, whatever that is.
 #pragma once
 
 #include <atomic>

@@ -2,8 +2,8 @@
 
 Usage: python scripts/draw_architecture.py [--root CHECKOUT] [--output FILE]
 
-An arrow stands for an import; one that a way over other arrows stands for too is left out of the drawing, and is named in the box. The same
-sources give the same bytes: a test draws the picture anew and compares.
+An arrow stands for an import. Where a path over other arrows says the same, the arrow is left out of the drawing and the import is named in
+the box. The same sources give the same bytes: a test draws the picture anew and compares.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Layer → (its modules, the third-party packages that it adds to those of the layers before it). ``command_line`` raises the error that
-# ``records`` defines, a command imports the doors and ``python -m arkfast`` the command, so ``command_line``, ``cli`` and ``__main__``
+# ``records`` defines, a command imports what it runs and ``python -m arkfast`` the command, so ``command_line``, ``cli`` and ``__main__``
 # have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records", "installation"}, {"numpy", "torch"}),

@@ -1,7 +1,7 @@
 """What ``launch_hostfile.sh`` runs on each host: ``check`` says what is there, ``run`` keeps a command alive while the launcher lives.
 
-Knows one host, and of the launcher only the pipe on standard input: when that ends, because the launcher closed it, was killed or lost the
-network, the command and all its descendants end too. Nothing is left on a GPU that nobody watches.
+The launcher is known here by the pipe on standard input alone. When that ends, because the launcher closed it, was killed or lost the
+network, the command and all its descendants end too, so that nothing is left on a GPU that nobody watches.
 """
 
 from __future__ import annotations

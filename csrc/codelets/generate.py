@@ -1,7 +1,7 @@
 """Writes ``codelets.h``: the power spectrum of 400 real samples as straight-line code for one vector of independent transforms, and the
 coefficients of a polynomial for log10.
 
-Knows the algebra of the transform and of the logarithm; knows nothing of instruction sets, audio or mel filters. After a change, run
+Only the algebra of the transform and of the logarithm stands here; instruction sets are the kernels' matter. After a change, run
 ``python csrc/codelets/generate.py``; a test compares the committed header with what this file gives.
 
 The transform splits by prime factors (Good 1958, Thomas 1963), 400 = 16 · 25, so that no twiddle factors stand between the two parts:
