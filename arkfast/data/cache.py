@@ -1,7 +1,7 @@
 """Features kept in memory, for sets small enough to be seen many times.
 
-Features of a clip never change during a run (``extract`` is deterministic), so the second epoch need not decode again. Keeps the first
-clips until the budget is full: with a shuffled order every clip is as likely as the next, and nothing is ever thrown out for another.
+Features of a clip never change during a run (``extract`` is deterministic), so the second epoch need not decode again. The cache keeps the
+first clips until its budget is full: with a shuffled order every clip is as likely as the next, and nothing is ever thrown out for another.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def features_of(samples: NDArray[np.float32], log_mel: LogMel, name: str) -> NDA
         InputError: a sample is not finite.
     """
     try:
-        features, frames = log_mel([samples], max_samples=None)  # the limit was the segment's
+        features, frames = log_mel([samples], max_samples=None)  # the segment was held to the limit already
     except ValueError as error:
         raise InputError(f"{name}: {error}") from error
     return np.asarray(features)[0, :, : int(frames[0])]

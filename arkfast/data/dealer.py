@@ -1,7 +1,7 @@
 """Batches dealt to the processes of a run.
 
-Knows an order and how many batches make a step; knows no file and no tensor. A window of batches is what one optimizer step learns from,
-however many processes share it, so the data of step s is a function of (seed, epoch, cursor) whatever the world's size.
+A window of batches is what one optimizer step learns from, however many processes share it, so the data of step s is a function of (seed,
+epoch, cursor) whatever the world's size.
 """
 
 from __future__ import annotations

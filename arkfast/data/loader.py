@@ -1,6 +1,6 @@
 """Batches in order, their features made ahead of their use.
 
-Knows how the order, the pipeline and the memory of features meet; decoding, workers and collation are their own modules'.
+The order, the pipeline that makes features and the memory that keeps them meet here; each has a module of its own.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Batches(Generic[B]):
                 yield self._make(usable) if usable else None
 
     def _asked(self, plan: Iterable[list[int]], sizes: deque[int]) -> Iterator[Utterance | FeatureItem]:
-        """Rows in order, those whose features are kept as what is known of them; ``sizes`` gets each batch's length."""
+        """Rows in order; a row whose features are kept comes with them. ``sizes`` gets each batch's length."""
         for picked in plan:
             sizes.append(len(picked))
             for i in picked:

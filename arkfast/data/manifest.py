@@ -115,7 +115,7 @@ def count_rows(path: str | Path, *, format: Format = "auto") -> int:
                 for _ in iter_samples(source):
                     total += 1
             except DamagedShard:
-                total += 1  # the damage is a row of its own
+                total += 1  # the damage counts as a row of its own
         else:
             total += sum(1 for line, _, _ in read_lines(source, _WHAT) if line.strip())
     if not total:

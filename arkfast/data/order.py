@@ -1,7 +1,7 @@
 """Which rows come when, and which of them share a batch.
 
-Knows row numbers and lengths in seconds; knows no audio, no worker and no batch. All of it is a function of (seed, epoch, cursor), so a
-resumed run, and a run with any number of workers, sees exactly what an uninterrupted one would have seen.
+The order depends on row numbers and lengths in seconds alone. All of it is a function of (seed, epoch, cursor), so a resumed run, and a run
+with any number of workers, sees exactly what an uninterrupted one would have seen.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Utterances in, features out in the same order, made ahead by worker processes.
 
-Knows the order of items, how far to read ahead and what becomes of bad ones; who works on what is ``pool``'s, decoding and features are
-``worker``'s, batches ``loader``'s.
+This module decides how far to read ahead and what becomes of bad clips. Which process works on what is decided in ``pool``; the work
+itself, decoding and features, is in ``worker``.
 """
 
 from __future__ import annotations

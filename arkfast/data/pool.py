@@ -1,9 +1,8 @@
 """Worker processes and the shared memory between them and the consumer: who works on what, and what happens when one dies.
 
-Knows processes, pipes and slots; knows no order and no policy. The consumer's own thread does all the dispatching, so there is no thread,
-no lock, and no queue that a killed process could leave locked. Every clip in flight owns one slot of an anonymous shared memory
-(``memfd``: it has no name that could leak, and the 64 MB that containers set as the size of ``/dev/shm`` do not bind it); pipes carry slot
-numbers.
+The consumer's own thread does all the dispatching, so there is no thread, no lock, and no queue that a killed process could leave locked.
+Every clip in flight owns one slot of an anonymous shared memory (``memfd``: it has no name that could leak, and the 64 MB that containers
+set as the size of ``/dev/shm`` do not bind it); pipes carry slot numbers. Results come back in any order; ``pipeline`` puts them in theirs.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ TRIES = 2  # a clip that ends its worker twice is given up
 START_SECONDS = 120.0  # to import NumPy on a busy machine or a slow disk
 MAX_FAILED_STARTS = 3
 
-# A clip of s seconds takes 8·16000·s bytes as float64 samples, and 4·100·128·s as features of 128 mels: twice over, with ``prepare``.
+# A clip of s seconds takes 8·16000·s bytes as float64 samples, and 4·100·128·s bytes as features of 128 mels; ``prepare`` may double that.
 _SLOT_BYTES_PER_SECOND = 8 * SAMPLING_RATE
 SLOT_BYTES = (1 << 16, 1 << 26)  # least and most; what does not fit travels through the pipe. Pages cost memory only once written
 
-# Workers are parallel over clips: threads inside one would only be in each other's way.
+# Several workers read clips at the same time, so threads inside one would only be in each other's way.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # glibc otherwise gives a clip's arrays back to the kernel after every clip, and their pages cost faults anew: a sixth of a worker's time.
 _WORKER_ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": str(1 << 28), "MALLOC_MMAP_THRESHOLD_": str(1 << 26)}
 
-# Ctrl-C, a lost terminal and the notice before a kill are the consumer's to handle: torchrun sends them to the process group, Slurm to every
-# process, and workers that went at once would leave the consumer without the batches of its last steps.
+# Ctrl-C, a lost terminal and the notice before a kill are the consumer's to handle: torchrun sends them to the process group, Slurm to
+# every process, and workers that went at once would leave the consumer without the batches of its last steps.
 _CONSUMERS_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 
-# What a worker runs, its signals before all else, which its parent blocked for it. It takes over the import path, as a spawned process of
-# multiprocessing would, but never imports the main module.
+# What a worker runs. First it sets its signals, which its parent has blocked until then. It takes over the import path, as a spawned
+# process of multiprocessing would, but never imports the main module.
 _BOOTSTRAP = f"""
 import sys
 sys.path[:] = sys.argv[1].splitlines()
@@ -71,7 +70,7 @@ class Job:
 
     utterance: Utterance
     slot: int
-    deaths: list[str] = field(default_factory=list)  # of workers at this clip
+    deaths: list[str] = field(default_factory=list)  # how workers ended that had this clip
     reply: bytes | None = None  # once done: what came through the pipe, b"" when the value stands in the slot
 
 
@@ -126,15 +125,17 @@ class Pool:
         job = Job(utterance, self._free.pop())
         # Only what the extractors read travels.
         if dump(replace(utterance, text=None, extra={}), self._room(job.slot)):
-            # Samples that do not even fit a slot: most likely too long, so the answer is quick, and sending them could block.
+            # These samples do not even fit into a slot. Most likely they are too long, so the answer is quick; sending them could block.
             job.reply = dump_outcome(self._features, utterance, self._room(job.slot))
         else:
             self._assign(job)
         return job
 
     def take(self, job: Job) -> tuple[np.ndarray | InputError, object, tuple[str, ...], Used]:
-        """A job's outcome as a ``FeatureItem`` has it, waited for: features or why there are none, the prepared value, warnings and what
-        was used of several channels. Its slot is free afterwards.
+        """Wait for a job, return its result, free its slot.
+
+        Returns:
+            As a ``FeatureItem`` has them: features or why there are none, the prepared value, warnings, what was used of several channels.
 
         Raises:
             WorkersBroken: workers cannot be started.

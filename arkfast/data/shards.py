@@ -1,8 +1,8 @@
 """Recordings inside tar files: what a shard holds, and a member's bytes without extracting anything.
 
-Knows the tar format and WebDataset's layout (members of one sample stand together and share their name up to the first dot); knows no
-row fields and decodes nothing. A member is written as ``shard.tar::clip.flac@1536+20480``: file, name, first byte and size, so that it is
-read with one seek. Names are labels only: nothing is ever written under them, and links are not followed.
+Shards are laid out as WebDataset's: members of one sample stand together and share their name up to the first dot. A member is written as
+``shard.tar::clip.flac@1536+20480``: file, name, first byte and size, so that it is read with one seek. Names are labels only: nothing is
+ever written under them, and links are not followed.
 """
 
 from __future__ import annotations
@@ -133,8 +133,8 @@ class DamagedShard(InputError):
 def iter_samples(path: Path) -> Iterator[Sample]:
     """The samples of a shard in order, in constant memory.
 
-    Members of other suffixes, folders, links and hidden files are passed over. A sample has recordings or texts or both; what it needs is
-    the caller's to say.
+    Members of other suffixes, folders, links and hidden files are passed over. A sample has recordings or texts or both; the caller
+    decides what it needs.
 
     Raises:
         InputError: the file cannot be opened.

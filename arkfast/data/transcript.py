@@ -1,6 +1,6 @@
 """From what a model wrote to a transcript.
 
-Knows the markers that may stand around a transcript; knows no model and no metric, and changes nothing inside the text but its blanks.
+Markers that may stand around a transcript are taken off; inside it nothing changes but blanks.
 """
 
 from __future__ import annotations

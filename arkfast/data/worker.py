@@ -1,8 +1,7 @@
 """One feature worker: slot numbers come in through a pipe, features go out through shared memory.
 
-Knows one utterance at a time and how a value is laid out in a slot; knows no order, no batch and no policy. A worker imports NumPy and the
-audio code only: torch would cost seconds of start-up and hundreds of megabytes each. ``pipeline`` starts it as a plain process of its own,
-so the user's main module is not imported a second time.
+A worker imports NumPy and the audio code only: torch would cost seconds of start-up and hundreds of megabytes each. ``pool`` starts it as a
+plain process of its own, so the user's main module is not imported a second time. It has one utterance at a time and no say in their order.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ Prepare = Callable[[np.ndarray], object]
 
 REQUEST = struct.Struct("<I")  # slot
 REPLY = struct.Struct("<IIQ")  # kind, slot, bytes of the value that follow in the pipe (0: it stands in the slot)
-READY, VALUE, BROKEN = range(3)  # kinds of reply: started; an item is done; cannot start, the reason follows
+READY, VALUE, BROKEN = range(3)  # kinds of reply: the worker has started; an item is done; it cannot start, for the reason that follows
 OUT_OF_MEMORY = 77  # exit status
 PARENT_POLL_SECONDS = 0.5
 _ALIGN = 64  # a cache line, and enough for any vector load
@@ -121,7 +120,7 @@ def outcome(features: Features, utterance: Utterance) -> tuple[object, ...]:
         return "bad", str(error)
     except MemoryError:
         raise
-    except Exception as error:  # not the clip's fault: it stops the consumer, who must know where it comes from
+    except Exception as error:  # this is not the clip's fault; it stops the consumer, who must know where it comes from
         return _raised(error)
 
 

@@ -1,7 +1,4 @@
-"""``arkfast manifest``: what a data set holds, before a run finds out.
-
-Knows rows, recordings' headers and lengths; knows no model.
-"""
+"""``arkfast manifest``: what a data set holds, before a run finds out. No model is loaded for it."""
 
 from arkfast.manifest.check import CheckOptions, Finding, check_rows
 from arkfast.manifest.durations import DurationCache

@@ -1,7 +1,7 @@
-"""Whether a row's recording is there, can be read and holds the row's segment.
+"""Whether a row's recording is there, can be read and holds the row's segment and channel.
 
-Knows one row at a time and its recording; ``check_rows`` runs that over many with threads, since opening files is mostly waiting. Ids
-and outputs are ``scan``'s.
+Each row is judged alone; ``check_rows`` does that for many with threads, since opening files is mostly waiting. Repeated ids are found in
+``scan``.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def _length(utterance: Utterance, known: Mapping[str, Length], measured: dict[st
     if length is None or not length.matches(state):
         with _blamed(utterance, "unreadable recording"):
             source, name = open_audio(utterance)
-            # One channel, so that a recording of any number of them is measured; whether the row's is there is asked of each row.
+            # One channel is asked for, so that a recording of any number of them is measured. Each row is asked whether its own is there.
             extent = audio.extent(source, channel=0, audio_track=utterance.audio_track, name=name)
             length = Length(state.st_size, state.st_mtime_ns, extent.seconds, extent.cut, extent.channels)
         measured[recording] = length

@@ -1,6 +1,6 @@
-"""``arkfast manifest check`` and ``arkfast manifest scan``; the actions that read a corpus' own folders are ``corpora.command``'s.
+"""``arkfast manifest check`` and ``arkfast manifest scan``: flags, the progress bar and exit codes.
 
-Knows flags, the progress bar and exit codes; the work is ``scan``'s.
+The actions that read a corpus' own folders have their flags in ``corpora.command``.
 """
 
 from __future__ import annotations

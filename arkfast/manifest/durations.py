@@ -1,7 +1,7 @@
 """Lengths of recordings, kept beside a manifest so that the next scan does not open a million files.
 
-Knows paths, sizes, times of change and seconds; opens no recording itself. An entry holds for a file as long as its size and time of
-change are what they were. The cache is a help, never the truth: where it cannot be used, everything is measured anew.
+An entry holds for a file as long as its size and time of change are what they were. The cache is only a help: where it cannot be used,
+everything is measured anew.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Every row of a manifest checked: ids among themselves, each row against its recording, and what is to be written of it.
-
-Knows rows, findings and the files that a scan writes; knows no flags.
-"""
+"""Every row of a manifest checked: ids among themselves, each row against its recording; and what is written of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a manifest holds, in numbers and as text: rows, hours, languages, lengths, faults.
-
-Knows counts; knows no files.
-"""
+"""What a manifest holds, in numbers and as text: rows, hours, languages, lengths, faults."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Published corpora's own folders as manifests: one module for each layout, one way to write.
 
-Knows where LibriSpeech, AISHELL-1 and WenetSpeech keep recordings and transcripts; downloads nothing and unpacks nothing.
+Nothing is downloaded and nothing unpacked.
 """
 
 from arkfast.manifest.corpora.catalogue import CORPORA, open_corpus

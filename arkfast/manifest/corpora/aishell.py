@@ -1,7 +1,7 @@
 """AISHELL-1: ``transcript/aishell_transcript_*.txt`` for all splits, and ``wav/{train,dev,test}/<speaker>/<utterance>.wav``.
 
-Knows that layout. The transcript file divides words by spaces, which Chinese is not written with: they are taken out, except between two
-Latin words. It does not say which split a line belongs to: the recording's folder does.
+The transcript file divides words by spaces, which Chinese is not written with: they are taken out, except between two Latin words. The file
+does not say which split a line belongs to; the recording's folder does.
 """
 
 from __future__ import annotations

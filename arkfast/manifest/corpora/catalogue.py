@@ -1,7 +1,4 @@
-"""Which corpora there are.
-
-Knows their names and who opens each.
-"""
+"""Which corpora there are, and what opens each."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""``arkfast manifest from-librispeech``, ``from-aishell``, ``from-wenetspeech`` and ``from-kaldi``.
-
-Knows flags and the progress bar; the work is ``convert``'s.
-"""
+"""``arkfast manifest from-librispeech``, ``from-aishell``, ``from-wenetspeech`` and ``from-kaldi``: flags and the progress bar."""
 
 from __future__ import annotations
 

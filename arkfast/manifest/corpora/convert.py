@@ -1,7 +1,4 @@
-"""A corpus' rows checked against their recordings and written: one manifest for each split, one file of rejects.
-
-Knows findings and files; knows no layout and no flags.
-"""
+"""A corpus' rows checked against their recordings and written: one manifest for each split, one file of rejects."""
 
 from __future__ import annotations
 

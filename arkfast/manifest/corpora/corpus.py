@@ -1,6 +1,6 @@
-"""What a corpus is to the writer of its manifests: splits, and rows that know which split they belong to.
+"""What a corpus is to the writer of its manifests: splits, and rows that say which split they belong to.
 
-Knows no layout; a layout's module gives a ``Corpus`` whose rows are utterances or reasons why they are none.
+The module of a layout gives a ``Corpus`` whose rows are utterances or reasons why they are none.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """LibriSpeech: ``<split>/<speaker>/<chapter>/`` with ``<speaker>-<chapter>.trans.txt`` beside its flac files.
 
-Knows that layout (also MLS's and LibriTTS's ancestors use it); the text stays as published, in capitals and without punctuation.
+The text stays as published, in capitals and without punctuation.
 """
 
 from __future__ import annotations

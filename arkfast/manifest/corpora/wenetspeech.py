@@ -1,7 +1,7 @@
 """WenetSpeech: ``WenetSpeech.json`` with every recording, its segments and their subsets, and the recordings in ``audio/``.
 
-Knows that file. It has gigabytes in one JSON object, so recordings are taken from it one at a time. A segment is a row with its time in
-the recording; nothing is cut out.
+The file has gigabytes in one JSON object, so recordings are taken from it one at a time. A segment is a row with its time in the recording;
+nothing is cut out.
 """
 
 from __future__ import annotations
