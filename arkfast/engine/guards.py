@@ -54,7 +54,7 @@ def token_limit(seconds: float, max_new_tokens: int, tokens_per_second: float | 
         seconds: of the clip.
         max_new_tokens: limit whatever the length.
         tokens_per_second: of the fastest speech that is believed; None: no limit of this kind.
-        margin: tokens granted besides, since short clips are uneven.
+        margin: further tokens that every clip may have, since short clips vary most.
     """
     if tokens_per_second is None:
         return max_new_tokens

@@ -73,7 +73,8 @@ def gumbel_noise(
 
 
 def noisiest(scores: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-    """[R] int64 the id of the best sum of ``scores`` and ``noise`` [R, V]; one whose score is −inf is never drawn, whatever its noise."""
+    """[R] int64 the id of the best sum of ``scores`` and ``noise`` [R, V]; an id whose score is −inf is never drawn, even if its noise is
+    the highest."""
     return (scores + noise).masked_fill(scores == float("-inf"), float("-inf")).argmax(-1)
 
 

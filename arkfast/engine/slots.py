@@ -141,7 +141,7 @@ class Slots:
 
     @staticmethod
     def _cut_loops(own: Rows, new: int) -> None:
-        # the last id of a row that failed is none: it was taken from scores that are not numbers
+        # the last id of a row that failed does not count: it was taken from scores that are not numbers
         end = loop_ends(own.tokens, own.produced - (own.state & FAILED).bool().long(), new)
         cut = end > 0
         own.produced.copy_(torch.where(cut, end, own.produced))

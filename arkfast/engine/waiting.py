@@ -133,7 +133,7 @@ class Queue:
         for found, own in self._tried(lambda m: encode(self._model, [w.mel for w in m if w.mel is not None]), taken, isolate):
             encoded += [replace(w, mel=None, audio=audio) for w, audio in zip(own, found, strict=True)]
         # The longest of a slotful first: what is admitted together should end together, and the last to be admitted should be short.
-        # Slotfuls keep their order, so that nobody waits for all that came after.
+        # Slotfuls keep their order, so that no prompt waits for those that came after it.
         for part in reversed(list(_slotfuls(encoded, slotful))):
             self._waiting.extendleft(sorted(part, key=lambda w: len(w.prompt)))
 

@@ -155,7 +155,7 @@ def repository_of(name: str | Path, *, revision: str | None = None, flag: str) -
             "organisation/name, with @revision behind it if you like"
         )
     if behind and revision and behind != revision:
-        raise InputError(f"{asked}: names the revision '{behind}', and '{revision}' is asked for besides; give one of them")
+        raise InputError(f"{asked}: names the revision '{behind}', and another flag asks for '{revision}'; give only one of them")
     return Repository(base, behind or revision or constants.DEFAULT_REVISION, asked)
 
 

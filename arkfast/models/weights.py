@@ -121,7 +121,7 @@ def check_tensors(path: Path, shell: nn.Module, *, ignored: Iterable[str] = (), 
     Args:
         path: the checkpoint folder.
         shell: a Transformers model, which may be without weights.
-        ignored: patterns of names that a checkpoint may hold besides.
+        ignored: patterns of further names that a checkpoint may hold.
         renamed: a stored name → the model's, where the checkpoint is of another layout.
 
     Raises:

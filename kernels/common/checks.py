@@ -64,7 +64,7 @@ def check_tensor(op: str, name: str, value: object, shape: str) -> None:
         raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{shape}], got the module {type(value).__name__}; {advice}")
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"{op}: {name} must be a torch.Tensor of shape [{shape}], got {type(value).__name__}")
-    distributed = sys.modules.get("torch.distributed.tensor")  # which takes a second to import, and without which there are none
+    distributed = sys.modules.get("torch.distributed.tensor")  # importing it takes a second; unless somebody has, there is no DTensor
     if distributed is not None and isinstance(value, distributed.DTensor):
         raise ValueError(
             f"{op}: {name} is a DTensor, of which a process holds a part; call the op where it is whole, which is inside the forward of "

@@ -131,7 +131,7 @@ class Config:
     """Block sizes: the kernel's constexpr arguments by name."""
 
     def kwargs(self) -> dict[str, int]:
-        """What goes into the launch besides the arguments."""
+        """The launch options, which go beside the kernel's arguments."""
         # Said, because its default changes from on to off in Triton 3.10, and with it the last bits of a sum.
         return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 

@@ -11,5 +11,5 @@ def unit_rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def block_of(width: int, *, least: int = 16, most: int = 1 << 20) -> int:
-    """The smallest power of two ≥ ``width`` within [least, most]; Triton's blocks have such lengths."""
+    """The smallest power of two ≥ ``width`` within [least, most]: the lengths that Triton's blocks can have."""
     return min(most, max(least, 1 << max(0, width - 1).bit_length()))

@@ -45,7 +45,7 @@ TABLE = (Rule(config=Config(num_warps=4, num_stages=1, blocks={"BLOCK": 1024})),
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What a call fixes besides its tensors."""
+    """Arguments of a call that are not tensors."""
 
     tau: float
     divergence: str
@@ -170,7 +170,7 @@ class _LinearKL(torch.autograd.Function):
             ctx.save_for_backward(*tensors, dead, ranges, factor)
         else:
             ctx.save_for_backward(d_hidden, d_weight)
-        # Filled rather than multiplied by 0: a row without weight may be NaN.
+        # Mask, don't multiply: a row without weight may be NaN, and NaN · 0 is NaN.
         rows = (rows * factor).masked_fill_(factor == 0, 0.0)
         return rows if settings.reduction == "none" else rows.sum()
 
@@ -179,7 +179,7 @@ class _LinearKL(torch.autograd.Function):
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if ctx.settings.reduction == "none":
             *tensors, dead, ranges, factor = ctx.saved_tensors
-            # Filled: what comes upstream to a row without weight may be NaN.
+            # Mask, don't multiply: the upstream gradient of a row without weight may be NaN.
             factor = (factor * upstream.float()).masked_fill_(factor == 0, 0.0)
             _, *grads = chunk_loop(tuple(tensors), dead, ranges, factor, ctx.needs_input_grad[:2], ctx.settings)
         else:
@@ -219,7 +219,7 @@ def linear_kl(
         blocked: [b] int32 ids that have probability 0 in both; ids outside [0, V) have no effect.
         ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
             that is blocked stays so inside them. A row that is left without any id gives NaN, unless its weight is 0.
-        row_weight: [T] factor of each row, without gradient; a row of weight 0 gives exactly 0, whatever its hidden states are.
+        row_weight: [T] factor of each row, without gradient; a zero-weight row adds no loss or gradient, even if NaN.
         reduction: "mean" is the weighted sum over max(1, T), 0 for an empty batch; "sum" lets a caller divide by a count of its own; "none"
             gives weighted rows, whose backward takes the products a second time.
         chunk_rows: rows whose logits exist at once; None takes what 256 MB of float32 hold on a GPU and 16 MB on a CPU.

@@ -60,7 +60,7 @@ def linear_topk_lse(
         ranges: [T, R, 2] int32 half-open ranges [start, stop) of output ids of each row: one in none of them counts as blocked in that
             row, and one that is blocked stays so inside them. A range whose stop is not above its start is empty; a row without an id has
             no entry.
-        gather_ids: [T, g] int32 output ids whose values are wanted besides; −inf comes back where an id is −1, blocked, outside the row's
+        gather_ids: [T, g] int32 output ids whose values are also returned; −inf comes back where an id is −1, blocked, outside the row's
             ranges or stands for no column.
         need_lse: also each row's log-sum-exp over the ids that take part.
         rescore: "fp32" computes the returned values and gathered values again as float32 dot products and orders the k ids by them, where

@@ -1,4 +1,4 @@
-"""Exact top-k of logit rows with a tie rule, and what one pass over a row gives besides: log-sum-exp, chosen columns, flags."""
+"""Exact top-k of logit rows with a tie rule, and what the same pass over a row also gives: log-sum-exp, chosen columns, flags."""
 
 from arkfast.kernels.row_topk.op import FLAG_INF, FLAG_NAN, FLAG_SHORT, TopK, topk_lse
 

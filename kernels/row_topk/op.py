@@ -115,8 +115,8 @@ def topk_lse(
         blocked: [b] int32 ids that count as −inf; ids outside [0, V) have no effect.
         ranges: [T, R, 2] int32 half-open ranges [start, stop) of each row: an id in none of them counts as blocked in that row, and one
             that is blocked stays so inside them. A range whose stop is not above its start is empty; a row without an id has no entry.
-        gather_ids: [T, g] int32 ids whose values are wanted besides (−1 is none).
-        need_lse: also the log-sum-exp of each row over the ids that are not blocked.
+        gather_ids: [T, g] int32 ids whose values are also returned (−1 is an empty slot).
+        need_lse: also return the log-sum-exp of each row over the ids that are not blocked.
 
     Raises:
         ValueError: on wrong shapes, dtypes, k or backend.

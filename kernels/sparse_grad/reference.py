@@ -31,7 +31,7 @@ def accumulate(out: torch.Tensor, grad: torch.Tensor, ids: torch.Tensor, hidden:
     empty = ((ids < 0) | (factor == 0))[:, None]
     ids = ids.clamp_min(0)
     for span in spans(ids.numel(), rows_within(CHUNK_ELEMENTS, hidden.shape[1], most=1 << 20)):
-        # Filled rather than multiplied by 0: an unused position may hold NaN.
+        # Mask, don't multiply: an unused position may hold NaN, and NaN · 0 is NaN.
         rows = (hidden[position[span]] * factor[span, None]).masked_fill_(empty[span], 0.0)
         if out.is_cuda and ordered:
             # index_add_ adds by atomics on CUDA; index_put_ sorts its indices first and is deterministic there.

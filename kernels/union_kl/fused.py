@@ -16,7 +16,7 @@ from arkfast.kernels.union_kl.launcher import launch_sparse
 
 
 class Settings(NamedTuple):
-    """What the kernel needs to know besides tensors, checked."""
+    """The kernel's checked arguments that are not tensors."""
 
     support: str
     min_support: int
@@ -60,8 +60,8 @@ class SparseUnionKL(torch.autograd.Function):
     @first_order("opd_union_kl")
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         d_hidden, grad, ids, hidden, support = ctx.saved_tensors
-        # Filled: the upstream gradient of a row that does not count may be NaN, as may the gradients of a row that it leaves out with 0,
-        # and NaN · 0 is not 0.
+        # Mask, don't multiply: NaN · 0 is NaN. The upstream gradient of a row that does not count may be NaN, and so may the gradients of
+        # a row that the upstream gradient leaves out with 0.
         scale = grad_rows.masked_fill(support < ctx.min_support, 0.0)[:, None]
         left_out, d_weight = scale == 0, None
         if d_hidden is not None:

@@ -42,7 +42,7 @@ class UnionKL(NamedTuple):
 def reduce_rows(rows: torch.Tensor, valid: torch.Tensor, row_weight: torch.Tensor | None, reduction: str) -> torch.Tensor:
     """Rows [T] → the weighted rows, their sum, or that sum over max(1, number of valid rows); weights are not in the divisor.
 
-    A row of weight 0 gives 0 and gets the gradient 0, whatever it is.
+    A zero-weight row adds no loss or gradient, even if NaN.
     """
     if row_weight is not None:
         # The weight is what gets masked: the product's gradient must not meet a NaN weight of a row that does not count.
@@ -94,8 +94,8 @@ def opd_union_kl(
         divergence: "forward_kl" KL(p‖q), "reverse_kl" KL(q‖p), or "jsd" β KL(p‖m) + (1−β) KL(q‖m), m = βp + (1−β)q.
         beta: weight of the teacher in "jsd", between 0 and 1.
         support: which ids take part: those of either list, of the teacher's, of the student's, or of both.
-        row_weight: [T] factor of each row; the mean still divides by the number of rows that count. It gets no gradient. A row of weight
-            0 gives exactly 0 and no gradient, whatever its hidden state is.
+        row_weight: [T] factor of each row; the mean still divides by the number of rows that count. It gets no gradient. A
+            zero-weight row adds no loss or gradient, even if its hidden state is NaN.
         reduction: "mean" is the sum over max(1, number of rows that count), 0 for an empty batch; "sum" lets a caller divide by a count
             of its own, such as one over all ranks; "none" gives rows.
         teacher_score: "logits" is the definition. "original" subtracts ``teacher_lse`` from the scores of ids that only the student's

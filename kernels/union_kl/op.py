@@ -33,7 +33,7 @@ class UnionSupport(NamedTuple):
 
     ids: torch.Tensor
     """[T, Ks + Kt] int32: the student's slots, then the teacher's; −1 where a slot is empty or repeats an earlier one."""
-    count: torch.Tensor  # type: ignore[assignment] # hides tuple.count, by which nobody looks for a tensor
+    count: torch.Tensor  # type: ignore[assignment] # hides tuple.count, which a tensor does not need
     """[T] int32: different ids of each row."""
 
 
@@ -86,7 +86,7 @@ class _DivergenceRows(torch.autograd.Function):
     @first_order("union_kl")
     def backward(ctx: Any, grad_rows: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (grad,) = ctx.saved_tensors
-        # Filled: the gradient of a row that is left out may be NaN.
+        # Mask, don't multiply: the gradient of a row that is left out may be NaN, and NaN · 0 is NaN.
         return (grad * grad_rows[:, None]).masked_fill_((grad_rows == 0)[:, None], 0.0).to(ctx.dtype), *(None,) * 8
 
 

@@ -373,7 +373,7 @@ def other_end(fields: dict[str, Any]) -> None:
     ("change", "message"),
     [
         (swap_tokens, r"vocabulary differs from --student_model's at 2 of \d+ ids \(id \d+: student '[ab]', teacher '[ab]'"),
-        (swap_merges, r"cuts words otherwise than --student_model's: merge 0 is \(.*\), the student's \("),
+        (swap_merges, r"cuts words differently from --student_model's: merge 0 is \(.*\), the student's \("),
         (other_end, r"vocabulary differs from --student_model's at 1 of \d+ ids \(id \d+: student '<\|im_end\|>', teacher '<\|done\|>'"),
     ],
 )

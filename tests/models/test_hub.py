@@ -353,7 +353,7 @@ def test_a_folder_wins_over_an_id(tmp_path, monkeypatch):
     Path("org/file").touch()
     with pytest.raises(InputError, match="--model_path org/file: is a file"):
         checkpoint_folder("org/file", flag="--model_path")
-    with pytest.raises(InputError, match="names the revision 'v1', and 'v2' is asked for besides"):
+    with pytest.raises(InputError, match="names the revision 'v1', and another flag asks for 'v2'"):
         checkpoint_folder("org/other@v1", revision="v2", flag="--model_path")
 
 

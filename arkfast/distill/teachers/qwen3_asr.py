@@ -30,7 +30,7 @@ from arkfast.models.qwen3_asr.prompt import END_OF_TEXT, LANGUAGES, Prompts
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
 
 OPTIONS = ("teacher_full_attention", "unsupported_language")
-"""Flags that it obeys besides those of every teacher."""
+"""Flags that only some teachers obey, and this one does."""
 
 
 def load(request: TeacherRequest) -> Qwen3AsrTeacher:

@@ -76,7 +76,7 @@ def check_direct_ids(student: TokenizerLike, teacher: TokenizerLike, allowed: Al
         place = next((i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), min(len(ours), len(theirs)))
         shown = [repr(merges[place]) if place < len(merges) else "none" for merges in (ours, theirs)]
         raise InputError(
-            f"--teacher_model: its tokenizer cuts words otherwise than --student_model's: merge {place} is {shown[1]}, the student's "
+            f"--teacher_model: its tokenizer cuts words differently from --student_model's: merge {place} is {shown[1]}, the student's "
             f"{shown[0]}; the {backend} teacher scores the student's ids directly, so both checkpoints must share one tokenizer"
         )
 
@@ -127,7 +127,7 @@ def check_same_prompt(student: Interface, teacher: Interface, task: str, folder:
         shown = [_named(side.tokenizer, ids[place : place + 1]) for side, ids in ((student, ours), (teacher, theirs))]
         raise InputError(
             f"{where}: its prompt for 30 s of audio has {len(theirs)} ids and the student's {len(ours)}; position {place} is {shown[1]} in "
-            f"its own and {shown[0]} in the student's. It would be asked in ids that it reads otherwise; give a teacher of the same prompt"
+            f"its own and {shown[0]} in the student's. It would misread the student's prompt; give a teacher of the same prompt"
         )
     used = sorted({*ours, student.end_id})
     names = [side.tokenizer.convert_ids_to_tokens(used) for side in (student, teacher)]

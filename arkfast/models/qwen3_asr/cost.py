@@ -16,7 +16,7 @@ class Qwen3AsrCost(DecoderCost):
 
     Args:
         model: the teacher's.
-        around: ids of a prompt besides its audio placeholders.
+        around: ids of a prompt that are no audio placeholders.
     """
 
     def __init__(self, model: Qwen3AsrModel, *, around: int) -> None:

@@ -60,7 +60,7 @@ class Prompts:
         self.after = len(after)
         """Ids after the placeholders where no language is told."""
         self.candidates, self.candidate_lens = self._tails[:-1, self.after :], self._tail_lens[:-1] - self.after
-        """[languages, S] int64 what each language's prompt has besides, zeros past it, and [languages] how much."""
+        """[languages, S] int64 what telling each language adds to a prompt, padded with zeros, and [languages] how many ids that is."""
         self.candidate_total = sum(len(tail) - self.after for tail in tails[:-1])
 
     def __call__(self, counts: torch.Tensor, longest: int, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
