@@ -1,18 +1,18 @@
-"""How arkfast writes files and folders: whole or not at all, and on disk once they have their name.
+"""Writes files and folders so that they appear whole or not at all, and are on disk once they have their name.
 
-What is written stands beside its destination until it is complete, and takes the destination's name then. A writer that raises, on a full
-disk too, leaves the destination as it was and nothing beside it. Nothing that was written before goes until its replacement is on disk.
+What is written stands beside its destination until it is complete, and takes the destination's name then. A writer that raises, also on a
+full disk, leaves the destination as it was and nothing beside it. What was there before is not removed until its replacement is on disk.
 
-**Names.** ``.NAME.new`` is what is being written for NAME, and ``.NAME.old`` is what NAME was, kept until the new one is safe. A killed
-process leaves these two at most. The next writer of NAME clears them away, and puts ``.NAME.old`` back first where NAME is missing: a
-folder is moved aside before the new one is moved in, and the kill came in between. ``sweep`` does this for many names of a folder at once.
-One process at a time writes NAME. Where several may (``NewFolder(shared=True)``), each has a ``.NAME.TOKEN.new`` of its own; the next
-writer clears one away when nothing in it has changed for an hour.
+**Names.** ``.NAME.new`` is what is being written for NAME, and ``.NAME.old`` is what NAME was, which is kept until the new one is safe. A
+killed process leaves these two at most, and ``.NAME.lock``. The next writer of NAME clears them away. Where NAME is missing it first puts
+``.NAME.old`` back: a folder is moved aside before the new one is moved in, and the kill came in between. ``sweep`` does this for many names
+of a folder at once. One process at a time writes NAME. Where several may (``NewFolder(shared=True)``), each has a ``.NAME.TOKEN.new`` of
+its own, and the next writer clears one away when nothing in it has changed for an hour.
 
 **On disk.** Every file is fsynced before it takes its name, with the folders inside a new folder, and the folder that holds the name is
 fsynced afterwards, as are those that were made on the way. Where the system cannot open a folder (Windows, or one that may not be read),
-its fsync is left out. Several files take their names one after the other, when all of them are on disk: a kill in between leaves some new
-and some old, each whole. A ``LineFile`` grows in place instead: a killed process loses no line of it, a power cut those since ``sync``.
+its fsync is left out. Several files take their names one after the other, when all of them are on disk. A kill in between leaves some new
+and some old, each of them whole. A ``LineFile`` grows in place: a kill loses no line of it, a power cut may lose those since ``sync``.
 
 **Devices and pipes.** What is neither a regular file nor a folder is written through and never replaced. So are ``-`` (standard output),
 ``/dev/stdout`` and other open files of the process. ``new_files`` copies a file there when it is complete, a ``LineFile`` each line.
@@ -23,7 +23,7 @@ and some old, each whole. A ``LineFile`` grows in place instead: a killed proces
 folder, and what it pointed to stays.
 
 **Errors.** Where nothing else is said, ``InputError`` is raised when the system refuses, and it names the destination. Other errors of a
-block are raised as they are, save those of a full disk, whichever library met it: they name the destination too.
+block are raised as they are. Only those of a full disk, whichever library met it, name the destination too.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Point = Literal["begin", "write", "fsync", "commit"]
 something takes its name."""
 
 fault: Callable[[Path, Point], None] | None = None
-"""For tests: called at each point of every write with the destination (``begin``, ``commit``) or with what is written or fsynced, and
+"""For tests. It is called at each point of every write with the destination (``begin``, ``commit``) or with what is written or fsynced, and
 raises what the system would. Files that other libraries write into a ``NewFolder`` or a ``new_file`` pass it when they are fsynced."""
 
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}  # what file systems answer that do not fsync folders
@@ -83,16 +83,16 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """A path to write a file to, by whatever writes one; the file takes its name when the block ends."""
+    """Yields a path that anything may write a file to. The file takes its name when the block ends."""
     with new_files([path]) as (temporary,):
         yield temporary
 
 
 @contextmanager
 def new_files(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Paths to write files to, in the order of ``paths``; the files take their names together when the block ends.
+    """Yields paths to write files to, in the order of ``paths``. The files take their names together when the block ends.
 
-    Each path stands once, and missing folders are made. Where one file cannot take its name, none does; only on a file system without hard
+    Each path stands once, and missing folders are made. Where one file cannot take its name, none does. Only on a file system without hard
     links do those before it keep theirs.
     """
     with ExitStack() as stack:
@@ -176,7 +176,7 @@ def lock_output(path: Path, *, folder: bool = False) -> Lock:
 
 
 class NewFolder:
-    """A folder to fill, which takes its name when it is complete; what has the name until then goes only afterwards.
+    """A folder to fill, which takes its name when it is complete. What has the name until then is removed only afterwards.
 
     As a block it yields the path to fill, commits at the end, and discards when the block raises.
 
@@ -212,7 +212,7 @@ class NewFolder:
             raise
 
     def discard(self) -> None:
-        """Remove what was written; a folder that has its name stays."""
+        """Remove what was written. A folder that has its name already stays."""
         clear(self.path)
 
     def __enter__(self) -> Path:
@@ -243,7 +243,7 @@ def commit(temporary: Path, target: Path) -> None:
     """Give a complete file, in the folder of ``target``, the name that ``destination`` said.
 
     Raises:
-        OSError: the system refuses. Both files are what they were.
+        OSError: the system refuses. Both files are as they were.
     """
     _commit([(temporary, target)])
 

@@ -120,3 +120,19 @@ def test_help_that_nobody_reads(command: str | None) -> None:
     done = run(*words, out="unread", PYTHONIOENCODING="ascii")
     assert done.returncode == (141 if command == "manifest" else 0)
     assert nothing_wrong(done)
+
+
+@pytest.mark.slow
+def test_a_training_goes_on_when_nobody_reads_its_log(tmp_path: Path) -> None:
+    from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+    tiny_checkpoint(tmp_path / "student")
+    write_wav(tmp_path / "0.wav", synthetic_speech(0.5, seed=0))
+    (tmp_path / "train.jsonl").write_text(json.dumps({"audio": "0.wav", "text": "one"}) + "\n")
+    words = f"train --stage sft --student_model {tmp_path}/student --train_data {tmp_path}/train.jsonl --output_dir {tmp_path}/run"
+    words += " --max_steps 3 --total_epochs 3 --device cpu --model_dtype float32 --dataloader_num_workers 0 --log_json true"
+    for out in ("unread", "closed"):
+        done = run(*words.split(), "--output_dir", tmp_path / out, out=out)
+        assert done.returncode == 0, done.stderr.decode()
+        assert nothing_wrong(done)
+        assert len((tmp_path / out / "metrics.jsonl").read_text().splitlines()) >= 3
