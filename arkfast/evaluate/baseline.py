@@ -1,7 +1,4 @@
-"""An earlier evaluation to compare with: its summary, and its rows where they are still at hand.
-
-Knows ``summary``'s contract and which file a summary speaks of; compares nothing.
-"""
+"""An earlier evaluation to compare with: its summary, and its rows where they are still at hand."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What can be told of an evaluation before a model is loaded: that the normaliser is there, and that the rows can be scored afterwards.
-
-Knows manifests and flags; transcribes and scores nothing.
-"""
+"""What can be told of an evaluation before a model is loaded: that the normaliser is there, and that the rows can be scored afterwards."""
 
 from __future__ import annotations
 

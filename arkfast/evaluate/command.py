@@ -1,7 +1,4 @@
-"""``arkfast evaluate``: rows with transcripts, or a manifest and a model, in; scored rows, a summary, tables and a verdict out.
-
-Knows files and exit codes; counting is ``scoring``'s, transcription is ``arkfast.infer``'s.
-"""
+"""``arkfast evaluate``: rows with transcripts, or a manifest and a model, in; scored rows, a summary, tables and a verdict out."""
 
 from __future__ import annotations
 
@@ -42,11 +39,11 @@ class Evaluation:
     transcription: Summary | None
     """What the transcription did; None without one."""
     comparison: Comparison | None
-    """With the rows of ``--compare``."""
+    """The comparison with the rows of ``--compare``; None without them."""
     pairs: Comparison | None
     """With whose rows the page lists the clips that changed: those of ``--compare``, else the baseline's where they are at hand."""
     verdict: Verdict | None
-    """Of ``--baseline``."""
+    """The gate's, where ``--baseline`` was given."""
     repeats: int
     """Rows of the input that repeat an earlier one and were taken once."""
     reasons: tuple[str, ...]
@@ -71,7 +68,7 @@ def run(config: EvaluateConfig, *, load: Load = load_transcriber) -> Evaluation:
 
 
 def _run(config: EvaluateConfig, normalizer: Normalizer, load: Load) -> Evaluation:
-    # what is compared with is read first: a fault is told before the work, and this run's output may be the baseline's
+    # read first, so that a fault is told before the work, and because this run's output may replace the baseline's
     compared_with = None if config.compare is None else read_source(config.compare, allow_repeats=config.allow_repeats)
     others = None if compared_with is None else compared_with.rows
     baseline = None if config.baseline is None else read_baseline(config.baseline)

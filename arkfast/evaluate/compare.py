@@ -1,7 +1,6 @@
 """Two systems on the same rows: joined by id, scored alike, and tested as pairs.
 
-Knows rows and the paired test; reads no files. Rows that do not match are an error, never a smaller set: only rows that one of the systems
-failed on are left out, and they are counted.
+Rows that do not match are an error and are never dropped: only rows that one of the systems failed on are left out, and they are counted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The regression gate: this evaluation against an earlier one, and whether it is worse by more than is allowed.
 
-Knows summaries and comparisons; reads no rows. The verdict is by the difference itself, in percentage points; the interval is printed
-beside it, so that a reader sees how much of it may be chance. Failures cannot hide a regression: the rates that count them as deletions
-are compared too, and the larger difference decides.
+The difference itself decides, in percentage points. Its interval is printed beside it, so that a reader sees how much of it may be chance.
+Failures cannot hide a regression: the rates that count them as deletions are compared too, and the larger difference decides.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class Entry:
     difference: Difference
     """Now − then."""
     difference_with_failures: float
-    """The same of the rates that count failed rows as deletions."""
+    """The same difference between the rates that count failed rows as deletions."""
 
     @property
     def points(self) -> float:
@@ -127,7 +126,7 @@ def judge(scores: Scores, baseline: JsonRow, path: str, *, max_regression: float
         )
     entries = [_entry(scores, baseline, path, comparison, True)]
     groups = baseline["groups"] if len(baseline["groups"]) > 1 else []
-    # a file is another preset under another name; where each side has one, its languages say which group is which
+    # the same file under another name is another preset; where each side has only one, languages tell the groups apart
     by_language = len({then["preset"] for then in groups}) == 1 == len({now.preset for now in scores.groups})
     here = {(None if by_language else now.preset, now.language): now for now in scores.groups}
     for then in groups:

@@ -1,8 +1,8 @@
 """Result files of Hugging Face's Open ASR Leaderboard, as its ``run_eval.py`` scripts write them, for a row "model (arkfast)".
 
-Knows that contract: the file's name, the fields of its rows, which references are left out, what is timed, what is printed. Rows come from
-a manifest of the user's, one for each data set and split; nothing is downloaded. The contract was read from the leaderboard's repository
-(``normalizer/eval_utils.py``, ``normalizer/data_utils.py``, ``ark_asr/run_eval.py``) as of August 2026.
+The file's name, the fields of its rows, which references are left out, what is timed and what is printed follow the leaderboard's own
+scripts as of August 2026 (``normalizer/eval_utils.py``, ``normalizer/data_utils.py`` and ``ark_asr/run_eval.py`` of its repository). The
+user gives a manifest for each data set and split; nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The flags of ``arkfast evaluate``.
-
-Knows names, defaults and which flags go together; opens no file.
-"""
+"""The flags of ``arkfast evaluate``, and which of them go together."""
 
 from __future__ import annotations
 

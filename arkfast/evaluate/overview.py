@@ -1,6 +1,6 @@
 """Several evaluations as one: the table and the page over all presets.
 
-Knows summaries and the rows that they name; scores nothing anew, so every figure is one that an evaluation has written.
+Nothing is scored anew: every figure is one that an evaluation has written.
 """
 
 from __future__ import annotations

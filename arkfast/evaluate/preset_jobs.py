@@ -1,6 +1,6 @@
 """What an evaluation of presets consists of: its settings, the files of each preset, the devices, and what must be there beforehand.
 
-Knows the environment variables and names of open-audio-opd's launcher; starts nothing.
+Variables and files are called as in open-audio-opd's launcher.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def fetched(settings: Settings) -> Settings:
     processor = "" if own else processor
     if repository is None or settings.eval_script:
         return replace(settings, model_path=folder, processor_path=processor)
-    # behind the further flags, so that it wins over a branch among them
+    # the last one wins, so this stands behind a branch that the further flags may name
     extra = (*settings.extra, "--revision", folder.name)
     return replace(settings, model_path=Path(repository.id), processor_path=processor, extra=extra)
 

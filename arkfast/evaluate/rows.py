@@ -1,7 +1,6 @@
 """What a row says about its transcript: which text is the reference, which the hypothesis, and when there is none.
 
-Knows the fields of our rows and of open-audio-opd's; counts nothing. A field of the wrong kind is an error with the row's name, never a
-missing value.
+Rows of open-audio-opd are read too. A field of the wrong kind is an error that names the row; it is not taken for a missing value.
 """
 
 from __future__ import annotations

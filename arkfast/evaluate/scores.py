@@ -1,7 +1,7 @@
 """Scores of transcription rows that cannot hide what was not scored.
 
-Knows error counts of rows and how many rows are behind them; knows no rows, no files and no models. A row without a transcript is never
-scored as an empty one: it is left out of the rates, shown as coverage, and a second rate counts it as deletions.
+A row without a transcript is not scored as an empty one: it is left out of the rates, lowers the coverage that is shown beside them, and a
+second rate counts it as deletions.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Scores:
     unit: Literal["word", "char", "mixed", "joint"]
     """The rows' unit; ``joint`` where they have several."""
     unit_rule: str
-    """Why it is that unit."""
+    """Why errors are counted in that unit."""
     clusters: tuple[str | int | None, ...] | None
     """For each scored row, what it is resampled with; None resamples utterances."""
     normalizer: Normalizer
@@ -120,12 +120,12 @@ class Scores:
 
     @property
     def hallucinated(self) -> int:
-        """Those of them in which the transcript has units."""
+        """Rows with an empty reference whose transcript has units."""
         return int((self.counts.insertions[self.counts.reference == 0] > 0).sum())
 
     @property
     def insertions_on_empty(self) -> int:
-        """Units written where the reference has none; the rate counts them too."""
+        """Units that transcripts have where the reference has none; the rate counts them too."""
         return int(self.counts.insertions[self.counts.reference == 0].sum())
 
     def to_dict(self) -> JsonObject:

@@ -1,7 +1,4 @@
-"""From rows to scores: each text normalised, each row counted in its language's unit, and the counts put beside the rows.
-
-Knows rows and the metrics; knows no files and no models.
-"""
+"""From rows to scores: each text normalised, each row counted in its language's unit, and the counts put beside the rows."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """What an evaluation leaves behind: ``summary.json`` and scored rows. This page is their contract.
 
-Knows the files' fields; counts nothing and reads no audio. Rates are fractions (0.05 is 5 %); what does not exist is null, never 0.
+Rates are fractions (0.05 is 5 %); what does not exist is null, never 0.
 
 ``summary.json`` is one object::
 

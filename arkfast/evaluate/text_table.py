@@ -1,6 +1,6 @@
 """Scores as aligned lines of plain text.
 
-Knows scores; counts nothing. What was left out of the rates stands there only when something was.
+A line about rows that were left out of the rates stands there only where some were.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Text normalisation and error counting; knows no models, rows or files."""
+"""Text normalisation, languages and error counts of texts."""
 
 from arkfast.metrics.alignment import Pair, align
 from arkfast.metrics.errors import ErrorCounts, char_errors, count_errors, resampled_rates, word_errors

@@ -1,6 +1,6 @@
 """Which unit of a transcript stands for which of its reference: the alignment that the scores were counted on.
 
-Knows two lists of units (words or characters, normalised before); knows no rows.
+Units are words or characters of texts that have been normalised.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Error counts of transcripts, one entry per utterance, and the rates and intervals that follow from them.
 
-Knows two lists of texts and what a unit is; does not normalise, knows no rows and no files. Counts are kept per utterance, so that a rate
-over any subset, and its bootstrap interval, need no second alignment.
+The texts have to be normalised before. Counts are kept per utterance, so that a rate over any subset, and its bootstrap interval, need no
+second alignment.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Two systems on the same references: how much they differ, how sure that is, and how often chance alone would do it.
 
-Knows two sets of counts; knows no rows and no files, and does not see to it that an entry of one belongs to the same utterance as its
-counterpart: who joins them does.
+Nothing here checks that an entry of one set of counts belongs to the same utterance as its counterpart in the other; whoever joins the two
+has to.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def unpaired_difference(
         if not reference:
             raise ValueError("unpaired_difference: the references have no units")
         rates.append(errors / reference)
-    # two streams of one seed: with equal seeds the two sides would move together
+    # two different streams: with equal ones the two sides would move together
     seeds = np.random.SeedSequence(seed).generate_state(2)
     drawn = [resampled_rates(*side, resamples=resamples, seed=int(s)) for side, s in zip((first, second), seeds, strict=True)]
     count = min(map(len, drawn))

@@ -1,6 +1,6 @@
 """Bootstrap draws and randomisation draws over utterances, in time and memory that do not grow with how many there are.
 
-Knows arrays of counts; knows no texts and no rates. Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
+Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR
 performance evaluation", ICASSP 2004. Utterances with equal counts are interchangeable, so a multinomial over the distinct rows with
 probability (how many) / U draws from the same law as U draws of utterances, and independently of their order.
 """

@@ -12,6 +12,8 @@ import torch
 from hf_teachers import KINDS, WHISPER, glmasr, manifest, whisper
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoProcessor, WhisperFeatureExtractor
+from transformers.models.whisper.tokenization_whisper import LANGUAGES as WHISPER_LANGUAGES
+from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE as WHISPER_CODES
 
 from arkfast.audio import LogMel
 from arkfast.data import collate
@@ -20,6 +22,7 @@ from arkfast.distill.step import opd_step, td_step
 from arkfast.distill.teachers import TeacherRequest, load_teacher
 from arkfast.distill.teachers.hf_causal_lm import HfTeacher
 from arkfast.engine import Engine
+from arkfast.metrics import canonical, is_known
 from arkfast.models.family import find_family
 from arkfast.records import Batch, InputError, Rollout, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
@@ -314,3 +317,11 @@ def test_what_cannot_teach_is_one_message(world: World, tmp_path: Path) -> None:
         (tmp_path / "glm" / name).unlink(missing_ok=True)
     with pytest.raises(InputError, match="its processor cannot make a prompt with audio"):
         world.teacher("glm", model=tmp_path / "glm")
+
+
+def test_every_language_of_whisper_is_found_by_its_code_and_by_its_names() -> None:
+    found = {code: canonical(code) for code in WHISPER_LANGUAGES}
+    assert all(code is not None and is_known(code) for code in found.values())
+    assert len(set(found.values())) == len(found), "two tokens would be one language"
+    names = {name: code for code, name in WHISPER_LANGUAGES.items()} | WHISPER_CODES
+    assert {name: canonical(name) for name in names} == {name: found[code] for name, code in names.items()}

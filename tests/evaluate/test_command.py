@@ -341,3 +341,42 @@ def test_failed_rows_are_explained_on_the_screen(tmp_path: Path, capsys: pytest.
     assert main(["--input", write(tmp_path / "in.jsonl", [*perfect(1), *bad])]) == 1
     said = capsys.readouterr().err
     assert said.splitlines()[1:] == [f"  {i}.wav: no such file" for i in range(3)]
+
+
+def test_normaliser_options_are_in_every_result_and_keep_other_figures_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"id": "a", "text": "so yes", "pred_text": "so [noise] uh yes", "language": "en"}]
+    source, old = write(tmp_path / "in.jsonl", rows), tmp_path / "old.json"
+    assert main(["--input", source, "--summary", str(old)]) == 0
+    assert json.loads(old.read_text())["wer"] == 1.0
+    files = {name: tmp_path / f"new.{name}" for name in ("summary", "markdown", "html")}
+    flags = ["--normalizer_options", "tags,fillers", *(word for name, path in files.items() for word in (f"--{name}", str(path)))]
+    capsys.readouterr()
+    assert main(["--input", source, *flags]) == 0
+    assert json.loads(files["summary"].read_text())["normalizer"]["options"] == ["tags", "fillers"]
+    assert json.loads(files["summary"].read_text())["wer"] == 0.0
+    for shown in (capsys.readouterr().out, files["markdown"].read_text(), files["html"].read_text()):
+        assert "options tags, fillers" in shown
+    baseline = json.loads(old.read_text()) | {"transcripts_sha256": None, "output": None, "output_sha256": None}
+    old.write_text(json.dumps(baseline))
+    assert main(["--input", source, *flags[:2], "--baseline", str(old)]) == 2
+    assert re.search(r"was scored by normaliser basic \S+ \(\w+\), this by basic .*, options tags, fillers", capsys.readouterr().err)
+
+
+def exit_code(words: list[str]) -> object:
+    try:
+        return main(words)
+    except SystemExit as stopped:
+        return stopped.code
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--normalizer_options", "tag"], "expected one of prefix, tags"),
+    (["--filler_words", "uh"], "--filler_words is of use with --normalizer_options fillers only"),
+    (["--language", "chinse"], "--language 'chinse' is not known; did you mean chinese"),
+    (["--language", "und"], "names no language"),
+])  # fmt: skip
+def test_wrong_options_and_languages_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str) -> None:
+    source = write(tmp_path / "in.jsonl", perfect(1))
+    assert exit_code([source, *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert main([source, "--language", "日本語"]) == main([source, "--language", "bzj"]) == 0

@@ -237,6 +237,8 @@ def _method(summary: JsonRow, groups: Sequence[JsonRow]) -> list[tuple[str, str]
     normalizer = summary.get("normalizer")
     if isinstance(normalizer, Mapping):
         parts = [str(normalizer.get("name")), f"version {normalizer.get('version')}", f"sha256 {str(normalizer.get('sha256'))[:16]}"]
+        if normalizer.get("options"):
+            parts.append(f"options {', '.join(normalizer['options'])}")
         normalizer = ", ".join(parts)
     rules: dict[str, list[str]] = {}
     for group in groups:

@@ -1,6 +1,6 @@
 """Text normalisation before errors are counted: what two transcripts must agree on to count as equal.
 
-Knows the normalisers by name; knows no error rates and no rows. One that cannot be had as asked for is an error.
+A normaliser that cannot be had as it was asked for is an error.
 """
 
 from __future__ import annotations

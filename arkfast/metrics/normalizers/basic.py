@@ -1,7 +1,7 @@
 """``basic``: our own normaliser. Unicode's rules for every language, and a few of English, Chinese, Romanian and Turkish that never fail.
 
-Knows characters and their categories; rewrites no number into words and no word into another spelling, because such a rule that is right
-nine times in ten decides the tenth error rate. What two transcripts may differ in is case, punctuation, width, and the forms below.
+No number is written out and no word is respelled, because a rule that is right nine times in ten makes an error of the tenth. What two
+transcripts may differ in is case, punctuation, width, and the forms below.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _romanian(text: str) -> str:
 
 
 def _turkish(text: str) -> str:
-    # dotted and dotless i are two letters there, and case folding knows one of them only
+    # these languages have two letters i, with and without a dot, and case folding keeps only one of them apart
     return unicode_rules(text.translate(_TURKISH_I))
 
 

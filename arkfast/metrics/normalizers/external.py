@@ -1,6 +1,6 @@
 """``external``: a module ``text_process`` in another Python, as open-audio-opd called it; then ``basic``.
 
-Knows a process and its lines. Every reply carries the number of the text it belongs to, so that no line can stand for another's: a reply
+Every reply carries the number of the text it belongs to, so that no line can stand for another's: a reply
 too many, too few, out of turn or not of the protocol is an error, and so are a silent process and one that ends early.
 """
 

@@ -1,6 +1,6 @@
 """``leaderboard``: the normaliser of Hugging Face's Open ASR Leaderboard, from a checkout that the user names.
 
-Knows where the checkout keeps it and what it is called there; none of it is copied. The leaderboard also joins compounds while it aligns,
+Nothing of it is copied here. The leaderboard also joins compounds while it aligns,
 which is not part of normalisation: our counts, made by jiwer, do not.
 """
 

@@ -1,6 +1,6 @@
 """``whisper`` and ``wetext``: normalisers of other packages, imported when they are asked for.
 
-Knows how each package is called and which of its files hold its rules. A missing package, or a language that it has no rules for, is an
+A missing package, or a language that it has no rules for, is an
 error: scoring unnormalised text instead would give a number that looks like the one asked for and is not.
 """
 

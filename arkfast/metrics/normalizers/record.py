@@ -1,7 +1,4 @@
-"""What a normaliser is: a function over texts and their languages, with a name, a version and a hash of its rules.
-
-Knows no rule itself.
-"""
+"""What a normaliser is: a function over texts and their languages, with a name, a version and a hash of its rules."""
 
 from __future__ import annotations
 
