@@ -126,7 +126,8 @@ def _fillers(words: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
     longest_first = sorted(words, key=lambda word: (-len(word), word))
     spaced = [re.escape(word) for word in longest_first if not _WITHOUT_SPACES.search(word)]
     unspaced = [re.escape(word) for word in longest_first if _WITHOUT_SPACES.search(word)]
-    alone = rf"(?<!{_LETTER})(?<!{_LETTER}['’-])(?:{'|'.join(spaced)})(?!['’-]?{_LETTER})"
+    # a hyphen parts words, as it does for ``basic``, so that "uh-huh" and "uh huh" stay the same text
+    alone = rf"(?<!{_LETTER})(?<!{_LETTER}['’])(?:{'|'.join(spaced)})(?!['’]?{_LETTER})"
     nothing = re.compile(r"(?!)")
     return (
         re.compile(f"(?:{'|'.join(unspaced)})+") if unspaced else nothing,
