@@ -1,13 +1,14 @@
 """Levels that no recording of speech has: told in a warning, or an error where nothing is left to be heard."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
 from arkfast.audio import read
-from arkfast.audio.levels import LOUD_PEAK, QUIET_PEAK, SHORT_SECONDS, UNSCALED_PEAK, doubts
+from arkfast.audio.levels import CANCELLED_MIX, FAINT_MIX, LOUD_PEAK, QUIET_PEAK, SHORT_SECONDS, UNSCALED_PEAK, doubts
 from arkfast.records import InputError
 
 
@@ -94,7 +95,17 @@ def test_what_is_not_finite_is_left_to_those_who_name_the_sample():
 
 
 def test_the_documents_state_the_thresholds():
-    assert (SHORT_SECONDS, QUIET_PEAK, LOUD_PEAK, UNSCALED_PEAK) == (0.1, 1e-4, 4.0, 256.0), "docs/inference.md says so"
+    text = (Path(__file__).resolve().parents[2] / "docs" / "manifests.md").read_text(encoding="utf-8")
+    for said, value in (
+        (f"samples of {UNSCALED_PEAK:g} and more", UNSCALED_PEAK),
+        (f"samples over {LOUD_PEAK:g} ", LOUD_PEAK),
+        (f"none reaches {QUIET_PEAK:.4f} ", QUIET_PEAK),
+        (f"a clip under {SHORT_SECONDS:g} s", SHORT_SECONDS),
+        ("less than a millionth of their energy", CANCELLED_MIX * 1e6),
+        ("less than a hundredth", FAINT_MIX * 100),
+    ):
+        assert said in text, value
+    assert (CANCELLED_MIX, FAINT_MIX) == (1e-6, 1e-2)
 
 
 def test_recorded_speech_raises_no_doubt(recordings):
