@@ -358,3 +358,39 @@ def test_gates_on_two_ranks_leave_the_run_as_it_is(world, tmp_path):
     assert said.count("warning: preflight: ") >= 2
     assert "rollouts do not end within --asr_opd_max_new_tokens 8" in said
     assert "warning: preflight: " not in (tmp_path / "rank1.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("full", "limit"), [(0, 1000), (0, 60_000), (1, 60_000)])
+def test_a_disk_that_is_full_on_one_rank_is_one_sentence(world, tmp_path, full, limit):
+    """With 1,000 bytes the run's description does not fit, with 60,000 a checkpoint's tensors do not."""
+    out = tmp_path / "run"
+    options = fields(world, out, max_steps=12, save_freq=6, gates="off", log_freq=1)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }  # fmt: skip
+    command = [sys.executable, Path(__file__).with_name("full_rank.py")]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), str(full), str(limit), *words],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said = [process.communicate(timeout=240)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [2, 2], said
+    (sentence,) = (line for line in "".join(said).splitlines() if "error" in line.lower())
+    assert sentence.startswith("arkfast train: error: ")
+    assert "File too large" in sentence
+    assert "Traceback" not in "".join(said)
+    assert not any((out / "checkpoints").glob("*")), "nothing of the save is left"

@@ -122,9 +122,10 @@ def open_run(found: Found, config: TrainConfig, parallel: Parallel, feed: Feed, 
     if checkpoint is not None and state.step >= feed.total_steps(state.step, state.cursor):
         asked = f"--max_steps {config.max_steps}" if config.max_steps else f"--total_epochs {config.total_epochs}"
         found.note(f"{asked}: the run stands after step {state.step} already, so nothing is trained; give more to go on")
-    if folder is not None and not config.calibrate_only:
-        folder.claim()
-        if checkpoint is not None:
-            state = take_up(folder.root, checkpoint, found.note)
-        folder.settle()
+    with parallel.agreeing():
+        if folder is not None and not config.calibrate_only:
+            folder.claim()
+            if checkpoint is not None:
+                state = take_up(folder.root, checkpoint, found.note)
+            folder.settle()
     return Opened(folder, parallel.broadcast(state), found.notes)
