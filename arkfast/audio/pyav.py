@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import av
 
 _JUMP = 0.1  # seconds from one frame to the next that timestamps may be off: rounding to milliseconds, and a lost frame at most
+_DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
 _BLOCK = 1 << 16  # samples given at a time
 _MOST_FILLING = 0.5  # seconds behind the header's end: an encoder's delay and two of its frames are 0.4 s of AAC at 8 kHz
 
@@ -238,13 +239,18 @@ class PyavRecording:
             at += count - skip
 
     def _array(self, frame: av.AudioFrame) -> NDArray[Any]:
-        """A frame's samples [n, channels] as decoded."""
-        try:
-            raw = frame.to_ndarray()
-        except ValueError as error:  # 64-bit integers
-            raise InputError(f"{self._source.label}: samples of type {frame.format.name} cannot be read: export it in 32 bits") from error
-        channels = frame.layout.nb_channels
-        return raw.T if len(raw) == channels else raw.reshape(-1, channels)  # one row a channel, or one of all in turn
+        """A frame's samples [n, channels] as decoded.
+
+        PyAV's own ``to_ndarray`` counts planes until it meets an empty one, and of eight channels reads a ninth from where none is.
+        """
+        channels, kind = frame.layout.nb_channels, frame.format.name.removesuffix("p")
+        dtype = _DTYPES.get(kind)
+        if dtype is None:  # 64-bit integers
+            raise InputError(f"{self._source.label}: samples of type {frame.format.name} cannot be read: export it in 32 bits")
+        if not frame.format.is_planar:
+            return np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels).copy()
+        planes = frame.planes[:channels]
+        return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes], axis=1)
 
     def _offset(self, frame: av.AudioFrame) -> int:
         """Samples from the timeline's zero to a first frame; a shift within one tick of the container's clock is rounding."""

@@ -148,7 +148,7 @@ def _length(utterance: Utterance, known: Mapping[str, Length], measured: dict[st
             source, name = open_audio(utterance)
             # One channel is asked for, so that a recording of any number of them is measured. Each row is asked whether its own is there.
             extent = audio.extent(source, channel=0, audio_track=utterance.audio_track, name=name)
-            length = Length(state.st_size, state.st_mtime_ns, extent.seconds, extent.cut, extent.channels)
+            length = Length(state.st_size, state.st_mtime_ns, extent.seconds, extent.cut, extent.channels, extent.strict_cut)
         measured[recording] = length
     return length
 

@@ -28,7 +28,8 @@ def encode(path: Path, samples, rate, form, codec, *, delay=0, pause=0, layout="
         track.bit_rate = 96000 if codec != "libopencore_amrnb" else 12200
         to_format = av.AudioResampler(format=track.format.name, layout=layout, rate=rate)
         for at in range(0, len(samples), 1024):
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(channels[:, at : at + 1024]), "fltp", layout)
+            piece = np.ascontiguousarray(channels[:, at : at + 1024].T).reshape(1, -1)  # packed: PyAV cannot fill eight planes
+            frame = av.AudioFrame.from_ndarray(piece, "flt", layout)
             frame.rate, frame.pts = rate, delay + at + (pause if at >= len(samples) // 2 else 0)
             for converted in to_format.resample(frame):
                 container.mux(track.encode(converted))
@@ -131,6 +132,17 @@ def test_stereo_is_averaged(tmp_path, speech):
     samples = np.stack([speech(32000), speech(32000, seed=1)], axis=1)
     data = encode(tmp_path / "clip", samples, 16000, "ipod", "alac", layout="stereo")
     np.testing.assert_allclose(load(data), samples.mean(axis=1), rtol=0, atol=1 / 32768)
+
+
+@pytest.mark.parametrize(("layout", "channels"), [("5.1", 6), ("7.1", 8)])
+def test_surround(tmp_path, speech, layout, channels):
+    """Of eight planes PyAV would read a ninth, and the process would end."""
+    samples = np.stack([speech(32000, seed=seed) for seed in range(channels)], axis=1)
+    data = encode(tmp_path / "clip", samples, 16000, "matroska", "flac", layout=layout)
+    np.testing.assert_allclose(load(data), samples.mean(axis=1), rtol=0, atol=1 / 32768)
+    data = encode(tmp_path / "clip", samples, 48000, "ipod", "aac", layout=layout)
+    loaded = load(data, sampling_rate=48000)
+    assert correlation(loaded[:31000], samples.mean(axis=1)[:31000]) > 0.9
 
 
 @pytest.mark.parametrize(("form", "codec", "rate"), [("ipod", "aac", 44100), ("webm", "libopus", 48000), ("ipod", "alac", 16000)])
