@@ -216,6 +216,9 @@ def parse(
     if position is not None:
         normalised = _switched(normalised, {f"--{name}" for name in fields if _plain(hints[name]) is bool})
     known, unknown = parser.parse_known_args(normalised)
+    for word in unknown:
+        if word.startswith("-") and word != "-":  # what follows it may be its value
+            parser.error(f"unknown flag {word}{_did_you_mean(word.lstrip('-').split('=')[0], list(fields))}")
     if position is not None:
         words = [word for word in unknown if word == "-" or not word.startswith("-")]
         if words and hasattr(known, position):
@@ -224,8 +227,7 @@ def parse(
             setattr(known, position, words[0])
             unknown.remove(words[0])
     for word in unknown:
-        name = word.lstrip("-").split("=")[0]
-        parser.error(f"unknown flag {word}{_did_you_mean(name, list(fields))}" if word.startswith("-") else f"unexpected argument '{word}'")
+        parser.error(f"unexpected argument '{word}'")
     try:
         given = _read_yaml(known.config, list(fields)) if known.config else {}
         given |= {name: value for name, value in vars(known).items() if name in fields}

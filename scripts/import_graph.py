@@ -17,8 +17,8 @@ from pathlib import Path
 # ``records`` defines, a command imports what it runs and ``python -m arkfast`` the command, so ``command_line``, ``cli`` and ``__main__``
 # have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
-    ({"records", "installation"}, {"numpy", "torch"}),
-    ({"files"}, {"zstandard"}),
+    ({"records", "installation"}, {"numpy", "torch", "typing_extensions"}),  # the last comes with torch; annotations alone want it
+    ({"files"}, {"zstandard", "compression"}),  # ``compression`` is the standard library's from Python 3.14 on
     ({"command_line", "device", "plots"}, {"yaml"}),
     ({"console"}, {"tqdm"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),

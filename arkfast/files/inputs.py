@@ -17,11 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from types import TracebackType
-from typing import IO
+from typing import IO, TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from arkfast.files.outlets import descriptor_of
 from arkfast.records import InputError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _BLOCK = 1 << 20  # bytes that are copied at a time
@@ -227,9 +230,10 @@ class _Reader(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override] # what BufferedReader hands over
-        block = self._copy.read(self._at, len(buffer))
-        buffer[: len(block)] = block
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        block = self._copy.read(self._at, len(view))
+        view[: len(block)] = block
         self._at += len(block)
         return len(block)
 

@@ -134,7 +134,12 @@ def test_gain_beside_bad_clips(model: Path, tmp_path: Path, best: dict[str, str]
     assert [row["status"] for row in rows] == ["ok", "error", "ok", "error"]
     assert {row["id"]: row["pred_text_raw"] for row in rows if row["status"] == "ok"} == wanted != {"0": best["clip0"], "1": best["clip1"]}
     assert rows[3]["pred_text"] is None
-    assert "only finite samples" in rows[3]["error"]
+    assert "full scale is 1" in rows[3]["error"]
+
+
+def test_samples_that_overflow_are_an_error() -> None:
+    with pytest.raises(InputError, match="only finite samples"):
+        Gain(LogMel(128), 3e38)(np.full(8000, 2.0, dtype=np.float32))
 
 
 def test_gain_in_workers(model: Path, tmp_path: Path) -> None:

@@ -310,8 +310,8 @@ def test_a_full_disk_is_no_failed_row(
         (["--model_path", "/nowhere/model"], "/nowhere/model"),
         (["--max_new_tokens", "100000000"], "max_new_tokens 100000000 take 100000404 positions, the model has 4096"),
         (["--max_audio_seconds", "1e300"], "max_audio_seconds 1e+300 and max_new_tokens 24 take "),
-        (["--device", "cuda:99"], "device 'cuda:99'"),
-        (["--device", "toaster"], "device 'toaster'"),
+        (["--device", "cuda:99"], "device cuda:99: torch sees"),
+        (["--device", "toaster"], "device toaster: not a device that torch knows"),
         (["--input", "/nowhere/in.jsonl"], "/nowhere/in.jsonl: cannot be read"),
     ],
 )
