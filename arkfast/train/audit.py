@@ -1,6 +1,6 @@
 """What is wrong with the samples that a run is about to learn from.
 
-Knows batches as they reach the step and the rows that they are made of; runs no model. What is found is judged in ``preflight``.
+It looks at batches as they reach the step and at the rows that they are made of, without a model. ``preflight`` judges what is found.
 """
 
 from __future__ import annotations

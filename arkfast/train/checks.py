@@ -1,7 +1,7 @@
 """Whether the parts of a checkpoint belong together: prompt, tokenizer, and the ids that its model has.
 
-Knows what a family says of its prompt and what the checkpoint's files say; runs no model. ``arkfast verify`` shows these checks one by one,
-and every run makes them before its first step.
+What a family says of its prompt is compared with what the checkpoint's files say, without running a model. ``arkfast verify`` shows these
+checks one by one, and every run makes them before its first step.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The gates of on-policy distillation: what a start must show, and what rollouts must not do while it runs.
 
 A student that its teacher hardly knows runs away: its transcripts grow until they are cut, and each step teaches it more of the same. What
-is judged here are counts and rates of all ranks; who measures them is ``preflight``'s and the trainer's matter. Few rollouts are judged
-mildly: a share counts as over its limit only where chance alone would hardly show as many.
+is judged here are counts and rates of all ranks, which ``preflight`` and the trainer measure. Few rollouts are judged mildly: a share
+counts as over its limit only where chance alone would hardly show as many.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Low-rank adapters on the decoder: two thin matrices beside each frozen projection (Hu et al. 2021, "LoRA").
 
 A projection stays the module that it is, under the names that it has, with ``lora_a`` and ``lora_b`` beside its weight; so the decoding
-engine, sharding and the optimizer see nothing new. Knows modules and names; knows no step.
+engine, sharding and the optimizer see nothing new.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """This process's place among the processes of a run, and the few things that they must agree on.
 
-Knows torchrun's environment, process groups and how an error of one rank becomes every rank's; knows no model, no data and no file.
+It reads torchrun's environment, makes the process groups, and turns an error of one rank into every rank's.
 """
 
 from __future__ import annotations

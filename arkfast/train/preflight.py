@@ -1,6 +1,6 @@
 """A look before the first step: does the loss come out as a number, is there anything to learn from, and can the start work?
 
-Knows what makes a run hopeless from the start; changes nothing. Limits are the gates'; what a sample looks like is ``audit``'s.
+Nothing is learnt from what it looks at. The limits stand in ``gates``; ``audit`` describes the samples.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a run's models come from: folders as they are given, or repositories of the Hugging Face Hub, each at one commit for all processes.
 
-Knows which process fetches and which commits a run that is resumed had before; knows no model.
+One process of each machine fetches them, and a run that is resumed stays with the commits that it had before.
 """
 
 from __future__ import annotations

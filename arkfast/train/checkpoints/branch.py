@@ -1,7 +1,7 @@
 """Going back: what of a run's folder leads to the checkpoint that it goes on from stays, the rest is set aside whole.
 
-Knows which folders of a run belong together; knows neither flags nor tensors. The checkpoint is in its place before the others leave
-theirs, so that a process that dies in between loses nothing, and the next one may do it again.
+The checkpoint is in its place before the others leave theirs, so that a process that dies in between loses nothing, and the next one may
+do it again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Transformers checkpoints from the weights that are trained: during a run, and from its checkpoints afterwards.
-
-Knows names, precisions and where whole tensors come from; knows no step.
-"""
+"""Transformers checkpoints from the weights that are trained: during a run, and from its checkpoints afterwards."""
 
 from __future__ import annotations
 

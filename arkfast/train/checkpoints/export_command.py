@@ -1,7 +1,7 @@
 """``arkfast export``: a Transformers model out of a checkpoint, in the precision that is asked for.
 
-Knows a checkpoint's master weights and running average; a checkpoint's own model files are the weights in the precision of the model that
-training began from. Adapters are merged anew, into that model.
+A checkpoint holds the master weights and their running average, in float32, beside model files in the precision of the model that training
+began from. Adapters are merged anew, into that model.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Saving a run: checkpoints that count only when complete, in the background where that is asked for, and models.
 
-Knows which rank writes what and in which order; what the files hold is ``state``'s and ``export``'s.
+It decides which rank writes what and in which order. What the files hold stands in ``tensors`` and ``export``.
 """
 
 from __future__ import annotations

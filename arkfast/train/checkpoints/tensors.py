@@ -1,8 +1,7 @@
 """What a resume needs beside the model: tensors of every rank on disk, whole or not at all, readable at any world size.
 
-Knows files and shards; knows neither the run nor what the tensors mean. Tensors are safetensors files, written by one process as one file
-and by several through ``torch.distributed.checkpoint``, each rank its own shards; its reader puts any of them together for any number of
-ranks. No pickle is read or written.
+Tensors are safetensors files. One process writes one file; several write through ``torch.distributed.checkpoint``, each rank its own
+shards, and its reader puts any of them together for any number of ranks. No pickle is read or written.
 """
 
 from __future__ import annotations

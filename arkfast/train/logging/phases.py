@@ -1,7 +1,6 @@
 """Where a step's time goes.
 
-Knows clocks and names; waits for the device only when it is asked for the figures, never in between. A step's phases can be set aside and
-asked for when the device is past them.
+It waits for the device only when it is asked for the figures. A step's phases can be set aside and asked for when the device is past them.
 """
 
 from __future__ import annotations

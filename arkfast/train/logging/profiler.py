@@ -1,7 +1,4 @@
-"""A trace of some steps, on demand.
-
-Knows which steps and where the trace goes; torch's profiler does the rest.
-"""
+"""A trace of the steps that are asked for, made by torch's profiler."""
 
 from __future__ import annotations
 

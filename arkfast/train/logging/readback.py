@@ -1,7 +1,4 @@
-"""Numbers on their way from the device to the host, read a step later, when they have long arrived.
-
-Knows copies and events; what the numbers mean is their owners'.
-"""
+"""Numbers on their way from the device to the host. They are read a step later, when they have long arrived."""
 
 from __future__ import annotations
 

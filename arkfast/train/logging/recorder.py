@@ -1,7 +1,7 @@
 """The line that a step leaves in the log.
 
-Knows what is measured of a step, under which names, and how bad rows of all ranks are judged together; knows no loss and no file. A step
-is measured when it has been handed to the device, and read after the next one has: the host never waits for the step it has just begun.
+What is measured of a step has its names here, and bad rows of all ranks are judged together. A step is measured when it has been handed to
+the device, and read after the next one has: the host never waits for the step it has just begun.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a step measured, added up over a window on the device and over all ranks on the host.
 
-Knows sums, counts and how they travel; knows neither losses nor files. One all-reduce carries everything that is logged of a step; it
-happens when the numbers have come to the host, so that the device never waits for it.
+One all-reduce carries everything that is logged of a step. It happens when the numbers have come to the host, so that the device never
+waits for it.
 """
 
 from __future__ import annotations
