@@ -9,7 +9,6 @@ time is taken; rounds are interleaved, so that a busy machine slows all alike, a
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -26,7 +25,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from arkfast.audio import load
-from arkfast.files import write_text
+from arkfast.files import json_text, write_text
 from arkfast.installation import install_hint
 
 try:
@@ -215,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
     if av is None:
         print(f"PyAV is not installed: m4a and webm are left out; {install_hint('containers')}", file=sys.stderr)
     if options.out:
-        write_text(options.out, json.dumps({"name": "decode", "device": device(), "rows": rows}, indent=1) + "\n")
+        write_text(options.out, json_text({"name": "decode", "device": device(), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

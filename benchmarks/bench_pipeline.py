@@ -15,7 +15,6 @@ import argparse
 import dataclasses
 import functools
 import itertools
-import json
 import os
 import platform
 import resource
@@ -36,7 +35,7 @@ from arkfast.data import collate, extract
 from arkfast.data.pipeline import FeatureItem, FeaturePipeline
 from arkfast.data.pool import SLOT_BYTES
 from arkfast.data.worker import dump, load
-from arkfast.files import write_text
+from arkfast.files import json_text, write_text
 from arkfast.models.arkasr.prompt import Prompt
 from arkfast.records import Utterance
 
@@ -186,7 +185,7 @@ def main() -> None:
             results["formats"][name] = {"stages_ms": shares, "providers": speed}
             report(name, shares, speed)
     if options.json:
-        write_text(options.json, json.dumps(results, indent=2) + "\n")
+        write_text(options.json, json_text(results, indent=2) + "\n")
 
 
 def report(name: str, shares: dict[str, float], speed: dict[str, dict[str, float]]) -> None:

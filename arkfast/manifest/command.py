@@ -26,6 +26,7 @@ from arkfast.manifest.scan import check_manifest, scan_manifest
 from arkfast.manifest.summary import Summary
 from arkfast.records import InputError, OnTruncated
 
+_MOST_REASONS = 3  # of rejected rows that are shown
 _ROWS_AN_UPDATE = 64  # of the progress bar, whose arithmetic costs as much as a row's
 
 
@@ -177,6 +178,8 @@ def _scan(flags: list[str], prog: str) -> int:
     said = sys.stderr if is_standard_output(config.output) or is_standard_output(config.rejects) else sys.stdout
     print(summary.table(), file=said)
     print(f"\ngood rows → {config.output}, rejected ones → {config.rejects}", file=said)
+    if summary.rejected:
+        print("rejected rows, for example:", *bar.reasons.values(), sep="\n  ", file=sys.stderr)
     return _exit_code(summary)
 
 
@@ -199,11 +202,15 @@ class _Bar:
             total = None if size is None or total is None else total + size
         self._bar: Any = tqdm(total=total, unit="B", unit_scale=True, desc=action, disable=None, dynamic_ncols=True)
         self._rows = self._rejected = 0
+        self.reasons: dict[str, str] = {}
+        """The first rejected row of each of the first three kinds, as errors show it."""
         self._write: Callable[..., None] = tqdm.write
 
     def __call__(self, finding: Finding) -> None:
         self._rows += 1
         self._rejected += finding.error is not None
+        if finding.error is not None and len(self.reasons) < _MOST_REASONS:
+            self.reasons.setdefault(finding.error.kind, " ".join(str(finding.error).split()))
         if self._rows % _ROWS_AN_UPDATE == 0:
             done = self._before[finding.row.source] + finding.row.end
             self._bar.set_postfix(rows=self._rows, rejected=self._rejected, refresh=False)

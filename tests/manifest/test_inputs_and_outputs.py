@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def test_a_file_that_is_no_manifest_leaves_the_earlier_scan(folder: Path, capsys
     assert (folder / "clean.jsonl").read_text() == (folder / "rejects.jsonl").read_text() == "earlier\n"
 
 
-def test_twenty_missing_recordings_are_what_a_scan_is_for(folder: Path) -> None:
+def test_twenty_missing_recordings_are_what_a_scan_is_for(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "in.jsonl").write_bytes(content([{"audio": f"gone{number}.wav"} for number in range(30)]) + GOOD)
     assert scan("in.jsonl") == 1
     assert len((folder / "clean.jsonl").read_text().splitlines()) == 2
+    assert re.search(r"rejected rows, for example:\n  in\.jsonl:1: .*gone0\.wav: no such file\n$", capsys.readouterr().err)
