@@ -175,6 +175,27 @@ def test_training_on_a_terminal_shows_a_line_and_where_the_model_stands_and_no_j
     assert len(piped.stderr.splitlines()) == 2, piped.stderr
 
 
+@pytest.mark.parametrize("command", ["transcribe", "evaluate"])
+def test_transcription_and_evaluation_can_be_quiet_and_keep_a_log(tmp_path: Path, capfd: pytest.CaptureFixture[str], command: str) -> None:
+    import json
+
+    from arkfast import cli
+    from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+    tiny_checkpoint(tmp_path / "model", seed=1)
+    write_wav(tmp_path / "a.wav", synthetic_speech(0.5, seed=1))
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"audio": "a.wav", "text": "one two", "id": "a"}) + "\n")
+    capfd.readouterr()
+    flags = {"input": tmp_path / "rows.jsonl", "output": tmp_path / "out.jsonl", "model_path": tmp_path / "model", "device": "cpu",
+             "log_file": tmp_path / "log.txt", "max_new_tokens": 8}  # fmt: skip
+    words = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    assert cli.main([command, *words, "--quiet"]) == 0
+    said = capfd.readouterr()
+    assert said.err == "", "no bar of another library, and no progress"
+    assert (said.out == "") == (command == "transcribe"), "what an evaluation found is what it is asked for"
+    assert "1 of 1 rows transcribed" in (tmp_path / "log.txt").read_text()
+
+
 def on_a_terminal(words: list[str]) -> tuple[int, str]:
     """Run a command on a pseudo-terminal of 400 columns; its exit code and all that it showed."""
     import fcntl
