@@ -1,8 +1,8 @@
 """The training loop: micro-batches to a step, steps to a run.
 
-Knows when things happen; what a step computes is ``distill.step``'s, what a checkpoint holds ``checkpoints``', which process does what
-``parallel``'s. A run's losses depend on its seed, its data, its weights and the micro-batches of a step alone: no generator carries a state
-from one step to the next, so a killed run that is resumed repeats what an uninterrupted one does, on any number of processes.
+What a step computes stands in ``distill.step``, what a checkpoint holds in ``checkpoints``, which process does what in ``parallel``. A
+run's losses depend on its seed, its data, its weights and the micro-batches of a step alone: no generator carries a state from one step to
+the next, so a killed run that is resumed repeats what an uninterrupted one does, on any number of processes.
 """
 
 from __future__ import annotations
@@ -52,8 +52,6 @@ from arkfast.train.repositories import with_folders
 from arkfast.train.stop import Interrupted, StopRequest
 
 Windows = Iterator[tuple[Window, Iterator[Batch | None]]]
-
-
 AWAY = "begin again from a better student (--stage td first), lower --learning_rate or raise --asr_opd_max_new_tokens"
 
 
@@ -95,7 +93,9 @@ class Trainer:
         dev = self._rows.dev
         self._dev = DevSet(dev, config, parallel, log_mel, learner.task, learner.interface) if dev else None
         self._prepare = None if self._teacher is None else self._teacher.prepare
-        self._feed = Feed(self._rows, config, parallel, log_mel, self._prepare, self._make_batch, self._pass_over)
+        self._feed = Feed(
+            self._rows, config, parallel, log_mel, self._prepare, self._make_batch, self._pass_over, lambda t: self._log.warn(t)
+        )
         self._phases = Phases(parallel.device)
         self._recorder = Recorder(
             config,
@@ -213,9 +213,9 @@ class Trainer:
         """Say what there is to say at the start, and whether a run that is resumed has the loss that it had."""
         config, top_k, state = self.config, self.learner.top_k, self._state
         for text in self._notes:
-            self._log.note(text)
+            self._log.warn(text)
         if top_k < config.opd_top_k and config.stage == "opd":
-            self._log.note(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
+            self._log.warn(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
         self._state = replace(state, step=state.step - 1)  # sampled rollouts are drawn as they were then
         with torch.no_grad():
             again = loss_again(self._feed, self.parallel, state, lambda *window: self._added(self._accumulate(*window, learn=False)))
@@ -362,7 +362,7 @@ class Trainer:
 
     @torch.no_grad()
     def _preflight(self, windows: Windows) -> Windows:
-        """Look at the first windows without learning from them, and stop a run that cannot succeed; the windows, the first one again."""
+        """Look at the first windows without learning from them, and stop a run that cannot succeed; returns them all, from the first."""
         config, seen = self.config, list[tuple[Window, list[Batch | None], list[str]]]()
         looked: list[Batch | None] = []
         sums: list[LossSum] = []

@@ -197,3 +197,24 @@ def test_metrics_of_two_ranks_are_added_up_and_each_time_is_the_longest():
     assert (found["rollout_time_max"], found["teacher_time_max"], found["teacher_time_min"]) == (2.0, 1.0, 0.0)
     assert found["compute_max"] == 3.5, "the slower rank's phases together, not each phase's slowest"
     assert (found["local_valid_count_min"], found["local_valid_count_max"]) == (0, 4)
+
+
+def test_quiet_hides_no_warning_of_a_resume(run, tmp_path, capsys):
+    """A damaged checkpoint that is passed over is said, whatever is not."""
+    from shutil import copytree
+
+    root = run.parent
+    copytree(run, tmp_path / "run")
+    config = TrainConfig(
+        stage="sft", student_model=root / "student", train_data=root / "train.jsonl", output_dir=tmp_path / "run", max_steps=4,
+        dataloader_num_workers=0, num_threads=1, device="cpu", quiet=True, resume_from_checkpoint="auto",
+    )  # fmt: skip
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    copytree(checkpoint, checkpoint.with_name("global_step_9"))
+    (checkpoint.with_name("global_step_9") / "model.safetensors").write_bytes(b"")
+    capsys.readouterr()
+    Trainer(config).run()
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "global_step_9" in said.err
+    assert "steps are done" not in said.err
