@@ -57,6 +57,7 @@ class BadAudioPolicy:
         rule: ``fail``, or ``skip:`` and a share in [0, 1].
         rows: how many rows an epoch has, where that is known.
         on_skip: called with (utterance, error) for every clip passed over.
+        on_doubt: called with (utterance, warning) for everything that is doubtful about a clip and no error.
 
     Raises:
         ValueError: a rule of neither form.
@@ -67,9 +68,14 @@ class BadAudioPolicy:
     """
 
     def __init__(
-        self, rule: str = "fail", *, rows: int | None = None, on_skip: Callable[[Utterance, InputError], None] | None = None
+        self,
+        rule: str = "fail",
+        *,
+        rows: int | None = None,
+        on_skip: Callable[[Utterance, InputError], None] | None = None,
+        on_doubt: Callable[[Utterance, str], None] | None = None,
     ) -> None:
-        self.rule, self._on_skip = rule, on_skip
+        self.rule, self._on_skip, self._on_doubt = rule, on_skip, on_doubt
         self._limit = BadAudioLimit(rule, rows=rows)
         self.seen = self.skipped = 0
 
@@ -82,6 +88,8 @@ class BadAudioPolicy:
         """Count an item; raise its error, or ``InputError`` when the share of bad ones is past the limit."""
         self.seen += 1
         if not isinstance(error := item.features, InputError):
+            for warning in item.warnings if self._on_doubt else ():
+                self._on_doubt(item.utterance, warning)
             return
         if not self.skips:
             raise error

@@ -25,6 +25,9 @@ from arkfast.train.checkpoints.identity import contents_of_rows
 from arkfast.train.config import TrainConfig
 from arkfast.train.parallel import Parallel
 
+DOUBTS_NAMED = 20
+"""Warnings about recordings that are said in a run."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -131,6 +134,28 @@ def targets_of(config: TrainConfig, task: Task, interface: Interface) -> Callabl
     return None
 
 
+class Doubts:
+    """Says which recordings are doubtful, each once and the first few only: a run has no rows to write it into.
+
+    Args:
+        say: takes a sentence.
+    """
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        self._named: set[str] = set()
+
+    def __call__(self, row: Utterance, warning: str) -> None:
+        """Say what is doubtful about a row's recording."""
+        sentence = f"{row.name}: {warning}"
+        if sentence in self._named or len(self._named) > DOUBTS_NAMED:
+            return
+        self._named.add(sentence)
+        if len(self._named) > DOUBTS_NAMED:
+            sentence = "further doubtful recordings are not named; arkfast manifest check --decode true lists all of them"
+        self._say(sentence)
+
+
 class Feed:
     """This process's batches.
 
@@ -142,6 +167,7 @@ class Feed:
         prepare: what a teacher makes of each waveform.
         make: the usable items of a batch → batch.
         on_skip: told of each row that is passed over.
+        say: told of recordings that are doubtful.
     """
 
     def __init__(
@@ -153,6 +179,7 @@ class Feed:
         prepare: Prepare | None,
         make: Callable[[Sequence[FeatureItem]], Batch],
         on_skip: Callable[[Utterance, InputError], None],
+        say: Callable[[str], None],
     ) -> None:
         self.micro_batches = micro_batches(config, parallel)
         """Of all processes in a step."""
@@ -171,7 +198,7 @@ class Feed:
             prefetch=config.dataloader_prefetch_factor * self._order.typical_rows,
             max_seconds=config.max_audio_seconds,
             prepare=prepare,
-            on_bad_audio=BadAudioPolicy(rule, rows=len(rows.train), on_skip=on_skip),
+            on_bad_audio=BadAudioPolicy(rule, rows=len(rows.train), on_skip=on_skip, on_doubt=Doubts(say)),
         )
         # What a teacher prepared is not kept, so that rows that come again are read again for it.
         cache_mb = config.feature_cache_mb // 2 if prepare is None else 0
