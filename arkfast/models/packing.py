@@ -63,7 +63,7 @@ class Packing:
             found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale)
             assert isinstance(found, Tensor)  # a pair only where more is asked for
             return found
-        attend = own or (lambda *qkv: F.scaled_dot_product_attention(*qkv, scale=scale))
+        attend: Attend = own or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale))
         parts = zip(*(x.transpose(0, 1)[None].split(self.lens, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([attend(*part) for part in parts], dim=2)[0].transpose(0, 1)
 
