@@ -121,7 +121,9 @@ class Original:
         both = models(shape, device)
         self.student, self._teacher, self._k = both.student, both.teacher, shape.K
         self._answer, self._device = ANSWER[device.type], device
-        self._blocked = speech.allowed(shape.H).blocked(shape.V).tolist()
+        # The two vocabularies are of different sizes, and blocked ids are left out of each by its own.
+        self._blocked = speech.allowed(shape.H).blocked(MODELS[shape.H].V).tolist()
+        self._blocked_t = speech.allowed(shape.HT).blocked(MODELS[shape.HT].V).tolist()
         self._optimizer = torch.optim.AdamW(self.student.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.005)
         self.phases = Phases(device)
         if not dist.is_initialized():
@@ -188,7 +190,7 @@ class Original:
     ) -> tuple[list[list[int]], list[list[float]], list[list[float]]]:
         """Its top-k ids with their logits, and its log-probabilities of the student's ids, as lists."""
         selected = self._forced(self._teacher, batch, ids, mask, tokens).clone()
-        selected[:, self._blocked] = float("-inf")
+        selected[:, self._blocked_t] = float("-inf")
         best = torch.topk(selected, self._k, dim=-1)
         log_probs = torch.log_softmax(selected.float(), dim=-1)
         top_ids, top_scores, on_student = [], [], []
@@ -250,7 +252,10 @@ def oracle(shape: Shape, batch: Batch) -> dict[str, float]:
     device = batch.mel.device
     both, allowed = models(shape, device), speech.allowed(shape.H)
     rollout = Engine(both.student, allowed=allowed, topk=shape.K).rollout(batch, max_new_tokens=ANSWER[device.type])
-    mine, theirs = (_dense(model, batch, rollout, allowed.blocked(shape.V, device).long()) for model in (both.student, both.teacher))
+    # Every allowed id is in both vocabularies, so the ids that both have hold all that counts.
+    wide = min(MODELS[shape.H].V, MODELS[shape.HT].V)
+    blocked = allowed.blocked(wide, device).long()
+    mine, theirs = (_dense(model, batch, rollout, blocked)[:, :wide] for model in (both.student, both.teacher))
     support = torch.zeros_like(theirs, dtype=torch.bool).scatter_(1, mine.topk(shape.K).indices, True)
     top = torch.zeros_like(support).scatter_(1, theirs.topk(shape.K).indices, True)
     mixture = torch.where(top, theirs, theirs.log_softmax(-1))

@@ -7,6 +7,7 @@ Without a GPU it says so and runs toy sizes, whose results are marked "cpu" and 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import importlib
 import json
 import os
@@ -18,13 +19,16 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from harness import goals, gpu_tests
-from harness.results import ROOT, Result, key, machine, merge, place, table, write
+from harness import goals, gpu_tests, wheels
+from harness.goals import OUT_OF_TIME
+from harness.look import look
+from harness.plan import CHECKS, LEAD, LOOK, MINUTES, Item, call_a, call_b, chosen, measured
+from harness.results import ROOT, Result, key, machine, merge, place, slug, table, write
 from harness.runner import not_run, run
-from harness.suite import Suite, device_here
+from harness.suite import Suite, check_shape, device_here
 
 # The order of what is wanted first: the goals of the whole block depend on the first four.
 PROOFS = ("tests", "sanitizer")
@@ -49,6 +53,10 @@ GRACE, LAST = 120.0, 30.0
 """Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
 CANNOT = re.compile(r"^=+ .*(Device not supported|Unable to attach|not supported on this).*$", flags=re.MULTILINE)
 """What compute-sanitizer says where it can look at nothing, and so finds nothing."""
+KERNELS = (*LEAD, "linear_kl", "embed_merge", "decode_step")
+"""Suites whose kernels call A checks at one shape each."""
+PROVIDER, CLOSING, LEAST = 60.0, 4.0, 3.0
+"""Seconds that a provider of a call may take; that a call keeps for its report; below which no part is begun."""
 SMALL_RUN = ROOT / "benchmarks" / "small_run.py"
 
 
@@ -57,17 +65,46 @@ def load(group: str) -> Suite:
     return importlib.import_module(f"bench_{group}").SUITE
 
 
-def measure(group: str, seconds: float, out: Path, skip: int = 0) -> int:
-    """In a group's own process: runs its suite from a shape on and writes its rows after every shape."""
-    rows: list[Result] = []
+def measure(items: Sequence[Item], options: argparse.Namespace) -> int:
+    """In a process of its own: times items from one on, or only checks ours, and writes their rows before every provider and shape."""
+    done: list[Result] = []
+    ends, device = time.monotonic() + options.seconds, device_here()
+    for number, item in enumerate(items[options.skip :], start=1):
 
-    def keep(new: list[Result]) -> None:
-        rows.extend(new)
-        write(out, {"rows": rows})
+        def keep(rows: list[Result], coming: str, number: int = number, done: list[Result] = done) -> None:
+            # A provider that hangs ends the process, wherever it hangs; the next process goes on after it.
+            faulthandler.dump_traceback_later(options.limit, exit=True)
+            write(options.rows, {"rows": [*done, *rows], "complete": number - bool(coming), "coming": coming})
 
-    everything = list(run(load(group), seconds=seconds, skip=skip, on_rows=keep))
-    write(out, {"rows": everything})
-    return 1 if any(row.get("ours") and str(row["check"]).startswith("failed") for row in everything) else 0
+        keep([], "all")
+        suite, left = load(item.group), ends - time.monotonic()
+        if options.check_only:
+            late = [not_run(item.group, item.shape.sizes(), device.type, OUT_OF_TIME)]
+            done += check_shape(suite, item.shape, device) if left > 0 else late
+        else:
+            done += run(suite, seconds=left, skip=item.index, limit=item.index + 1, on_rows=keep)
+        keep([], "")
+    faulthandler.cancel_dump_traceback_later()
+    return 1 if any(failed(row) for row in done) else 0
+
+
+def first_look(options: argparse.Namespace) -> int:
+    """In a process of its own: ``look``, whose rows are written one by one."""
+    faulthandler.dump_traceback_later(options.limit, exit=True)
+    rows = look(device_here(), lambda rows: write(options.rows, {"rows": rows}))
+    faulthandler.cancel_dump_traceback_later()
+    return 1 if any(str(row["check"]).startswith("failed") and row["provider"] == "cuDNN off" for row in rows) else 0
+
+
+def items_named(text: str) -> list[Item]:
+    """``group:index,group:index …`` as ``run_items`` writes it."""
+    pairs = (part.split(":") for part in text.split(","))
+    return [Item(group, int(index), load(group).shapes(device_here().type)[int(index)]) for group, index in pairs]
+
+
+def failed(row: Result) -> bool:
+    """Whether a check of ours failed."""
+    return bool(row.get("ours")) and str(row["check"]).startswith("failed")
 
 
 def timeout(command: list[str], seconds: float, log: Path) -> tuple[int | None, str]:
@@ -111,52 +148,160 @@ def prove(group: str, seconds: float, log: Path, device: str) -> Result:
 
 
 def run_group(group: str, seconds: float, most: float, log: Path) -> tuple[Result, list[Result]]:
-    """A suite in a process of its own; a process that dies at a shape is followed by one that goes on after it.
-
-    No shape is begun after ``seconds``; after ``most`` the process is ended.
-    """
-    last = time.monotonic() + most
-    ends, rows, said = time.monotonic() + seconds, [], []
+    """A suite at all its shapes; see ``run_items``."""
     try:
-        shapes = load(group).shapes(device_here().type)
+        items = [Item(group, i, shape) for i, shape in enumerate(load(group).shapes(device_here().type))]
     except Exception:
         # A package of another version, say: the other groups may do without it.
         return {"state": "crashed", "said": traceback.format_exc()[-4000:]}, []
+    return run_items(items, seconds, most, log)
+
+
+def run_items(
+    items: Sequence[Item], seconds: float, most: float, log: Path, *, grace: float = GRACE, more: Sequence[str] = ()
+) -> tuple[Result, list[Result]]:
+    """Items in a process of their own; a process that dies at one is followed by one that goes on after it.
+
+    No item is begun after ``seconds``; ``grace`` later, and after ``most``, the process is ended. What it had measured by then stays.
+    ``more`` goes to the process's command line.
+    """
+    last = time.monotonic() + most
+    ends, rows, said = time.monotonic() + seconds, [], []
     done, status = 0, None
     with tempfile.TemporaryDirectory() as folder:
-        while done < len(shapes):
+        while done < len(items):
             left = ends - time.monotonic()
             out = Path(folder) / f"{done}.json"
-            command = [sys.executable, __file__, "--measure", group, "--seconds", str(left), "--skip", str(done), "--rows", str(out)]
-            status, end = timeout(command, min(max(left, 0) + GRACE, last - time.monotonic()), log)
-            new = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-            rows += new
+            wanted = ",".join(f"{item.group}:{item.index}" for item in items)
+            command = [sys.executable, __file__, "--measure", wanted, "--seconds", str(left), "--skip", str(done), "--rows", str(out)]
+            command += more
+            status, end = timeout(command, min(max(left, 0) + grace, last - time.monotonic()), log)
+            held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
+            rows += held["rows"]
             # Status 1 with rows of every shape is a check that failed; with fewer, and any other status, the process died.
-            done += len({key(row)[1] for row in new})
-            if done >= len(shapes) or status is None:
+            done += held.get("complete", len({key(row)[1] for row in held["rows"]}))
+            if done >= len(items):
+                break
+            why = OUT_OF_TIME if status is None else f"the process ended with status {status}"
+            rows.append(lost(items[done], held, why))
+            done += 1
+            if status is None:
+                rows += [not_run(item.group, item.shape.sizes(), device_here().type, OUT_OF_TIME) for item in items[done:]]
                 break
             said.append(end)
-            shape = shapes[done].sizes()
-            rows.append(not_run(group, shape, device_here().type, f"the process ended with status {status}"))
-            done += 1
-    if any(row.get("ours") and str(row["check"]).startswith("failed") for row in rows):
+    if any(failed(row) for row in rows):
         state = "check failed"
     else:
         state = "crashed" if said else "out of time" if status is None else "done"
     return {"state": state, **({"said": "\n".join(said)} if said else {})}, rows
 
 
-def suite(options: argparse.Namespace) -> int:
-    """Runs the groups that were asked for and prints the tables; 1 when a test or a check of ours failed, when a test was not finished, or
-    when a group crashed."""
-    ends, device = time.monotonic() + 60 * options.minutes, device_here()
+def lost(item: Item, held: Result, why: str) -> Result:
+    """The row of the provider at which a process ended, or of the whole shape where nothing of ours had been timed."""
+    row = not_run(item.group, item.shape.sizes(), device_here().type, why)
+    timed = [one for one in held["rows"] if key(one)[:2] == key(row)[:2] and one.get("ours") and "seconds" in one]
+    return {**row, "provider": held["coming"]} if timed and held.get("coming") else row
+
+
+def begun(options: argparse.Namespace) -> tuple[Result, Path, Result]:
+    """(what it is measured on, the results' file, what it holds by now)."""
+    device = device_here()
     about = machine(device, options.commit)
     path = place(options.out, about)
-    result: dict[str, Any] = {"name": "kernels", **about, "groups": {}, "rows": []}
+    result: Result = {"name": "kernels", **about, "groups": {}, "rows": []}
     if path.exists():
         result = json.loads(path.read_text(encoding="utf-8"))
     if device.type == "cpu":
         print("No GPU is seen: the suites run at toy sizes on the CPU. Their times say nothing about a GPU.", flush=True)
+    return about, path, result
+
+
+def call(options: argparse.Namespace) -> int:
+    """One of the two calls within its time, to the second; 1 when a check of ours failed or could not be finished."""
+    ends, device = time.monotonic() + 60 * options.minutes - CLOSING, device_here()
+    about, path, result = begun(options)
+    parts = call_a(device.type) if options.call == "A" else call_b(device.type, measured(result["rows"]))
+    states = []
+    for i, part in enumerate(parts):
+        left = ends - time.monotonic()
+        seconds = left * part.share / sum(later.share for later in parts[i:])
+        started, rows = time.monotonic(), list[Result]()
+        log = path.parent / "logs" / f"{slug(f'{options.call} {part.name}')}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if left < LEAST:
+            state: Result = {"state": "out of time", "why": "not begun"}
+        elif part.name == LOOK:
+            state, rows = run_look(seconds, log)
+        elif part.name == CHECKS:
+            state = run_checks(device.type, seconds, log)
+        else:
+            state, rows = run_items(part.items, seconds, seconds, log, grace=0.0, more=("--limit", str(PROVIDER)))
+        for row in rows:
+            row["gpu"] = about["gpu"]
+        result["rows"] = merge(result["rows"], rows)
+        if state["state"] in ("passed", "done"):
+            log.unlink(missing_ok=True)
+        states.append((part.name, state["state"]))
+        result["groups"][f"{options.call}: {part.name}"] = {**state, "seconds": round(time.monotonic() - started, 1)}
+        result["goals"] = goals.lines(result["rows"])
+        write(path, result)
+        print(f"{part.name}: {state['state']} {state.get('why', '')}".rstrip() + f" ({time.monotonic() - started:.0f} s)", flush=True)
+    report(result, path)
+    unfinished = (CHECKS, "out of time") in states
+    return 1 if unfinished or {"failed", "check failed", "crashed"} & {state for _, state in states} else 0
+
+
+def run_look(seconds: float, log: Path) -> tuple[Result, list[Result]]:
+    """The first look in a process of its own: what it had found when the time ended stays."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "rows.json"
+        command = [sys.executable, __file__, "--measure", LOOK, "--rows", str(out), "--limit", str(seconds)]
+        status, said = timeout(command, seconds, log)
+        rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
+    state = {0: "done", 1: "check failed", None: "out of time"}.get(status, "crashed")
+    return {"state": state, **({"said": said} if status else {})}, rows
+
+
+def run_checks(device: str, seconds: float, log: Path) -> Result:
+    """Each kernel against its oracle at one shape, untimed."""
+    items = [min(chosen(device, (group,), lambda shape: shape.core), key=lambda item: item.shape.T) for group in KERNELS]
+    state, rows = run_items(items, seconds, seconds, log, grace=0.0, more=("--limit", str(PROVIDER), "--check_only"))
+    wrong = [row for row in rows if failed(row) or row.get("error") not in (None, OUT_OF_TIME)]
+    late = [row["group"] for row in rows if row.get("error") == OUT_OF_TIME]
+    said = [f"{row['group']} {goals.named(row)} {row['provider']}: {row.get('error') or row['check']}" for row in wrong]
+    said += [f"not reached: {', '.join(late)}"] if late else []
+    why = "; ".join([f"{sum(row['check'] == 'passed' for row in rows)} of {len(items)} checked and right", *said])
+    found = "failed" if wrong else "out of time" if late else "passed"
+    return {"state": found, "why": why, **({"said": state["said"]} if "said" in state else {})}
+
+
+def rehearse(only: str | None) -> int:
+    """Prints what a GPU's calls would do and which part gives each goal its rows; 1 where a goal has none or no time is left for a part."""
+    rows: list[Result] = []
+    for name in [only] if only else sorted(MINUTES):
+        parts = call_a("cuda") if name == "A" else call_b("cuda", measured(rows))
+        whole = 60 * MINUTES[name] - CLOSING
+        print(f"call {name}, {MINUTES[name]:g} minutes")
+        for part in parts:
+            print(f"  {part.name}: {whole * part.share / sum(one.share for one in parts):.0f} s")
+            for item in part.items:
+                print(f"    {item.group} {item.shape}")
+                row = {**not_run(item.group, item.shape.sizes(), "cuda", ""), "ours": True, "seconds": {}, "part": f"{name}: {part.name}"}
+                rows = merge(rows, [{**row, "check": "dry run"}])
+    print("goals")
+    bare = []
+    for goal in goals.GOALS:
+        found = list(dict.fromkeys(row["part"] for row in rows if row["group"] == goal.group and goal.where(row)))
+        print(f"  {goal.id:<4} {goal.text}: {', '.join(found) or 'no row'}")
+        bare += [] if found or only else [goal]
+    return 1 if bare else 0
+
+
+def suite(options: argparse.Namespace) -> int:
+    """Runs the groups that were asked for and prints the tables; 1 when a test or a check of ours failed, when a test was not finished, or
+    when a group crashed."""
+    ends, device = time.monotonic() + 60 * options.minutes, device_here()
+    about, path, result = begun(options)
     wanted = [group for group in GROUPS if options.only is None or group in options.only]
     for i, group in enumerate(wanted):
         left = ends - time.monotonic()
@@ -195,25 +340,49 @@ def suite(options: argparse.Namespace) -> int:
 def report(result: Result, path: Path) -> None:
     """The short table and the goals, last of all that is printed."""
     print(f"\n{result['gpu'] or result['hardware']['cpu']}, {result['date']}, commit {result['commit'][:12]}: {path}\n")
-    print("\n".join(table(row for row in result["rows"] if row.get("ours") or "error" in row or str(row["check"]).startswith("failed"))))
+    print(
+        "\n".join(
+            table(
+                row
+                for row in result["rows"]
+                if row.get("ours") or row["group"] == LOOK or "error" in row or str(row["check"]).startswith("failed")
+            )
+        )
+    )
     print("\nGoals" + ("" if result["device"] == "cuda" else " (a GPU's; none was seen)"))
     print("\n".join(goals.lines(result["rows"])))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--minutes", type=float, default=25.0, help="for everything; a group that has begun a shape finishes it")
+    parser.add_argument("--minutes", type=float, help="for everything: 25, where a group that has begun a shape finishes it; with --call "
+                        "4.75 and 3.75, which are kept to")  # fmt: skip
+    parser.add_argument("--call", choices=sorted(MINUTES), help="A: what decides, within 5 minutes; B: what A left, within 4")
+    parser.add_argument("--dry_run", action="store_true", help="say what both calls, or --call, would do in which order; nothing is run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="results go to OUT/<gpu name>/<date>.json")
     parser.add_argument("--only", action="append", choices=GROUPS, help="a group; may be given several times")
     parser.add_argument("--commit", help="the code's commit, where the folder is no git checkout")
-    parser.add_argument("--measure", choices=SUITES, help=argparse.SUPPRESS)
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
     parser.add_argument("--skip", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--limit", type=float, default=GRACE, help=argparse.SUPPRESS)
+    parser.add_argument("--check_only", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        return measure(options.measure, options.seconds, options.rows, options.skip)
-    return suite(options)
+        return first_look(options) if options.measure == LOOK else measure(items_named(options.measure), options)
+    if options.dry_run:
+        return rehearse(options.call)
+    if options.call and options.only:
+        parser.error("--call has its own choice of groups; leave --only out")
+    options.minutes = options.minutes if options.minutes is not None else MINUTES[options.call] if options.call else 25.0
+    try:
+        with wheels.at_hand() as names:
+            if names:
+                print(f"From {wheels.VARIABLE}: {', '.join(names)}", flush=True)
+            return call(options) if options.call else suite(options)
+    except wheels.WheelsError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -117,13 +117,22 @@ def chart(result: Row, group: str, path: Path) -> None:
     pyplot.close(figure)
 
 
+def found(paths: Sequence[Path]) -> list[Path]:
+    """The files, and those that lie anywhere in the folders."""
+    return [file for path in paths for file in (sorted(path.rglob("*.json")) if path.is_dir() else [path])]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("files", nargs="+", type=Path, help="result files")
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        help="result files, and folders of them: what one machine measured of one commit in several calls becomes one table",
+    )
     parser.add_argument("--out", type=Path, help="where to draw OUT/<group>.png")
     options = parser.parse_args(arguments)
-    for file in options.files:
-        result = json.loads(file.read_text(encoding="utf-8"))
+    for result in results.merged([json.loads(file.read_text(encoding="utf-8")) for file in found(options.files)]):
         print(markdown(result), end="\n\n")
         if options.out:
             for group in dict.fromkeys(row["group"] for row in result["rows"] if row.get("seconds")):

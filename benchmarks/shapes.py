@@ -61,7 +61,7 @@ class Speech:
 
 
 MODELS = {
-    896: Speech(layers=24, V=V_TEACHER, text=USED_IDS, width=1_280, encoder_layers=32, encoder_heads=20, encoder_inner=5_120),
+    896: Speech(layers=24, V=V_STUDENT, text=USED_IDS, width=1_280, encoder_layers=32, encoder_heads=20, encoder_inner=5_120),
     2_048: Speech(layers=36, V=V_TEACHER, text=USED_IDS, width=1_280, encoder_layers=32, encoder_heads=20, encoder_inner=5_120),
     192: Speech(layers=4, V=8_192, text=8_000, width=256, encoder_layers=4, encoder_heads=4, encoder_inner=1_024),
     48: Speech(

@@ -52,9 +52,14 @@ def our_backends(shape: Shape) -> tuple[str, ...]:
     return tuple(name for name in found if name != "torch" or len(found) == 1 or shape.T <= MOST_TORCH)
 
 
+COMPILED = {("", 0, 0), ("rows", 0, 0), ("", 1_024, 0), ("forward", 1_024, 0), ("", 896, 2_048), ("layer", 896, 0)}
+"""(mode, H, HT) of the shape at which a suite's ``torch.compile`` is timed; the suites of decoding add which number of rows."""
+
+
 def compiles(device: torch.device, shape: Shape) -> bool:
-    """Whether torch.compile is a provider: on a GPU, at core shapes of the middle T alone, since every shape costs it many seconds."""
-    return device.type == "cuda" and shape.core and shape.T not in (min(POSITIONS), max(POSITIONS))
+    """Whether torch.compile is a provider: on a GPU, at one core shape of a suite alone, since every shape costs it many seconds."""
+    chosen = (shape.mode, shape.H, shape.HT) in COMPILED and shape.T not in (min(POSITIONS), max(POSITIONS))
+    return device.type == "cuda" and shape.core and chosen
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -194,5 +194,6 @@ def counted(run: Any, device: torch.device) -> Any:
 def work(shape: Shape) -> Work:
     """Weights of the decoder and its head and the rows' keys and values read once, the logits written and read."""
     keys = sum(MODELS[shape.H].keys) // 2
-    numbers = speech.decoder_weights(shape.H) + shape.T * (keys + 1) * speech.position_numbers(shape.H) + 2 * shape.T * shape.V
+    logits = 2 * shape.T * speech.scored(shape.H)
+    numbers = speech.decoder_weights(shape.H) + shape.T * (keys + 1) * speech.position_numbers(shape.H) + logits
     return Work(read=speech.itemsize(shape.H) * numbers, flop=shape.T * speech.step_flop(shape.H, keys))

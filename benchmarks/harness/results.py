@@ -116,20 +116,49 @@ def place(out: Path, about: Result) -> Path:
         number += 1
 
 
+def shape_key(group: str, shape: dict[str, int | str]) -> tuple[str, str]:
+    """What the rows of one sitting share."""
+    return group, json.dumps(shape, sort_keys=True)
+
+
 def key(row: Result) -> tuple[str, str, str]:
     """What a row is the figure of."""
-    return row["group"], json.dumps(row["shape"], sort_keys=True), row["provider"]
+    return *shape_key(row["group"], row["shape"]), row["provider"]
 
 
 def merge(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
     """Old rows with new ones in their place; a row that was not run does not replace one that was.
 
-    A shape that was run again loses its old rows altogether, so that ratios stay between figures of one sitting.
+    A shape that was run again loses its old rows altogether, so that ratios stay between figures of one sitting; unless the time cut the
+    new sitting short and not the old one, which then stands.
     """
-    ran = {key(row)[:2] for row in new if row["check"] != "not run"}
-    new = [row for row in new if row["check"] != "not run" or key(row)[:2] not in {key(o)[:2] for o in old if o["check"] != "not run"}]
-    replaced = ran | {key(row)[:2] for row in new}
-    return [row for row in old if key(row)[:2] not in replaced] + list(new)
+
+    def shapes(rows: Sequence[Result], where: Callable[[Result], bool]) -> set[tuple[str, str]]:
+        return {key(row)[:2] for row in rows if where(row)}
+
+    ran, had = (shapes(rows, lambda row: row["check"] != "not run") for rows in (new, old))
+    short, short_before = (shapes(rows, lambda row: row.get("error") == "out of time") for rows in (new, old))
+    stands = {shape for shape in had if shape not in ran or (shape in short and shape not in short_before)}
+    replaced = (ran | shapes(new, lambda row: True)) - stands
+    return [row for row in old if key(row)[:2] not in replaced] + [row for row in new if key(row)[:2] not in stands]
+
+
+def merged(results: Sequence[Result]) -> list[Result]:
+    """Results of several calls and folders as one for each machine, commit and set of versions; of two figures the later one's counts."""
+    found: list[Result] = []
+    for result in sorted(results, key=lambda result: result["date"]):
+        same = next((one for one in found if all(one.get(name) == result.get(name) for name in SAME)), None)
+        if same is None or "device" not in result:
+            found.append(dict(result))
+            continue
+        same["rows"] = merge(same["rows"], result["rows"])
+        same["date"] = result["date"]
+        for name in ("groups", "look"):
+            if name in same or name in result:
+                same[name] = {**same.get(name, {}), **result.get(name, {})}
+        if "goals" in result:
+            same.setdefault("goals", result["goals"])
+    return found
 
 
 def shape_name(row: Result) -> str:

@@ -32,13 +32,13 @@ def run(
     seconds: float,
     skip: int = 0,
     limit: int | None = None,
-    on_rows: Callable[[list[Row]], None] | None = None,
+    on_rows: Callable[[list[Row], str], None] | None = None,
 ) -> Iterator[Row]:
     """Rows of a suite, shape by shape, until ``seconds`` have passed; a shape that is begun is finished.
 
     Args:
         skip, limit: leave out so many shapes at the start; stop before the shape of this number.
-        on_rows: is called with each shape's rows when they are there.
+        on_rows: is called with a shape's rows so far and the provider that comes next, before each provider, and with all and "" at last.
     """
     device = device_here()
     torch.manual_seed(0)
@@ -47,9 +47,9 @@ def run(
         if time.monotonic() - started > seconds:
             yield not_run(suite.name, shape.sizes(), device.type, OUT_OF_TIME)
             continue
-        rows = measure_shape(suite, shape, clock, SECONDS[device.type])
+        rows = measure_shape(suite, shape, clock, SECONDS[device.type], on_rows)
         if on_rows is not None:
-            on_rows(rows)
+            on_rows(rows, "")
         yield from rows
 
 

@@ -112,9 +112,14 @@ def layer_weights(H: int) -> int:
     return 2 * H * heads * size + heads * size + 2 * (H + 1) * groups * size + 3 * H * inner + 2 * H
 
 
+def scored(H: int) -> int:
+    """Ids of the vocabulary that are scored: as few as hold all that may be produced."""
+    return allowed(H).width(MODELS[H].V)
+
+
 def decoder_weights(H: int) -> int:
-    """Parameters of its layers, its last norm and its head, which is its table too."""
-    return MODELS[H].layers * layer_weights(H) + H + MODELS[H].V * H
+    """Parameters of its layers, its last norm and the rows of its head that are scored."""
+    return MODELS[H].layers * layer_weights(H) + H + scored(H) * H
 
 
 def position_numbers(H: int) -> int:
@@ -133,7 +138,7 @@ def prefill_flop(H: int, seconds: float) -> int:
     """A clip's prompt: attention is causal, and one position goes to the head."""
     heads, _, size, _ = DECODERS[H]
     length, sizes = prompt_length(seconds), MODELS[H]
-    return 2 * length * sizes.layers * layer_weights(H) + 2 * sizes.layers * heads * size * length**2 + 2 * sizes.V * H
+    return 2 * length * sizes.layers * layer_weights(H) + 2 * sizes.layers * heads * size * length**2 + 2 * scored(H) * H
 
 
 def encoder_weights(H: int) -> int:

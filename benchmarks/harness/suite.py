@@ -120,57 +120,118 @@ def prepared(suite: Suite, shape: Shape, device: torch.device) -> list[Any]:
     return [suite.inputs(shape, device, seed) for seed in range(sets_needed(suite.set_bytes(shape), device))]
 
 
-def measure_shape(suite: Suite, shape: Shape, clock: Clock, seconds: float) -> list[Row]:
-    """Checks, then times, all providers and ceilings at one shape for about ``seconds``; a row each."""
+def in_turn(suite: Suite, providers: list[Provider]) -> list[Provider]:
+    """Ours first, then the suite's baseline, then the others, what compiles last: the order in which a time that ends is best spent."""
+
+    def rank(provider: Provider) -> int:
+        return 0 if provider.ours else 1 if provider.name == suite.baseline else 3 if "compile" in provider.name else 2
+
+    return sorted(providers, key=rank)
+
+
+def measure_shape(
+    suite: Suite, shape: Shape, clock: Clock, seconds: float, on_rows: Callable[[list[Row], str], None] | None = None
+) -> list[Row]:
+    """Checks, then times, all providers and ceilings at one shape for about ``seconds``; a row each.
+
+    Ours and the ceilings are timed first, in turns; then each other provider is checked and timed in turns with the first of ours, so that
+    one that hangs or dies costs the others nothing.
+
+    Args:
+        on_rows: is called with the shape's rows so far and with the provider that comes next, before each of them.
+    """
     device = clock.device
-    base = {"group": suite.name, "shape": shape.sizes(), "device": device.type}
     try:
         sets = prepared(suite, shape, device)
         oracle = suite.oracle(shape, sets[0])
     except torch.OutOfMemoryError:
-        return [{**base, "provider": "all", "ours": False, "check": "not run", "error": "out of memory while making the inputs"}]
-    rows, calls = [], {}
-    for provider in suite.providers(shape, device):
-        row: Row = {**base, "provider": provider.name, "ours": provider.ours, "note": provider.note}
-        rows.append(row)
-        call: Call = functools.partial(_on, provider.run, sets)
-        try:
-            wrong = complaint(provider, sets[0], oracle)
-            row["check"] = "passed" if wrong is None else f"failed: {wrong}"
-            if wrong is not None:
-                continue
-            row["peak_bytes"], row["host_syncs"] = peak_bytes(call, device), host_syncs(call, device)
-            if row["peak_bytes"] is not None:
-                row["extra_bytes"] = row["peak_bytes"] - suite.work(shape).excluded_peak
-            if provider.extra is not None:
-                row.update(provider.extra(sets[0]))
-            calls[provider.name] = call
-            if provider.graph and device.type == "cuda":
-                name = f"{provider.name} graph"
-                rows.append({**row, "provider": name, "peak_bytes": None, "extra_bytes": None, "host_syncs": 0})
-                replay, wrong = replayed(provider, call, sets, oracle)
-                rows[-1]["check"] = "passed" if wrong is None else f"failed: {wrong}"
-                if replay is not None and wrong is None:
-                    calls[name] = replay
-        except torch.OutOfMemoryError:
-            row.update({"check": row.get("check", "not run"), "error": "out of memory"})
+        why = "out of memory while making the inputs"
+        return [{**_base(suite, shape, device), "provider": "all", "ours": False, "check": "not run", "error": why}]
+    tell = on_rows or (lambda rows, coming: None)
+    providers = in_turn(suite, suite.providers(shape, device))
+    ours, others = ([p for p in providers if p.ours], [p for p in providers if not p.ours])
+    sheet, calls = Sheet(suite, shape), dict[str, Call]()
+    for provider in ours:
+        tell(sheet.all(), provider.name)
+        calls.update(_checked(sheet, provider, sets, oracle, device))
+    with_ceilings = calls | _ceiling_calls(suite, shape, device)
+    sheet.add(clock.interleaved(with_ceilings, len(sets), seconds / 2 if others else seconds), lead=None)
+    del with_ceilings
+    _release(device)
+    lead = next((name for name in calls if name in sheet.relative), None)
+    for provider in others:
+        tell(sheet.all(), provider.name)
+        theirs = _checked(sheet, provider, sets, oracle, device)
+        if theirs:
+            beside = {lead: calls[lead]} if lead is not None else {}
+            sheet.add(clock.interleaved({**beside, **theirs}, len(sets), seconds / 2 / len(others)), lead=lead)
+        del theirs
         _release(device)
-    del oracle
-    ceiling_calls = {}
+    del sets, calls, oracle
+    _release(device)
+    return sheet.all()
+
+
+def check_shape(suite: Suite, shape: Shape, device: torch.device) -> list[Row]:
+    """Checks ours at one shape and times nothing; a row each."""
+    x = suite.inputs(shape, device, 0)
+    oracle, rows = suite.oracle(shape, x), list[Row]()
+    for provider in (one for one in suite.providers(shape, device) if one.ours):
+        wrong = complaint(provider, x, oracle)
+        check = "passed" if wrong is None else f"failed: {wrong}"
+        rows.append({**_base(suite, shape, device), "provider": provider.name, "ours": True, "check": check})
+    del x, oracle
+    _release(device)
+    return rows
+
+
+def _base(suite: Suite, shape: Shape, device: torch.device) -> Row:
+    return {"group": suite.name, "shape": shape.sizes(), "device": device.type}
+
+
+def _checked(sheet: Sheet, provider: Provider, sets: list[Any], oracle: Any, device: torch.device) -> dict[str, Call]:
+    """Appends a provider's row, and one for its CUDA graph; what of them is right and can be timed, by name."""
+    row: Row = {**_base(sheet.suite, sheet.shape, device), "provider": provider.name, "ours": provider.ours, "note": provider.note}
+    sheet.rows.append(row)
+    call: Call = functools.partial(_on, provider.run, sets)
+    calls: dict[str, Call] = {}
+    try:
+        wrong = complaint(provider, sets[0], oracle)
+        row["check"] = "passed" if wrong is None else f"failed: {wrong}"
+        if wrong is not None:
+            return calls
+        row["peak_bytes"], row["host_syncs"] = peak_bytes(call, device), host_syncs(call, device)
+        if row["peak_bytes"] is not None:
+            row["extra_bytes"] = row["peak_bytes"] - sheet.suite.work(sheet.shape).excluded_peak
+        if provider.extra is not None:
+            row.update(provider.extra(sets[0]))
+        calls[provider.name] = call
+        if provider.graph and device.type == "cuda":
+            name = f"{provider.name} graph"
+            sheet.rows.append({**row, "provider": name, "peak_bytes": None, "extra_bytes": None, "host_syncs": 0})
+            replay, wrong = replayed(provider, call, sets, oracle)
+            sheet.rows[-1]["check"] = "passed" if wrong is None else f"failed: {wrong}"
+            if replay is not None and wrong is None:
+                calls[name] = replay
+    except torch.OutOfMemoryError:
+        row.update({"check": row.get("check", "not run"), "error": "out of memory"})
+    _release(device)
+    return calls
+
+
+def _ceiling_calls(suite: Suite, shape: Shape, device: torch.device) -> dict[str, Call]:
+    """The ceilings that there is memory for, by name."""
+    calls: dict[str, Call] = {}
     for name in suite.ceilings:
         if name != "copy" and not shape.H:
             continue
         try:
-            ceiling_calls[name] = ceilings.make(name, shape, suite.work(shape).read, device)
-            ceiling_calls[name](0)
+            calls[name] = ceilings.make(name, shape, suite.work(shape).read, device)
+            calls[name](0)
         except torch.OutOfMemoryError:
-            ceiling_calls.pop(name, None)
+            calls.pop(name, None)
             _release(device)
-    samples = clock.interleaved({**calls, **ceiling_calls}, len(sets), seconds)
-    _fill(suite, shape, rows, samples)
-    del sets, calls, ceiling_calls
-    _release(device)
-    return rows
+    return calls
 
 
 def replayed(provider: Provider, call: Call, sets: list[Any], oracle: Any) -> tuple[Call | None, str | None]:
@@ -188,53 +249,86 @@ def _on(run: Callable[[Any], Any], sets: list[Any], index: int) -> Any:
     return run(sets[index])
 
 
-def _fill(suite: Suite, shape: Shape, rows: list[Row], samples: dict[str, list[float]]) -> None:
-    """Adds times, rates and ratios to the rows of one shape and appends the ceilings' rows; all were measured side by side."""
-    work = suite.work(shape)
-    ceiling = {name: percentiles(samples[name])["p50"] for name in suite.ceilings if name in samples}
-    if "copy" in ceiling:
-        # What copying the op's own bytes would take; the timed copy may have been of fewer.
-        ceiling["copy"] = work.read / ceilings.rates("copy", shape, work.read, ceiling["copy"])["gb_s"] / 1e9
-    for row in rows:
-        if row["provider"] not in samples:
-            if row["check"] == "passed":
+class Sheet:
+    """The rows of one shape as its providers are timed, a few of them at a sitting."""
+
+    def __init__(self, suite: Suite, shape: Shape) -> None:
+        self.suite, self.shape = suite, shape
+        self.rows: list[Row] = []
+        self.relative: dict[str, float] = {}
+        """Each provider's time as a multiple of our first one's at the same sitting; in seconds where none of ours was timed."""
+        self._ceilings: list[Row] = []
+        self._seconds: dict[str, float] = {}
+
+    def all(self) -> list[Row]:
+        """The rows so far, the ceilings' last."""
+        return [*self.rows, *self._ceilings]
+
+    def add(self, samples: dict[str, list[float]], *, lead: str | None) -> None:
+        """Fills in times, rates and ratios from the samples of one sitting.
+
+        Args:
+            lead: the provider of ours that was timed once more beside the new ones; None at the first sitting, where the first is found.
+        """
+        taken = {name: percentiles(found) for name, found in samples.items()}
+        self._add_ceilings(taken, samples)
+        new = [row for row in self.rows if "seconds" not in row and row["provider"] != lead]
+        first = lead or next((row["provider"] for row in new if row["ours"] and row["provider"] in taken), None)
+        unit = taken[first]["p50"] if first in taken else 1.0 if first is None else None
+        for row in new:
+            name = row["provider"]
+            if name in taken:
+                self._time(row, taken[name], len(samples[name]))
+                if unit is not None:
+                    self.relative[name] = taken[name]["p50"] / unit
+            elif row["check"] == "passed":
                 row.setdefault("error", "out of memory beside the others")
-            continue
-        taken = percentiles(samples[row["provider"]])
-        row["seconds"], row["samples"] = taken, len(samples[row["provider"]])
+        self._compare()
+
+    def _add_ceilings(self, taken: dict[str, dict[str, float]], samples: dict[str, list[float]]) -> None:
+        work = self.suite.work(self.shape)
+        for name in (name for name in self.suite.ceilings if name in taken):
+            rates = ceilings.rates(name, self.shape, work.read, taken[name]["p50"])
+            # What copying the op's own bytes would take; the timed copy may have been of fewer.
+            self._seconds[name] = work.read / rates["gb_s"] / 1e9 if name == "copy" else taken[name]["p50"]
+            self._ceilings.append(
+                {
+                    "group": self.suite.name,
+                    "shape": self.shape.sizes(),
+                    "device": self.rows[0]["device"],
+                    "provider": f"ceiling: {name}",
+                    "ours": False,
+                    "note": ceilings.NOTES[name],
+                    "check": "none needed",
+                    "seconds": taken[name],
+                    "samples": len(samples[name]),
+                    **rates,
+                }
+            )
+
+    def _time(self, row: Row, taken: dict[str, float], count: int) -> None:
+        """A row's time, rates and shares of the ceilings."""
+        work = self.suite.work(self.shape)
+        row["seconds"], row["samples"] = taken, count
         row["gb_s"] = work.read / taken["p50"] / 1e9
         if work.flop:
             row["tflop_s"] = work.flop / taken["p50"] / 1e12
-        for name in ceiling:
-            row[f"percent_of_{name}"] = 100 * ceiling[name] / taken["p50"]
-        if suite.columns is not None:
-            row.update(suite.columns(shape, row))
-    timed = [row for row in rows if "seconds" in row]
-    baseline = suite.baseline or next((row["provider"] for row in rows if not row["ours"]), "")
-    reference = next((row for row in timed if row["provider"] == baseline), None)
-    for row in timed:
-        if reference is not None:
-            row["ratio"], row["ratio_to"] = reference["seconds"]["p50"] / row["seconds"]["p50"], baseline
-        if row["ours"]:
-            row["times_faster_than"] = {
-                other["provider"]: other["seconds"]["p50"] / row["seconds"]["p50"] for other in timed if other is not row
-            }
-    for name in ceiling:
-        taken = percentiles(samples[name])
-        rows.append(
-            {
-                "group": suite.name,
-                "shape": shape.sizes(),
-                "device": rows[0]["device"],
-                "provider": f"ceiling: {name}",
-                "ours": False,
-                "note": ceilings.NOTES[name],
-                "check": "none needed",
-                "seconds": taken,
-                "samples": len(samples[name]),
-                **ceilings.rates(name, shape, work.read, taken["p50"]),
-            }
-        )
+        for name, seconds in self._seconds.items():
+            row[f"percent_of_{name}"] = 100 * seconds / taken["p50"]
+        if self.suite.columns is not None:
+            row.update(self.suite.columns(self.shape, row))
+
+    def _compare(self) -> None:
+        """Ratios between medians of one sitting, or of two that share our first provider."""
+        baseline = self.suite.baseline or next((row["provider"] for row in self.rows if not row["ours"]), "")
+        for row in self.rows:
+            mine = self.relative.get(row["provider"])
+            if mine is None:
+                continue
+            if baseline in self.relative:
+                row["ratio"], row["ratio_to"] = self.relative[baseline] / mine, baseline
+            if row["ours"]:
+                row["times_faster_than"] = {other: one / mine for other, one in self.relative.items() if other != row["provider"]}
 
 
 def _release(device: torch.device) -> None:

@@ -293,17 +293,20 @@ def test_the_small_run_reaches_every_kernel_of_the_loss(interpret):
     assert ("torch" in done.stdout) == (interpret == "0")
 
 
+@pytest.mark.parametrize(
+    ("chosen", "builds"), [("", True), ("--only tests", True), ("--only row_topk", False), ("--call A", False), ("--dry_run", False)]
+)
 @pytest.mark.parametrize("out", ["results", "/somewhere/results"])
-def test_the_script_builds_then_runs_with_a_folder_that_means_what_was_typed(tmp_path, out):
+def test_the_script_builds_what_the_tests_need_then_runs_with_a_folder_that_means_what_was_typed(tmp_path, out, chosen, builds):
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\necho "$PWD $PYTHONPATH $*" >>"{tmp_path}/calls"\n')
     python.chmod(0o755)
     subprocess.run(
-        ["bash", str(ROOT / "scripts" / "gpu_suite.sh"), "--minutes", "3", "--out", out, "--only", "row_topk"],
+        ["bash", str(ROOT / "scripts" / "gpu_suite.sh"), "--minutes", "3", "--out", out, *chosen.split()],
         cwd=tmp_path,
         env={**os.environ, "PYTHON": str(python), "PYTHONPATH": ""},
         check=True,
     )
-    build, suite = (tmp_path / "calls").read_text().splitlines()
-    assert build == f"{ROOT} {ROOT} setup.py -q build_ext --inplace"
-    assert suite == f"{ROOT} {ROOT} benchmarks/gpu_suite.py --minutes 3 --out {tmp_path / out} --only row_topk"
+    *build, suite = (tmp_path / "calls").read_text().splitlines()
+    assert build == ([f"{ROOT} {ROOT} setup.py -q build_ext --inplace"] if builds else [])
+    assert suite == f"{ROOT} {ROOT} benchmarks/gpu_suite.py --minutes 3 --out {tmp_path / out} {chosen}".rstrip()
