@@ -1,6 +1,6 @@
 """From a recording to features: ``load`` decodes, cuts and resamples to 16 kHz mono; ``LogMel`` turns samples into log-mel features.
 
-Knows files, samples and spectra; knows no tokens and no model. Importing it loads neither torch nor a decoder.
+Importing this package loads neither torch nor a decoder.
 """
 
 from arkfast.audio.load import Extent, Loaded, duration, extent, load, read

@@ -1,6 +1,6 @@
 """What computes log-mel features: ``arkfast._C``, or NumPy's reference behind the same interface where the extension was not built.
 
-Knows the two backends; knows nothing of what a user may pass or of torch. Both write float32, or bfloat16 as the upper 16 bits of it.
+Both write float32, or bfloat16 as the upper 16 bits of it. What a user may pass is checked before it comes here.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Whether a flac file's header agrees with its last frame, and the packets that a demuxer cuts out of it are its frames.
+"""Whether a flac file's header agrees with its last frame, and whether the packets that a demuxer cuts out of it are its frames.
 
-Knows flac's stream and frame headers (RFC 9639 §8.2 and §9.1) and their checksums; decodes nothing. libsndfile stops in silence where the
-header says that the recording ends. FFmpeg hangs what it cannot make out on the frame before it and then ignores it, so that a damaged
-frame is missing from the samples in silence.
+libsndfile stops in silence where the header says that the recording ends. FFmpeg hangs what it cannot make out on the frame before it
+and then ignores it, so that a damaged frame is missing from the samples in silence. Stream headers, frame headers and their checksums tell
+(RFC 9639 §8.2 and §9.1); nothing is decoded here.
 """
 
 from __future__ import annotations

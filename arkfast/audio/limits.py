@@ -1,7 +1,6 @@
 """How much of a recording is too much, checked against its header and again while decoding.
 
-Knows sizes, lengths, channels and rates; decodes nothing. The bounds keep one hostile or broken file from taking a machine's memory or an
-hour of its time; none of them is a statement about speech.
+The bounds keep one hostile or broken file from taking a machine's memory or an hour of its time. None of them is a statement about speech.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``load``: a recording, or a stretch of it, as 16 kHz mono float32 samples.
 
-Knows segments and every way in which a recording can be bad; leaves formats to libsndfile and PyAV, chosen by the file's first bytes. Knows
-no features and no manifests. Nothing is cut, padded or skipped in silence: an ``InputError`` begins with the recording's name and says
+Which library reads a file is decided in ``opening``. Nothing is cut, padded or skipped in silence: an ``InputError`` begins with the
+recording's name and says
 
 =========================================================  ==============================================================
 what is wrong                                              the message contains
@@ -10,17 +10,24 @@ no file; a dangling symbolic link                          no such file
 a folder, pipe, socket or device (never opened)            not a regular file
 zero bytes; a header without samples                       the file is empty; the recording holds no samples
 text, a web page, random bytes, whatever the extension     not audio: … and what the first bytes look like
-m4a, webm, wma, aac, amr, piped flac without PyAV          needs PyAV: pip install -e '.[containers]' (in a …
+what PyAV alone reads, where it is not installed           needs PyAV: pip install -e '.[containers]' (in a …
 a video without sound                                      no audio track in it
 a head that no decoder takes                               damaged at its head
 cut wav, rf64, w64, aiff, au, caf, NIST, m4a, webm         truncated: its header announces … bytes and it has …
-cut ogg                                                    truncated: its last Ogg page does not mark the end
+cut ogg                                                    truncated: its last Ogg page is not whole
+an ogg without the mark of its end, on demand              truncated: its last Ogg page does not mark the end
 damaged or missing pages of an ogg; a chained ogg          damaged: the Ogg page at byte … (and the like)
 cut flac, wma, aac; bytes damaged behind a good header     truncated or damaged: the decoder failed … s
-cut mp3; a header that announces more than there is        truncated: the decoder stopped at … s of the … s
+a header that announces more than there is                 truncated: the decoder stopped at … s of the … s
+cut mp3 with a length tag                                  truncated: its length tag announces … s and its frames
 MP3s joined into one; frames behind the tag's end          its length tag ends it at … s and its frames go on
+MP3s of different rates joined into one                    damaged: the sampling rate or the number of channels
+files of another kind joined into one                      another recording is joined to it
+a wav or its kin whose header ends it early                its header ends it at byte …, and … bytes follow
+an mp4 or mkv whose header ends it early                   and its packets go on; … s are in it
 a flac whose last frame ends not where its header says     damaged: its header announces … s and its last frame
-an MP3 with variable bit rate and no length tag            no length tag … re-encode it
+an MP2 with variable bit rate                              no length tag … re-encode it
+a headerless file that is not what its suffix says         not audio; truncated: … comes in frames of … bytes
 timestamps that jump within a webm or mp4                  damaged or recorded with pauses
 NaN or infinity in floating-point samples                  NaN or infinite sample at … s
 9 channels or more (up to 8 are averaged) and no choice    9 channels, at most 8
@@ -33,10 +40,13 @@ over 6 hours, or over ``max_seconds``                      s of audio, over the 
 a segment outside the recording, or empty                  begin_time …; end_time …; holds no samples
 =========================================================  ==============================================================
 
-What cannot be told: a raw aac or amr file, or a live webm or mp4 (one without lengths), that ends between two frames is taken for whole;
-an MP3 may lose a frame or two within (0.1 s in all); damaged bytes of plain PCM are samples like any others. A header that announces less
-than there is rules unless the table says otherwise: that of a WAV or its kin (what follows its data may be any chunk), an MP3's tag whose
-count of frames alone is too small or behind which less than 0.5 s goes on, a flac with another of the same length joined to it.
+What cannot be told: a raw aac, amr, ts or headerless file, or a live webm or mp4 (one without lengths), that ends between two frames is
+taken for whole; an MP3 may lose a frame or two within (0.1 s in all); damaged bytes of plain PCM are samples like any others. W64 and NIST
+files are read to their end whatever their header says, and an mp4 as its edit list says. Chunks of metadata, tags, zeros and less than
+0.1 s behind a header's end pass.
+
+What is read all the same is a warning in ``Loaded``: an ogg without the mark of its end, a header that was never finished, other bytes
+between MP3 frames, a file without a header that is known by its suffix alone, and what ``levels`` says of the samples.
 """
 
 from __future__ import annotations

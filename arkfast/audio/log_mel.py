@@ -1,7 +1,6 @@
 """``LogMel``: waveforms in, Whisper's log-mel features out.
 
-Knows how clips share a batch, how long they may be and what the result holds; the arithmetic is the backend's. Knows no files, no
-resampling and no model.
+How clips share a batch, how long they may be and what the result holds is decided here; the arithmetic is the backend's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether the pages of an Ogg file are all there and whole.
 
-Knows Ogg's framing (RFC 3533 §6) and checksum; knows no codec. libsndfile skips damaged pages and reads to wherever the last whole one
-stands, in silence and with the samples behind a hole moved forward.
+libsndfile skips damaged pages and reads to wherever the last whole one stands, in silence and with the samples behind a hole moved forward.
+The pages' framing and checksums are looked at (RFC 3533 §6), whatever codec is in them.
 """
 
 from __future__ import annotations

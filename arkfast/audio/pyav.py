@@ -1,8 +1,8 @@
-"""Recordings that FFmpeg decodes through PyAV: m4a and mp4, webm and mkv, wma, raw aac, amr, flac without a length.
+"""Recordings that FFmpeg decodes through PyAV: m4a and mp4, webm and mkv, wma, raw aac, amr, flac without a length, flv, ts, avi, wv.
 
-Knows containers' timelines: what is played before zero (an encoder's priming) is left out, what starts late starts late. Knows no
-segments and no resampling: samples keep the recording's own rate. It never seeks, because AAC decodes differently after a seek and
-webm's millisecond timestamps would misplace the samples; a segment is counted from the recording's first sample.
+A container's timeline is kept: what is played before zero (an encoder's priming) is left out, and what starts late starts late. Samples
+keep the recording's own rate. Nothing is ever sought, because AAC decodes differently after a seek and webm's millisecond timestamps would
+misplace the samples; a segment is counted from the recording's first sample.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import av
 
 _JUMP = 0.1  # seconds from one frame to the next that timestamps may be off: rounding to milliseconds, and a lost frame at most
-_DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "flt": np.float32, "dbl": np.float64}
+_DTYPES = {"u8": "u1", "s16": "i2", "s32": "i4", "flt": "f4", "dbl": "f8"}
 _BLOCK = 1 << 16  # samples given at a time
 _MOST_FILLING = 0.5  # seconds behind the header's end: an encoder's delay and two of its frames are 0.4 s of AAC at 8 kHz
 
@@ -162,7 +162,7 @@ class PyavRecording:
                 raise InputError(f"{self._source.label}: truncated or damaged ({error.strerror}): get the whole file") from error
             return float(ticks * _tick(track))
 
-    def _packets(self, container: av.container.InputContainer, track: av.AudioStream) -> Iterator[av.Packet]:
+    def _packets(self, container: av.container.InputContainer, track: av.AudioStream) -> Iterator[av.Packet[av.AudioStream]]:
         """The track's packets in order."""
         try:
             yield from container.demux(track)
@@ -248,9 +248,9 @@ class PyavRecording:
         if dtype is None:  # 64-bit integers
             raise InputError(f"{self._source.label}: samples of type {frame.format.name} cannot be read: export it in 32 bits")
         if not frame.format.is_planar:
-            return np.frombuffer(frame.planes[0], dtype, frame.samples * channels).reshape(-1, channels).copy()
+            return np.frombuffer(bytes(frame.planes[0]), dtype, frame.samples * channels).reshape(-1, channels)
         planes = frame.planes[:channels]
-        return np.stack([np.frombuffer(plane, dtype, frame.samples) for plane in planes], axis=1)
+        return np.stack([np.frombuffer(bytes(plane), dtype, frame.samples) for plane in planes], axis=1)
 
     def _offset(self, frame: av.AudioFrame) -> int:
         """Samples from the timeline's zero to a first frame; a shift within one tick of the container's clock is rounding."""

@@ -1,6 +1,6 @@
 """Log-mel features from their definition, in float64 NumPy: oracle of the tests and fallback where the extension was not built.
 
-Knows framing, window, mel filters and scaling; written independently of ``csrc/`` and without regard to speed. Knows no batches.
+It was written independently of ``csrc/``, for one clip at a time and without regard to speed.
 Source of the definition: Radford et al. 2022 (Whisper), as ``transformers.WhisperFeatureExtractor`` computes it; the mel scale and
 the area normalisation are those of Slaney's Auditory Toolbox (1998).
 """

@@ -1,6 +1,6 @@
 """One sampling rate to another, block by block.
 
-Knows samples; knows no files. Resampling is soxr's high quality, whoever decoded: other resamplers move the features above 7 kHz.
+Resampling is soxr's high quality, whoever decoded: other resamplers move the features above 7 kHz.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Which samples of a recording a segment means, and how many it may have: one rule for files and for samples in memory.
-
-Knows seconds, rates and counts; decodes nothing.
-"""
+"""Which samples of a recording a segment means, and how many it may have: one rule for files and for samples in memory."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Recordings that libsndfile decodes: wav, flac, mp3, ogg and their relatives.
 
-Knows libsndfile's ways: what its lengths are worth and where it keeps silent about damage. Knows no segments and no resampling.
+What its lengths are worth, and where it keeps silent about damage, is the module ``soundness``.
 """
 
 from __future__ import annotations

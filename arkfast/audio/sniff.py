@@ -1,6 +1,6 @@
 """What a file is by its first bytes, and which library decodes it.
 
-Knows the magic numbers of audio files and how to say what else a file looks like; trusts no extension, opens no decoder, judges no damage.
+No extension is trusted here; files that have no header, and are known by their suffix alone, are in ``headerless``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Where a recording's bytes come from: a regular file or bytes in memory, named for messages and held to a size.
 
-Knows paths, file kinds and sizes; knows no audio format. Pipes and devices are refused before they are opened, so nothing here can hang.
+Pipes and devices are refused before they are opened, so that nothing here can hang.
 """
 
 from __future__ import annotations

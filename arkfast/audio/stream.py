@@ -1,7 +1,4 @@
-"""``LogMelStream``: features of a clip while it arrives.
-
-Knows when a stream may be fed and read; what it computes is the backend's. Knows no files and no model.
-"""
+"""``LogMelStream``: features of a clip while it arrives."""
 
 from __future__ import annotations
 

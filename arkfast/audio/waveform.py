@@ -1,7 +1,4 @@
-"""What a user may pass as a waveform, and where features are written.
-
-Knows types, shapes and the messages about them; knows no spectra and no backend.
-"""
+"""What a user may pass as a waveform, and where features are written."""
 
 from __future__ import annotations
 
