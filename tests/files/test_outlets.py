@@ -141,7 +141,9 @@ getattr(test_outlets, sys.argv[3])(Path(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize("name", ["-", "/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+@pytest.mark.parametrize(
+    "name", ["-", "/dev/stdout", *(pytest.param(name, marks=pytest.mark.slow) for name in ("/dev/fd/1", "/proc/self/fd/1"))]
+)
 @pytest.mark.parametrize("write", [by_text, by_transcripts])
 def test_standard_output_is_added_to_whatever_it_is(tmp_path: Path, name: str, write: Writer) -> None:
     script = [sys.executable, "-c", SHELL, name, str(Path(__file__).parent), write.__name__]

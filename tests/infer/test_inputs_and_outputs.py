@@ -88,6 +88,16 @@ def test_pipes_compressed_files_and_arrays_give_the_rows_of_the_file(folder: Pat
         assert without_ids(rows) == without_ids(expected)
 
 
+def test_an_evaluation_with_a_model_reads_a_pipe(folder: Path, model: Path) -> None:
+    from arkfast.evaluate.command import main as evaluate
+
+    words = ["--model_path", str(model), "--max_new_tokens", "6", "--device", "cpu", "--summary", "summary.json"]
+    assert evaluate(["--input", piped(manifest(GOOD)), "--tmp_output", "transcripts.jsonl", *words]) == 0
+    assert json.loads(Path("summary.json").read_text(encoding="utf-8"))["utterances"] == CLIPS
+    assert evaluate(["--input", piped(b""), "--output", "out.jsonl", *words]) == 2
+    assert (folder / "out.jsonl").read_text() == EARLIER
+
+
 @pytest.mark.parametrize("content", [b"", b"\n \n", b"[]"])
 @pytest.mark.parametrize("pipe", [False, True])
 def test_an_input_of_no_rows_is_an_error_and_touches_no_output(
