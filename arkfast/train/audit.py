@@ -57,7 +57,7 @@ class Audit:
 
     @classmethod
     def of_all(cls, audits: Sequence[Audit]) -> Audit:
-        """Several ranks' together."""
+        """The audits of several ranks, added up."""
         whole = cls()
         for one in audits:
             whole.rows, whole.texts = whole.rows + one.rows, whole.texts + one.texts
@@ -67,7 +67,7 @@ class Audit:
 
 
 def comes_back(tokenizer: TokenizerLike, text: str) -> bool:
-    """Whether a text is itself again after the tokenizer, but for blanks, case and Unicode form."""
+    """Whether a text comes back from the tokenizer as it was, apart from blanks, case and Unicode form."""
     ids = tokenizer.encode(text, add_special_tokens=False)
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids:
         return False

@@ -54,7 +54,7 @@ class Calibration:
     """Highest memory of the device so far, of the process where there is no GPU, with AdamW's moments."""
 
     def refusals(self) -> list[str]:
-        """What of it is a no-go."""
+        """The findings that speak against this start."""
         if self.self_loss <= SELF_LOSS and self.self_gradient <= SELF_GRADIENT:
             return []
         return [

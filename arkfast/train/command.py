@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(argv: Sequence[str], *, prog: str, description: str) -> int:
-    """The same under another name."""
+    """Run the command under another command's name; returns the exit code."""
     flags, notes = without_original_flags(argv)
     config = parse(TrainConfig, flags, prog=prog, description=description, without_effect=WITHOUT_EFFECT)
     if os.environ.get("RANK", "0") == "0":

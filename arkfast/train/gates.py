@@ -36,7 +36,7 @@ def exceeds(seen: int, of: int, limit: float, *, chance: float = START_CHANCE) -
 
 
 def percent(share: float) -> str:
-    """A share as it is told."""
+    """A share in percent, with three digits."""
     return f"{100 * share:.3g} %"
 
 
@@ -57,7 +57,7 @@ class Watch:
         self._over = False
 
     def saw(self, line: Mapping[str, Any]) -> str | None:
-        """What is wrong after a step, said once until it is right again; None: nothing is, or the step was not measured in full.
+        """What is wrong after a step, said once until it is right again. None: nothing is wrong, or the step was not measured in full.
 
         Args:
             line: the step's record.

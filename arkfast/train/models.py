@@ -46,7 +46,7 @@ def is_sharded(config: TrainConfig, parallel: Parallel) -> bool:
 
 
 class LoadedStudent:
-    """The student as its checkpoint gives it, with all that training it needs but its place: processor, prompt, what is not trained.
+    """The student as its checkpoint gives it, before it is sharded: with processor, prompt, and the parts that are not trained.
 
     Args:
         config: which model, which parts.

@@ -205,7 +205,7 @@ class MasterAdamW:
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Undo ``state``. A running average that is not there starts from the weights.
+        """Load what ``state`` returned. Where it holds no running average, that starts from the weights.
 
         Raises:
             ValueError: a parameter has no master weight of its shape there.

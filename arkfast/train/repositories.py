@@ -68,7 +68,7 @@ def _repositories(config: TrainConfig) -> dict[str, Path]:
 
 
 def recorded_commits(config: TrainConfig) -> dict[str, str]:
-    """The commits with which the run to be resumed was begun, of models that are named as they were then."""
+    """The commits that the run to be resumed began with, of those models that still have the names that they had."""
     found: dict[str, str] = {}
     named = config.resume_from_checkpoint not in ("", "latest", "auto")
     files = [(Path(config.resume_from_checkpoint) / STATE, "run")] if named else []

@@ -40,7 +40,7 @@ class StoredModel:
         """The checkpoint's precision."""
 
     def read(self, name: str) -> torch.Tensor:
-        """A parameter as it is stored; of the tied pair either name will do."""
+        """A parameter as it is stored. Tied parameters may be asked for by either name."""
         stored = name if name in self._files or name not in self._tied else next(other for other in self._tied if other in self._files)
         with safe_open(self._files[stored], framework="pt") as tensors:
             value: torch.Tensor = tensors.get_tensor(stored)
@@ -59,7 +59,7 @@ class StoredModel:
                     owner._parameters[key] = made[parameter]
 
     def fill_buffers(self, device: torch.device) -> None:
-        """Compute what no checkpoint stores."""
+        """Compute the buffers, which no checkpoint stores."""
         self._family.fill_buffers(self.model, device)
         absent = [name for name, buffer in self.model.named_buffers() if buffer.is_meta]
         assert not absent, f"buffers that nothing fills: {absent}"

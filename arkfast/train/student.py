@@ -23,7 +23,7 @@ Out = TypeVar("Out")
 
 
 def freeze(model: SpeechModel, family: AnyFamily, parts: Sequence[str]) -> list[str]:
-    """Take parts of the model out of training; their names.
+    """Take parts of the model out of training, and return their parameters' names.
 
     Args:
         model: whole, or without weights yet.
@@ -90,7 +90,7 @@ class Student:
 
 
 class _Root(nn.Module):
-    """What FSDP2 takes for the root: its forward is the whole step."""
+    """The module that FSDP2 treats as the root. Its forward runs the whole step."""
 
     def __init__(self, model: Any, extra: nn.Module | None) -> None:
         super().__init__()

@@ -302,7 +302,7 @@ class Trainer:
             )
 
     def _run_away(self, reason: str) -> NoReturn:
-        """End the run, and keep the last checkpoint of before: one of now would be what a resume goes on from.
+        """End the run. No checkpoint is written where a sound one stands, because a resume would go on from the new one.
 
         Raises:
             TrainingStopped: always.

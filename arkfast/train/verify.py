@@ -52,7 +52,7 @@ class VerifyConfig:
 
 
 def verify(config: VerifyConfig) -> list[Check]:
-    """Every check, in order; after one without which the next make no sense, those are left out.
+    """Every check, in order. Checks that make no sense after one that failed are left out.
 
     Raises:
         InputError: there is no such checkpoint at all.

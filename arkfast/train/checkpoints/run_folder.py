@@ -244,7 +244,8 @@ class RunFolder:
             raise InputError(f"{flag}: {folder} belongs to another run ({differing.shown}); {hint}")
 
     def settle(self) -> None:
-        """Note that the run stands where ``--resume_from_checkpoint`` says: processes started anew go on from its newest checkpoint."""
+        """Note that this launch has gone to where ``--resume_from_checkpoint`` says. Processes that the launcher starts anew then go on
+        from the newest checkpoint."""
         self._write_claim(self._config.resume_from_checkpoint)
 
     def begin(self, step: int) -> NewFolder:

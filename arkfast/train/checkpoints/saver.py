@@ -92,7 +92,7 @@ class Saver:
 
     @contextmanager
     def _told_once(self) -> Iterator[None]:
-        """What torch.distributed.checkpoint cannot write on one rank is an error of all; rank 0 says it, and the others end.
+        """Where torch.distributed.checkpoint cannot write on one rank, every rank gets the error. Rank 0 reports it, and the others end.
 
         Raises:
             SystemExit: on the other ranks, with the exit code of wrong input.
@@ -110,7 +110,7 @@ class Saver:
         return next((found[step] for step in sorted(found, reverse=True) if wanted(load_state(found[step]))), None)
 
     def close(self) -> None:
-        """Finish what is under way."""
+        """Wait for the save that is under way, and end the thread."""
         self.wait()
         if self._thread is not None:
             self._thread.shutdown()

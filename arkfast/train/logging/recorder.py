@@ -68,7 +68,7 @@ class Measured(NamedTuple):
 
 
 class Recorder:
-    """Measures steps and words them.
+    """Measures steps and writes their records.
 
     Args:
         config: what is trained and how often it is logged.
@@ -111,7 +111,7 @@ class Recorder:
         return bad
 
     def forget(self) -> None:
-        """Nothing of what happened since the last step belongs to one."""
+        """Drop what was measured since the last step: it belongs to no step."""
         self.begin()
         self.take_bad()
         self.phases.cut()
@@ -171,7 +171,7 @@ class Recorder:
         return {"tokens": tokens, "operations": operations}
 
     def record(self, state: TrainerState, step: Measured, lr: float, *, whole: bool = False) -> dict[str, Any]:
-        """A step's line. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
+        """A step's record. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
 
         Args:
             state: where the run stood after the step.

@@ -23,7 +23,7 @@ COMPUTE = tuple(phase.name for phase in TIMED if phase.compute)
 
 
 class StepMetrics:
-    """Packs, adds up and names.
+    """Packs what a step measured, adds it up over ranks and gives it names.
 
     Args:
         names: of the stage's metrics, each a (sum, count) pair in every ``LossSum``.
