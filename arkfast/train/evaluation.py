@@ -12,9 +12,10 @@ from arkfast.audio import LogMel
 from arkfast.data import Batches, FeatureItem, FeaturePipeline
 from arkfast.data.tasks import Task
 from arkfast.engine import Engine
+from arkfast.models.contents import digest_of
 from arkfast.models.family import SpeechModel
 from arkfast.records import AllowedTokens, Batch, Interface, JsonObject, Utterance
-from arkfast.train.checkpoints.identity import contents_of_rows, digest_of
+from arkfast.train.checkpoints.identity import contents_of_rows
 from arkfast.train.config import TrainConfig
 from arkfast.train.feed import batch_of
 from arkfast.train.parallel import Parallel

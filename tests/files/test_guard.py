@@ -33,11 +33,11 @@ JSON_REASONS = {
     "arkfast/manifest/corpora/wenetspeech.py": "a row's text as errors show it",
     "arkfast/metrics/normalizers/external.py": "between a process and its own worker",
     "arkfast/metrics/normalizers/external_worker.py": "between a process and its own worker, which may have no arkfast",
+    "arkfast/models/contents.py": "a fingerprint",
     "arkfast/prove/report.py": "strict by allow_nan=False: a figure that is not finite is a fault there",
     "arkfast/quickstart/corpus.py": "a copy",
     "arkfast/quickstart/recipe.py": "a fingerprint",
     "arkfast/testing.py": "a tiny checkpoint of a test",
-    "arkfast/train/checkpoints/identity.py": "a fingerprint",
 }
 """Modules that write JSON by Python's own means, which would write infinities and NaN, and why none of it reaches a file."""
 

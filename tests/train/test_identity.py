@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from arkfast.models.contents import SAMPLE, contents_of_model
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.checkpoints.export_command import ExportConfig, export
-from arkfast.train.checkpoints.identity import SAMPLE, contents_of_model, contents_of_rows
+from arkfast.train.checkpoints.identity import contents_of_rows
 from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 

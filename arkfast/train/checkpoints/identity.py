@@ -1,28 +1,20 @@
 """What makes two runs the same run: the settings that a resume keeps, the rows as they are planned, and the models by their contents.
 
 Names do not count: the same files under another path, or through a link, are the same run, and a folder whose contents were replaced is
-another one. Contents are digests:
-
-- Of the rows: ids and segments, the audio as the manifest writes it, texts, languages, and the seconds that batches are planned with. The
-  recordings themselves are not read.
-- Of a model: its settings and its processor's files byte by byte. Of its weights, whichever files they stand in, the name, type and shape
-  of every tensor and ``SAMPLE`` bytes at the start, the middle and the end of each, so that a model of any size takes a second or two. A
-  change that misses all of those bytes is not seen; no training step or merge does.
+another one. Contents are digests. Those of a model are ``arkfast.models.contents``'. Those of the rows are of their ids and segments, the
+audio as the manifest writes it, texts, languages, and the seconds that batches are planned with; the recordings themselves are not read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from arkfast.data.shards import TarMember
-from arkfast.files.json_input import parse_json_object
-from arkfast.models.hub import PROCESSOR, SETTINGS
-from arkfast.models.weights import weight_files
-from arkfast.records import InputError, JsonRow, Utterance
+from arkfast.models.contents import contents_of_model, digest
+from arkfast.records import JsonRow, Utterance
 
 IDENTITY = ("stage", "task", "student_model", "student_revision", "teacher_model", "teacher_revision", "train_data", "seed",
             "per_device_train_batch_size", "micro_batches_per_step", "train_max_samples", "shuffle_train", "batch_seconds", "freeze",
@@ -33,9 +25,6 @@ NAMES = {"student_model": ("student_model", "student_revision"), "teacher_model"
 """What has contents → the settings that only name it, which are compared where the contents are not known."""
 FITTING = ("freeze", "lora_rank", "lora_alpha", "micro_batches_per_step")
 """Settings that a user can simply give as the run has them."""
-SAMPLE = 4096
-"""Bytes that are read of a tensor, in three places each."""
-
 Contents: TypeAlias = dict[str, dict[str, str]]
 """For ``rows``, ``student_model`` and ``teacher_model``: the parts' names → their digests."""
 
@@ -51,34 +40,11 @@ def contents_of_rows(rows: Sequence[Utterance], seconds: Sequence[float]) -> dic
         "count": str(len(rows)),
         # As an earlier version wrote it, which knew nothing else.
         "ids and segments": hashlib.blake2b("\n".join(f"{row.id} {row.begin} {row.end}" for row in rows).encode()).hexdigest(),
-        "audio paths": _digest(_heard(row) for row in rows),
-        "texts": _digest(row.text for row in rows),
-        "languages": _digest(row.language for row in rows),
-        "lengths": _digest(seconds),
+        "audio paths": digest(_heard(row) for row in rows),
+        "texts": digest(row.text for row in rows),
+        "languages": digest(row.language for row in rows),
+        "lengths": digest(seconds),
     }
-
-
-def contents_of_model(folder: Path) -> dict[str, str]:
-    """The digests of a checkpoint's files; of a folder that is none, of what is there. What is wrong with it is told when it is loaded."""
-    found = {}
-    for name in (*SETTINGS, *PROCESSOR):
-        if (folder / name).is_file():
-            found[name] = hashlib.blake2b((folder / name).read_bytes(), digest_size=16).hexdigest()
-    try:
-        files = weight_files(folder)
-    except InputError:
-        files = sorted(folder.glob("*.safetensors"))
-    sampled: dict[str, str] = {}
-    for file in files:
-        sampled |= _sampled(file)
-    if sampled:
-        found["weights"] = _digest(sorted(sampled.items()))
-    return found
-
-
-def digest_of(contents: Mapping[str, str]) -> str:
-    """One short digest of contents."""
-    return _digest(sorted(contents.items()))[:16]
 
 
 def contents_of_run(rows: Sequence[Utterance], seconds: Sequence[float], student: Path, teacher: Path | None) -> Contents:
@@ -177,34 +143,3 @@ def _audio_as_written(row: Utterance) -> str | None:
     if (member := TarMember.parse(written)) is not None and written == row.audio:  # a shard, by the path that it was found under
         return f"{Path(member.path).name}::{written.partition('::')[2]}"
     return written
-
-
-def _digest(values: Iterable[object]) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    for value in values:
-        digest.update(json.dumps(value).encode() + b"\n")
-    return digest.hexdigest()
-
-
-def _sampled(file: Path) -> dict[str, str]:
-    """Of each tensor of a safetensors file: type, shape and samples. A file that is not whole is known by its size."""
-    try:
-        with file.open("rb") as stream:
-            size = int.from_bytes(stream.read(8), "little")
-            if size > file.stat().st_size:
-                raise ValueError("a header longer than the file")
-            header = parse_json_object(stream.read(size))
-            tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            in_order = sorted(tensors.items(), key=lambda item: int(item[1]["data_offsets"][0]))
-            return {name: _tensor(stream, entry, 8 + size) for name, entry in in_order}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {file.name: str(file.stat().st_size) if file.is_file() else ""}
-
-
-def _tensor(stream: BinaryIO, entry: JsonRow, base: int) -> str:
-    begin, end = (base + int(offset) for offset in entry["data_offsets"])
-    digest = hashlib.blake2b(json.dumps([entry["dtype"], entry["shape"]]).encode(), digest_size=16)
-    for start in sorted({begin, max(begin, (begin + end - SAMPLE) // 2), max(begin, end - SAMPLE)}):
-        stream.seek(start)
-        digest.update(stream.read(min(SAMPLE, end - start)))
-    return digest.hexdigest()
