@@ -88,8 +88,9 @@ class BadAudioPolicy:
         """Count an item; raise its error, or ``InputError`` when the share of bad ones is past the limit."""
         self.seen += 1
         if not isinstance(error := item.features, InputError):
-            for warning in item.warnings if self._on_doubt else ():
-                self._on_doubt(item.utterance, warning)
+            if self._on_doubt is not None:
+                for warning in item.warnings:
+                    self._on_doubt(item.utterance, warning)
             return
         if not self.skips:
             raise error
