@@ -55,6 +55,8 @@ CANNOT = re.compile(r"^=+ .*(Device not supported|Unable to attach|not supported
 """What compute-sanitizer says where it can look at nothing, and so finds nothing."""
 KERNELS = (*LEAD, "linear_kl", "embed_merge", "decode_step")
 """Suites whose kernels call A checks at one shape each."""
+WRONG = 3
+"""Exit status of a first look at a wrong answer; Python's own for an error is 1."""
 PROVIDER, CLOSING, LEAST = 60.0, 4.0, 3.0
 """Seconds that a provider of a call may take; that a call keeps for its report; below which no part is begun."""
 SMALL_RUN = ROOT / "benchmarks" / "small_run.py"
@@ -93,7 +95,7 @@ def first_look(options: argparse.Namespace) -> int:
     faulthandler.dump_traceback_later(options.limit, exit=True)
     rows = look(device_here(), lambda rows: write(options.rows, {"rows": rows}))
     faulthandler.cancel_dump_traceback_later()
-    return 1 if any(str(row["check"]).startswith("failed") and row["provider"] == "cuDNN off" for row in rows) else 0
+    return WRONG if any(str(row["check"]).startswith("failed") and row["provider"] == "cuDNN off" for row in rows) else 0
 
 
 def items_named(text: str) -> list[Item]:
@@ -175,7 +177,12 @@ def run_items(
             wanted = ",".join(f"{item.group}:{item.index}" for item in items)
             command = [sys.executable, __file__, "--measure", wanted, "--seconds", str(left), "--skip", str(done), "--rows", str(out)]
             command += more
-            status, end = timeout(command, min(max(left, 0) + grace, last - time.monotonic()), log)
+            most_now = min(max(left, 0) + grace, last - time.monotonic())
+            if most_now <= 0:
+                rows += [not_run(item.group, item.shape.sizes(), device_here().type, OUT_OF_TIME) for item in items[done:]]
+                status = None
+                break
+            status, end = timeout(command, most_now, log)
             held = json.loads(out.read_text(encoding="utf-8")) if out.exists() else {"rows": []}
             rows += held["rows"]
             # Status 1 with rows of every shape is a check that failed; with fewer, and any other status, the process died.
@@ -258,7 +265,7 @@ def run_look(seconds: float, log: Path) -> tuple[Result, list[Result]]:
         command = [sys.executable, __file__, "--measure", LOOK, "--rows", str(out), "--limit", str(seconds)]
         status, said = timeout(command, seconds, log)
         rows = json.loads(out.read_text(encoding="utf-8"))["rows"] if out.exists() else []
-    state = {0: "done", 1: "check failed", None: "out of time"}.get(status, "crashed")
+    state = {0: "done", WRONG: "check failed", None: "out of time"}.get(status, "crashed")
     return {"state": state, **({"said": said} if status else {})}, rows
 
 

@@ -146,16 +146,15 @@ def merge(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
 def merged(results: Sequence[Result]) -> list[Result]:
     """Results of several calls and folders as one for each machine, commit and set of versions; of two figures the later one's counts."""
     found: list[Result] = []
-    for result in sorted(results, key=lambda result: result["date"]):
-        same = next((one for one in found if all(one.get(name) == result.get(name) for name in SAME)), None)
-        if same is None or "device" not in result:
+    for result in sorted(results, key=lambda result: str(result.get("date", ""))):
+        same = next((one for one in found if all(one.get(name) == result.get(name) for name in ("name", *SAME))), None)
+        if same is None or not all(name in result for name in SAME):
             found.append(dict(result))
             continue
         same["rows"] = merge(same["rows"], result["rows"])
         same["date"] = result["date"]
-        for name in ("groups", "look"):
-            if name in same or name in result:
-                same[name] = {**same.get(name, {}), **result.get(name, {})}
+        if "groups" in result:
+            same["groups"] = {**same.get("groups", {}), **result["groups"]}
         if "goals" in result:
             same.setdefault("goals", result["goals"])
     return found

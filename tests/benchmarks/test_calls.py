@@ -20,6 +20,7 @@ from harness.suite import in_turn, measure_shape
 from shapes import V_STUDENT
 
 GPU = torch.device("cuda")
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def suite_of(group):
@@ -129,6 +130,34 @@ def test_a_call_keeps_to_its_time_when_a_provider_hangs(monkeypatch, tmp_path, c
     for row in slow:
         ours = next(one for one in held["rows"] if results.key(one)[:2] == results.key(row)[:2] and one["ours"])
         assert ours["seconds"]["p50"] == 1.0
+
+
+HANGS = """
+import sys, time
+import gpu_suite
+def run(suite, *, seconds, skip, limit, on_rows):
+    shape = suite.shapes("cpu")[0].sizes()
+    on_rows([{"group": suite.name, "shape": shape, "provider": "ours/torch", "ours": True, "check": "passed"}], "slow")
+    time.sleep(600)
+gpu_suite.run = run
+sys.exit(gpu_suite.main())
+"""
+
+
+def test_a_provider_that_hangs_ends_its_process_and_what_came_before_it_stays(tmp_path):
+    out = tmp_path / "rows.json"
+    arguments = ["--measure", "row_topk:0,union_kl:0", "--rows", str(out), "--limit", "0.5", "--seconds", "60"]
+    done = subprocess.run(
+        [sys.executable, "-c", HANGS, *arguments],
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "Timeout" in done.stderr
+    held = json.loads(out.read_text())
+    assert (held["complete"], held["coming"]) == (0, "slow")
+    assert [row["provider"] for row in held["rows"]] == ["ours/torch"]
 
 
 def test_ours_is_written_before_another_provider_begins(cpu):

@@ -5,6 +5,7 @@ import importlib
 
 import pytest
 import report
+import shapes
 import torch
 from harness import clock, heads, oracles, results
 from harness.suite import Suite, complaint, measure_shape
@@ -162,3 +163,17 @@ def test_the_loss_oracle_agrees_with_central_differences(cpu):
         moved = [oracles.sparse_loss(*(t + s * way if t is tensor else t for t in (hidden, weight)), *rest).loss for s in (step, -step)]
         # Central differences err by step² times a third derivative of order 1, and by 1e-16 / step.
         assert (moved[0] - moved[1]).item() / (2 * step) == pytest.approx((grad * way).sum().item(), rel=1e-6)
+
+
+def test_a_step_is_right_where_the_teachers_vocabulary_is_the_smaller_one(cpu, monkeypatch):
+    """As in the published pair, whose student has 163,958 ids and whose teacher has 151,936."""
+    step = importlib.import_module("bench_step")
+    monkeypatch.setitem(shapes.MODELS, 56, dataclasses.replace(shapes.MODELS[48], V=1_950))
+    monkeypatch.setitem(shapes.DECODERS, 56, (7, 1, 8, 130))
+    monkeypatch.setitem(step.TEACHERS, "cpu", 56)
+    (shape,) = step.shapes("cpu")
+    assert (shape.V, shape.HT) == (2_003, 56)
+    x = step.inputs(shape, cpu, 0)
+    oracle = step.oracle(shape, x)
+    for provider in step.providers(shape, cpu):
+        assert complaint(provider, x, oracle) is None, provider.name
