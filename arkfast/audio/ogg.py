@@ -21,7 +21,7 @@ class OggState(NamedTuple):
     damage: str | None
     """Why some page in the middle cannot be decoded, or None."""
     ends: bool
-    """Whether the last page is whole, and what it holds goes on on no other page."""
+    """Whether the last page is whole."""
     marked: bool
     """Whether it marks the end of its stream too."""
     mark: tuple[int, bytes] | None = None
@@ -35,12 +35,12 @@ def walk_pages(stream: BinaryIO) -> OggState:
         stream: the whole file, seekable.
     """
     stream.seek(0)
-    at, page, whole, ended, begun = 0, b"", False, False, False
+    at, page, ended, begun = 0, b"", False, False
     last: dict[bytes, int] = {}  # stream → its last page's number
     for _ in range(_MOST_PAGES):
         head = stream.read(27)
         if not head:
-            return OggState(None, whole, ended, None if ended or not page else (at - len(page) + _FLAGS, _marked(page)))
+            return OggState(None, True, ended, None if ended or not page else (at - len(page) + _FLAGS, _marked(page)))
         if head[:4] != b"OggS"[: len(head)]:
             # Behind the end stand tags of other formats and padding.
             return OggState(None, True, True) if ended else _damaged(f"no Ogg page stands at byte {at}, where one is due")
@@ -56,8 +56,7 @@ def walk_pages(stream: BinaryIO) -> OggState:
         serial, number = head[14:18], int.from_bytes(head[18:22], "little")
         if serial in last and number != last[serial] + 1:
             return _damaged(f"an Ogg page is missing before byte {at}")
-        # A packet whose last piece has 255 bytes goes on on the next page.
-        last[serial], ended, whole = number, bool(head[_FLAGS] & _END), not lengths or lengths[-1] < 255
+        last[serial], ended = number, bool(head[_FLAGS] & _END)
         begun = begun or not head[_FLAGS] & _BEGIN
         at += len(page)
     return _damaged(f"it has more than {_MOST_PAGES} Ogg pages")
