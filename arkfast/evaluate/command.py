@@ -21,9 +21,10 @@ from arkfast.evaluate.summary import markdown, summarise
 from arkfast.evaluate.text_table import text_table
 from arkfast.files import json_text, write_text
 from arkfast.files.outlets import is_outlet, is_standard_output
-from arkfast.infer.command import Load, Summary, load_transcriber, transcribe_file
+from arkfast.infer.command import Load, load_transcriber, transcribe_file
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.stream import DeviceLost
+from arkfast.infer.summary import Summary
 from arkfast.metrics import Normalizer
 from arkfast.records import InputError, JsonObject, JsonRow
 

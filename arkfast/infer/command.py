@@ -1,27 +1,33 @@
-"""``arkfast transcribe``: a JSONL manifest in, a JSONL file of transcripts out.
-"""
+"""``arkfast transcribe``: a JSONL manifest in, a JSONL file of transcripts out."""
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from arkfast import command_line
-from arkfast.command_line import parse
+from arkfast.command_line import parse, to_dict
 from arkfast.console import Console
 from arkfast.data.sources import expand
-from arkfast.files import is_outlet, is_standard_output
+from arkfast.files import destination, is_outlet, is_standard_output
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
+from arkfast.infer.journal import Journal, deciding, key_of
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
+from arkfast.infer.record import record_path, write_record
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
+from arkfast.infer.stop import Stopped, stopping
 from arkfast.infer.stream import DeviceLost
+from arkfast.infer.summary import Summary
 from arkfast.infer.transcriber import Transcriber
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,58 +44,8 @@ class TranscribeConfig(TranscribeOptions):
     standard output."""
     model_path: Path
     """Folder of a Transformers checkpoint, or a Hugging Face repository as organisation/name."""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a transcription run did."""
-
-    rows: int
-    """Rows written."""
-    failed: int
-    """Rows without a transcript."""
-    truncated: int
-    """Transcripts cut at their token limit or in a loop."""
-    audio_seconds: float
-    """Seconds of audio transcribed."""
-    wall_seconds: float
-    """From the first row read to the last one written, without the loading of the model."""
-    processing_seconds: float | None = None
-    """``Transcriber.processing_seconds``; None where it was not measured."""
-    model_commit: str | None = None
-    """``Transcriber.model_commit``."""
-    doubtful: int = 0
-    """Rows with something doubtful about their recording."""
-    repeats: int = 0
-    """Rows of the input that repeat an earlier one and were taken once."""
-    reasons: tuple[str, ...] = ()
-    """The first three different reasons of failed rows, as a user reads them."""
-
-    @property
-    def rtfx(self) -> float | None:
-        """Seconds of audio over ``processing_seconds``; None where that was not measured."""
-        return self.audio_seconds / self.processing_seconds if self.processing_seconds else None
-
-    @property
-    def rtfx_end_to_end(self) -> float:
-        """Seconds of audio over ``wall_seconds``."""
-        return self.audio_seconds / self.wall_seconds if self.wall_seconds > 0 else 0.0
-
-    def line(self) -> str:
-        """The summary as a user reads it."""
-        parts = [f"{self.rows - self.failed} of {self.rows} rows transcribed"]
-        if self.failed:
-            parts.append(f"{self.failed} failed")
-        if self.truncated:
-            parts.append(f"{self.truncated} cut short")
-        if self.doubtful:
-            parts.append(f"{self.doubtful} with warnings")
-        if self.repeats:
-            parts.append(f"{self.repeats} repeat{'s' if self.repeats > 1 else ''} left out")
-        parts.append(f"{self.audio_seconds:.1f} s of audio in {self.wall_seconds:.1f} s")
-        processed = "" if self.rtfx is None else f", {self.rtfx:.1f} by processing time"
-        parts.append(f"RTFx {self.rtfx_end_to_end:.1f} end to end{processed}")
-        return ", ".join(parts)
+    run_record: Path | None = None
+    """JSON file for the record of the run (model, versions, flags, speed); OUTPUT.run.json beside an output that is a file by default."""
 
 
 def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcriber:
@@ -124,12 +80,15 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
     """Transcribe a manifest into a JSONL file, one output row for each row of the input, in order.
 
     A line that is no valid row becomes a failed row with ``line`` and ``raw_line``. ``output`` is replaced when the last row is written.
+    What a run of the same command did that was killed or stopped is taken from its journal (``arkfast.infer.journal``); there is none for
+    an output that is written through.
 
     Raises:
         InputError: the input cannot be read, is empty, holds an id twice or is no manifest (``first_rows``), the output cannot be written,
-            is the input or is being written by another run, or the checkpoint cannot be loaded.
+            is the input or is being written by another run, the checkpoint cannot be loaded, or every row failed and there is an earlier
+            output, which stays.
         BrokenPipeError: standard output is the output and was closed.
-        DeviceLost: the device failed; the rows so far are in the partial file.
+        DeviceLost: the device failed; the rows so far are in the journal and in the partial file.
     """
     from arkfast.models.bars import without_loading_bars
 
@@ -137,19 +96,69 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
     intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats)
     if not is_outlet(output) and output.resolve() in {source.resolve() for source in expand(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
-    with AtomicJsonl(output) as writer:
+    place = None if is_outlet(output) else _journal_of(destination(output))
+    with ExitStack() as ending, AtomicJsonl(output, kept=options.resume and place is not None and place.exists()) as writer:
+        journal: Journal | None = None
         try:
             transcriber = load(model_path, options)
-            before = transcriber.processing_seconds
+            before, decides = transcriber.processing_seconds, None
             with Console(quiet=options.quiet, log_file=options.log_file) as console:
-                summary = _write(transcriber.results(_items(input, options)), writer, intake, console, Reasons(input))
+                if place is not None:
+                    decides = _decided(transcriber, options)
+                    journal = Journal(place, rows=intake.rows, decides=decides, resume=options.resume, retry_failed=options.retry_failed)
+                    ending.callback(journal.close)
+                    _tell(journal, intake, console)
+                rows = _Rows(_items(input, options), journal)
+                summary = _write(transcriber.results(rows.items()), rows, writer, intake, console, Reasons(input))
+                if summary.failed == summary.rows and place is not None and _holds_something(writer.path):
+                    raise InputError(_every_row_failed(writer, summary))
                 console.keep(f"{summary.line()} → {output}")
+            if journal is not None:
+                done = journal
+                writer.committed.append(lambda: done.close(remove=not summary.failed))
             spent = transcriber.processing_seconds - before
-            return replace(summary, processing_seconds=spent, model_commit=transcriber.model_commit)
+            return replace(summary, processing_seconds=spent, model_commit=transcriber.model_commit, model=decides)
         except BaseException:
             if writer.rows:
-                print(f"stopped after {writer.rows} of {intake.rows} rows; they are in {writer.partial}", file=sys.stderr)
+                again = "" if place is None else "; the same command goes on from there"
+                print(f"stopped after {writer.rows} of {intake.rows} rows; they are in {writer.partial}{again}", file=sys.stderr)
             raise
+
+
+def _journal_of(output: Path) -> Path:
+    return output.with_name(output.name + ".journal")
+
+
+def _decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
+    from arkfast.models.contents import contents_of_model
+
+    contents = contents_of_model(transcriber.checkpoint)
+    if transcriber.tokenizer != transcriber.checkpoint:
+        theirs = contents_of_model(transcriber.tokenizer)
+        contents |= {f"of the tokenizer {name}": value for name, value in theirs.items() if name != "weights"}
+    return deciding(options, contents=contents, device=transcriber.device.type, dtype=transcriber.dtype)
+
+
+def _tell(journal: Journal, intake: Intake, console: Console) -> None:
+    """Say what an earlier run left."""
+    if journal.held:
+        console.say(f"{journal.held} of {intake.rows} rows were done by an earlier run; goes on with the others ({journal.path})")
+    if journal.other and not journal.held:
+        why = f" ({', '.join(journal.differing)})" if journal.differing else ""
+        console.warn(f"{journal.path}: {journal.other} results of runs with another model or other flags{why} are not taken")
+    if journal.damaged:
+        console.warn(f"{journal.path}: {journal.damaged} damaged line{'s' if journal.damaged > 1 else ''} passed over; done anew")
+
+
+def _holds_something(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
+
+
+def _every_row_failed(writer: AtomicJsonl, summary: Summary) -> str:
+    return (
+        f"{writer.path}: every one of {summary.rows} rows failed, so the earlier output stays as it was; the failed rows are in "
+        f"{writer.partial}; remove the earlier output first if they are to take its place. The first reason: {summary.reasons[0]}"
+    )
 
 
 def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Result]:
@@ -159,22 +168,78 @@ def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Resul
         yield row.utterance or bad_line(row, fields=fields)
 
 
-def _write(results: Iterator[Result], writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
-    failed, truncated, doubtful, seconds, start = 0, 0, 0, 0.0, time.perf_counter()
-    console.begin(unit="row", total=intake.rows)
+class _Turn(NamedTuple):
+    """A row on its way."""
+
+    row: int
+    key: str | None
+    """For the journal; None where nothing is to be written there: a bad line, or a result that came from it."""
+    counted: bool
+    """Whether the journal's ``held`` counts the row."""
+    resumed: bool
+    """Whether the result came from the journal."""
+
+
+class _Rows:
+    """Rows on their way through the transcriber, which gives their results back in the same order.
+
+    Args:
+        items: all rows, in order.
+        journal: what is known of them, and where results are written down; None for none.
+    """
+
+    def __init__(self, items: Iterable[Utterance | Result], journal: Journal | None) -> None:
+        self._items, self._turns = items, deque[_Turn]()
+        self.journal = journal
+
+    def items(self) -> Iterator[Utterance | Result]:
+        """What is to be transcribed, with a result in the place of each row that needs nothing done."""
+        for row, item in enumerate(self._items):
+            journal = self.journal
+            if journal is None or isinstance(item, Result):
+                self._turns.append(_Turn(row, None, False, False))
+                yield item
+                continue
+            key = key_of(item)  # before the recording is read: what is written over meanwhile is not taken for this
+            known = journal.find(row, key, item)
+            self._turns.append(_Turn(row, None if known else key, journal.holds(row), known is not None))
+            yield known or item
+
+    def next(self) -> _Turn:
+        """Whose turn it is: the first row whose result was not asked about yet."""
+        return self._turns.popleft()
+
+
+def _write(results: Iterator[Result], rows: _Rows, writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
+    failed, truncated, doubtful, resumed, start = 0, 0, 0, 0, time.perf_counter()
+    seconds, known_seconds = 0.0, 0.0
+    admissible: deque[_Turn] = deque()
+
+    def write(admitted: Sequence[Result]) -> None:
+        for result in admitted:
+            turn = admissible.popleft()
+            if rows.journal is not None and turn.key is not None:
+                rows.journal.add(turn.row, turn.key, result)
+            writer.write(result.row())
+
+    console.begin(unit="row", total=intake.rows, done=0 if rows.journal is None else rows.journal.held)
     try:
         for result in results:
-            for admitted in reasons.admit(result):
-                writer.write(admitted.row())
+            turn = rows.next()
+            admissible.append(turn)
+            write(reasons.admit(result))
             failed += result.failed
             truncated += result.finish_reason in CUT_SHORT
             doubtful += bool(result.warnings)
-            seconds += result.seconds
+            resumed += turn.resumed
+            if turn.resumed:
+                known_seconds += result.seconds
+            else:
+                seconds += result.seconds
             speed = f"{seconds:.0f} s of audio, RTFx {seconds / (time.perf_counter() - start):.1f}"
-            console.advance(f"{speed}, {failed} failed" if failed else speed)
+            console.advance(f"{speed}, {failed} failed" if failed else speed, by=0 if turn.counted else 1)
     finally:
-        for held in reasons.rest():
-            writer.write(held.row())
+        write(reasons.rest())
     return Summary(
         rows=writer.rows,
         failed=failed,
@@ -184,15 +249,22 @@ def _write(results: Iterator[Result], writer: AtomicJsonl, intake: Intake, conso
         wall_seconds=time.perf_counter() - start,
         repeats=intake.repeats,
         reasons=reasons.lines(),
+        resumed=resumed,
+        resumed_seconds=known_seconds,
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) -> int:
     """``arkfast transcribe``.
+
+    Args:
+        argv: the flags; None takes the process'.
+        load: gives the model.
 
     Returns:
         0; 1 when rows failed and ``--allow_failures`` is not set; 2 when the run could not begin or go on (flags, input, output or
-        checkpoint are wrong, the disk is full, the device failed); 130 when interrupted.
+        checkpoint are wrong, the disk is full, the device failed, every row failed); 130 when interrupted, 128 and the signal's number
+        when the system asked the process to end.
     """
     arguments = sys.argv[1:] if argv is None else argv
     config = parse(
@@ -204,18 +276,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     for note in config.notes():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
+    record = record_path(config.run_record, config.output)
     try:
-        summary = transcribe_file(config.input, config.output, config.model_path, config)
+        with stopping():
+            summary = transcribe_file(config.input, config.output, config.model_path, config, load=load)
+            if record is not None:
+                write_record(record, flags=to_dict(config), summary=summary)
     except (InputError, DeviceLost) as error:
         print(f"arkfast transcribe: error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("arkfast transcribe: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as asked:
+        stopped = asked if isinstance(asked, Stopped) else None
+        words = "run it again" if is_outlet(config.output) else "to go on, type"
+        command = f"{words}: {shlex.join(['arkfast', 'transcribe', *arguments])}"
+        print(f"arkfast transcribe: {stopped or 'interrupted'}; {command}", file=sys.stderr)
+        return 130 if stopped is None else stopped.exit_code
     if not config.quiet:
         print(f"{summary.line()} → {config.output}", file=sys.stderr if is_standard_output(config.output) else sys.stdout)
     if summary.failed:
         accept = "" if config.allow_failures else "; --allow_failures accepts them"
+        if not is_outlet(config.output):
+            accept += "; --retry_failed does them anew"
         print(
             f'arkfast transcribe: failed rows: {summary.failed}, each with "status": "error" and its reason in {config.output}{accept}',
             *summary.reasons,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import TracebackType
@@ -63,6 +63,14 @@ class AtomicJsonl:
     than overwritten. A killed process loses no row; a power cut may lose those that the system had not written down yet, since rows are
     fsynced once, before the file takes its name.
 
+    Args:
+        path: the file.
+        kept: whether the rows of an earlier ``partial`` are kept somewhere else too, so that it is overwritten.
+
+    Attributes:
+        rows: how many were written.
+        committed: called when the file has its name, while nobody else may write it.
+
     A device, a pipe or standard output (``-``) is written through row by row, and ``partial`` is that path itself.
 
     Raises:
@@ -71,13 +79,15 @@ class AtomicJsonl:
         BrokenPipeError: standard output was closed, as by ``head``.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, kept: bool = False) -> None:
         self.path = destination(path)
+        self._kept = kept
         self._through = is_outlet(path)
         self.partial = self.path if self._through else self.path.with_name(self.path.name + ".partial")
         self._lock = ExitStack()
         self._aside = self.partial.with_name(self.partial.name + ".old")
         self.rows = 0
+        self.committed: list[Callable[[], None]] = []
         self._lines: LineFile
 
     def __enter__(self) -> AtomicJsonl:
@@ -85,7 +95,7 @@ class AtomicJsonl:
             if not self._through:
                 make_folder(self.path.parent)
                 lock.enter_context(lock_output(self.path))
-                if self.partial.exists():
+                if self.partial.exists() and not self._kept:
                     move(self.partial, self._aside)
             self._lines = LineFile(self.partial, fresh=True)
             self._lock = lock.pop_all()
@@ -112,6 +122,8 @@ class AtomicJsonl:
                         lines.check_own()
                     if not self._through:
                         commit(self.partial, self.path)
+                    for tell in self.committed:
+                        tell()
             except OSError as fault:
                 raise self._failed(fault) from fault
             finally:

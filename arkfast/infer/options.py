@@ -85,6 +85,10 @@ class TranscribeOptions(ConsoleOptions):
     download may: warn reads it and says so, fail refuses it. Every other truncated recording is refused."""
     allow_failures: bool = False
     """Exit with 0 although rows failed."""
+    resume: bool = True
+    """Take what a run of the same command that did not end well has done from the journal beside the output; false does everything anew."""
+    retry_failed: bool = False
+    """Do rows anew whose journal says that they failed; otherwise they stay failed."""
     allow_repeats: bool = False
     """Take rows that are identical, id and all, once; otherwise a repeated id is an error."""
     target_sr: int = SAMPLING_RATE

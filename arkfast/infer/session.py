@@ -6,6 +6,8 @@ service whatever its clients send.
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -61,14 +63,14 @@ class EngineSession:
             new_tokens=max_new_tokens,
             asked=f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens}",
         )
-        self._engine = Engine(
-            model,
-            allowed=interface.allowed(task),
-            slots=slots,
-            max_len=positions,
-            max_new_tokens=max_new_tokens,
-            cut_loops=cut_loops,
+        self._make_engine = partial(
+            Engine, model, allowed=interface.allowed(task), max_len=positions, max_new_tokens=max_new_tokens, cut_loops=cut_loops
         )
+        self._engine = self._make_engine(slots=slots)
+        # A request is kept until it is given back: where memory runs out, all that are under way begin again in fewer slots.
+        self._requests: dict[int, Request] = {}
+        self._tickets: dict[int, int] = {}  # the engine's id → ours
+        self._submitted = 0
 
     def submit(
         self, utterance: Utterance, features: np.ndarray | None, *, sampling: Sampling | None = None, max_new_tokens: int | None = None
@@ -97,28 +99,51 @@ class EngineSession:
             key=utterance.key,
             sampling=self._sampling if sampling is None else sampling,
         )
-        return self._engine.submit(request)
+        number = self._engine.submit(request)
+        self._submitted += 1
+        self._tickets[number] = self._submitted
+        self._requests[self._submitted] = request
+        return self._submitted
 
     def step(self) -> list[Outcome]:
         """Decode on until some request may have ended, and give back those that have. Returns [] when nothing is under way.
 
+        Where the device's memory runs out, what is under way begins again in half the slots, with a warning. No answer depends on that.
+
         Raises:
             DeviceLost: the device failed in a way that ends the process's use of it.
-            InputError: the device has no memory for so many utterances at once.
+            InputError: the device has no memory for a single utterance.
         """
-        try:
-            finished = self._engine.step()
-        except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
-            raise DeviceLost(f"the device {self._device} failed and cannot go on in this process; run again ({error})") from error
-        except torch.OutOfMemoryError as error:
-            message = f"the device {self._device} has no memory for {self._slots} clips at once; give a smaller batch_size ({error})"
-            raise InputError(message) from error
-        return [self._outcome(done) for done in finished]
+        while True:
+            try:
+                finished = self._engine.step()
+            except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
+                raise DeviceLost(f"the device {self._device} failed and cannot go on in this process; run again ({error})") from error
+            except torch.OutOfMemoryError as error:
+                if self._slots == 1:
+                    message = f"the device {self._device} has no memory for one clip; give a smaller max_audio_seconds ({error})"
+                    raise InputError(message) from error
+            else:
+                return [self._outcome(done) for done in finished]
+            self._halve()  # when the error is gone, since its frames hold memory
+
+    def _halve(self) -> None:
+        """Begin all that is under way again in half the slots."""
+        before, self._slots = self._slots, self._slots // 2
+        warnings.warn(
+            f"the device {self._device} has no memory for {before} clips at once; goes on with {self._slots}", RuntimeWarning, stacklevel=3
+        )
+        self._engine.close()
+        torch.cuda.empty_cache()
+        self._engine = self._make_engine(slots=self._slots)
+        self._tickets = {self._engine.submit(request): ticket for ticket, request in self._requests.items()}
 
     def _outcome(self, done: Finished) -> Outcome:
+        ticket = self._tickets.pop(done.id)
+        del self._requests[ticket]
         if done.finish_reason == "error":
-            return Outcome(done.id, None, None, done.error)
-        return Outcome(done.id, self._interface.tokenizer.decode(done.tokens, skip_special_tokens=True), done.finish_reason, None)
+            return Outcome(ticket, None, None, done.error)
+        return Outcome(ticket, self._interface.tokenizer.decode(done.tokens, skip_special_tokens=True), done.finish_reason, None)
 
     @property
     def pending(self) -> int:
@@ -127,8 +152,14 @@ class EngineSession:
 
     def cancel(self, id: int) -> bool:
         """Forget a request and say whether there was one. Nothing of it is given back."""
-        return self._engine.cancel(id)
+        number = next((number for number, ticket in self._tickets.items() if ticket == id), None)
+        if number is None:
+            return False
+        del self._tickets[number], self._requests[id]
+        return self._engine.cancel(number)
 
     def close(self) -> None:
         """Forget every request and give the memory of the slots back. The session can be used again."""
         self._engine.close()
+        self._tickets.clear()
+        self._requests.clear()

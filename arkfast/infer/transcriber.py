@@ -64,6 +64,9 @@ class Transcriber:
             model's, a device that is not there, or more audio and tokens than the model has positions.
 
     Attributes:
+        checkpoint: the folder that the model was loaded from.
+        tokenizer: the folder that the tokenizer was loaded from.
+        dtype: the type of the weights that ``dtype`` came to.
         model_commit: the commit of the repository that the model came from; None for a folder.
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
             decoding and resampling of audio are left out, and so are features that workers made meanwhile.
@@ -131,6 +134,7 @@ class Transcriber:
             cut_loops=cut_loops,
             sampling=sampling,
         )
+        self.checkpoint, self.tokenizer, self.dtype = folder, tokenizer, dtype
         self._batch_size, self._max_audio_seconds = batch_size, max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
         self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0

@@ -13,7 +13,7 @@ import pytest
 from arkfast.evaluate import score_rows
 from arkfast.evaluate.command import main, speed
 from arkfast.evaluate.summary import markdown, summarise
-from arkfast.infer.command import Summary
+from arkfast.infer.summary import Summary
 from arkfast.metrics import get_normalizer
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 

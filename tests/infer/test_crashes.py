@@ -1,0 +1,422 @@
+"""Transcriptions that are killed, stopped or meet faults: nothing is lost or done twice, and the output is what it would have been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arkfast import Transcriber
+from arkfast.audio import LogMel
+from arkfast.data.pipeline import FeaturePipeline
+from arkfast.engine.slots import Slots
+from arkfast.infer.command import main
+from arkfast.infer.journal import Journal, _entry
+from arkfast.infer.result import Result
+from arkfast.infer.stop import SIGNALS
+from arkfast.infer.stream import Outcome, transcribe_stream
+from arkfast.records import InputError, Utterance
+from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+CLIPS = 10
+WINDOW = 12
+
+
+class StandIn:
+    """In the place of a model: a transcript is a digest of the clip's features, after a while that depends on the clip.
+
+    Args:
+        log: a file that the id of every clip that is decoded is added to.
+        pause: seconds that a step takes.
+    """
+
+    def __init__(self, folder: Path, log: Path, *, pause: float = 0.0) -> None:
+        self.checkpoint = self.tokenizer = folder
+        self.device, self.dtype, self.model_commit, self.processing_seconds = SimpleNamespace(type="cpu"), "float32", None, 0.0
+        self._log, self._pause = log, pause
+        self._queue: list[tuple[int, str]] = []
+        self._tickets = 0
+        self._log_mel = LogMel(128)
+
+    def results(self, items: Iterable[Utterance | Result]) -> Iterator[Result]:
+        pipeline = FeaturePipeline(self._log_mel, workers=0, max_seconds=30, prepare=None, on_bad_audio="skip:1", isolate=True)
+        return transcribe_stream(items, features=pipeline.features, decoder=self, window=WINDOW, frames_per_second=100)
+
+    def submit(self, utterance: Utterance, features: np.ndarray) -> int:
+        self._tickets += 1
+        self._queue.append((self._tickets, transcript(features)))
+        with self._log.open("a") as log:
+            log.write(utterance.id + "\n")
+        return self._tickets
+
+    def step(self) -> list[Outcome]:
+        time.sleep(self._pause)
+        ended = [entry for entry in self._queue[:4] if int(entry[1][0], 16) % 3 or entry is self._queue[0]]
+        self._queue = [entry for entry in self._queue if entry not in ended]
+        return [Outcome(ticket, text, "stop", None) for ticket, text in reversed(ended)]
+
+
+def transcript(features: np.ndarray) -> str:
+    return hashlib.sha256(features.tobytes()).hexdigest()[:16]
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("audio")
+    for i in range(CLIPS):
+        write_wav(folder / f"{i}.wav", synthetic_speech(0.2 + 0.03 * i, seed=i))
+    for i in range(3):
+        (folder / f"bad{i}.wav").write_text(f"no audio {i}")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def manifest(recordings: Path, rows: int, bad: Iterable[int]) -> list[str]:
+    """Write in.jsonl, with bad recordings in some rows; returns the ids of all."""
+    bad = list(bad)
+    lines = [
+        {"id": f"r{i}", "audio": str(recordings / (f"bad{bad.index(i) % 3}.wav" if i in bad else f"{i % CLIPS}.wav")), "pred_text": "stale"}
+        | ({"begin_time": 0.001 * (i // CLIPS)} if i not in bad else {})
+        for i in range(rows)
+    ]
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return [str(line["id"]) for line in lines]
+
+
+def argv(output: str, *more: str) -> list[str]:
+    return ["in.jsonl", "--output", output, "--model_path", "model", *more]
+
+
+def run(output: str, *more: str, log: str = "log", pause: float = 0.0) -> int:
+    return main(argv(output, *more), load=lambda *_: StandIn(Path(), Path(log), pause=pause))  # type: ignore[return-value]
+
+
+def forked(work: Callable[[], int], said: Path) -> int:
+    """Run ``work`` in a child process whose exit code is what it returns; returns the child's id."""
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        code = work()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_until(ready: Callable[[], bool], child: int) -> int | None:
+    """Wait for something or for the child's end; returns its status if that came first."""
+    for _ in range(60_000):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return status
+        if ready():
+            return None
+        time.sleep(0.001)
+    raise AssertionError("neither came")
+
+
+def ids_in(journal: Path, names: list[str]) -> set[str]:
+    entries = [_entry(line) for line in journal.read_bytes().splitlines(keepends=True)]
+    return {names[entry["row"]] for entry in entries if entry is not None and "row" in entry}
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_ten_kills_cost_nothing_but_time(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows, rng = 500, random.Random(7)
+    bad = sorted(rng.sample(range(rows), 15))
+    names = manifest(recordings, rows, bad)
+    assert run("whole.jsonl", log="whole") == 1
+    expected, written = Path("whole.jsonl").read_bytes(), size(Path("whole.jsonl.journal"))
+    assert len(rows_of("whole.jsonl")) == rows
+    assert len({row["pred_text"] for row in rows_of("whole.jsonl")}) > rows // 2, "with equal transcripts the comparison would show nothing"
+    Path("out.jsonl").write_text('{"earlier": 1}\n')
+
+    journal, killed = Path("out.jsonl.journal"), 0
+    for i in range(10):
+        child = forked(lambda: run("out.jsonl", pause=0.002), folder / "said")
+        until = min(size(journal) + rng.randrange(0, written // 11), written * (i + 1) // 11)
+        ended = wait_until(lambda until=until: size(journal) >= until, child)  # type: ignore[misc]
+        assert ended is None, (folder / "said").read_text()
+        time.sleep(rng.random() * 0.003)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        killed += os.WIFSIGNALED(status)
+        assert Path("out.jsonl").read_text() == '{"earlier": 1}\n'
+    assert killed == 10
+    before = ids_in(journal, names)
+    assert 100 < len(before) < rows
+
+    capsys.readouterr()
+    assert run("out.jsonl", log="last") == 1
+    assert Path("out.jsonl").read_bytes() == expected
+    decoded = Path("last").read_text().split()
+    assert sorted(decoded) == sorted(set(names) - before - {f"r{i}" for i in bad}), "only what was missing was done, and once"
+    said = capsys.readouterr()
+    assert f"{len(before)} of 500 rows were done by an earlier run" in said.err
+    assert f"{len(before)} of an earlier run taken from its journal" in said.out
+    for i in bad:
+        assert f"in.jsonl:{i + 1}: " in rows_of("out.jsonl")[i]["error"]
+    assert not list(folder.glob("out.jsonl.partial*"))
+
+
+def test_a_kill_after_the_output_has_its_name_costs_nothing(folder: Path, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest(recordings, 6, [])
+    close = Journal.close
+
+    def killed(self: Journal, *, remove: bool = False) -> None:
+        if remove:
+            os.kill(os.getpid(), signal.SIGKILL)
+        close(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "close", killed)
+        child = forked(lambda: run("out.jsonl"), folder / "said")
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    before = Path("out.jsonl").read_bytes()
+    assert len(before.splitlines()) == 6
+    assert Path("out.jsonl.journal").exists()
+    assert run("out.jsonl", log="second") == 0
+    assert Path("out.jsonl").read_bytes() == before
+    assert not Path("second").exists()
+    assert not Path("out.jsonl.journal").exists()
+
+
+def test_one_bad_file_in_400(folder: Path, recordings: Path) -> None:
+    names = manifest(recordings, 400, [123])
+    assert run("out.jsonl") == 1
+    rows = rows_of("out.jsonl")
+    assert [row["id"] for row in rows] == names
+    assert [row["id"] for row in rows if row["status"] == "error"] == ["r123"]
+    assert "bad0.wav" in rows[123]["error"]
+    assert rows[123]["pred_text"] is None
+    pipeline = FeaturePipeline(LogMel(128), workers=0, max_seconds=30, prepare=None, on_bad_audio="skip:1", isolate=True)
+    for i in (0, 1, 122, 124, 399):
+        alone = Utterance(id="x", audio=str(recordings / f"{i % CLIPS}.wav"), begin=0.001 * (i // CLIPS))
+        (item,) = pipeline.features([alone])
+        assert isinstance(item.features, np.ndarray)
+        assert rows[i]["pred_text"] == transcript(item.features)
+
+
+def test_failed_rows_are_done_anew_when_asked_and_others_never(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest(recordings, 12, [5])
+    lines = Path("in.jsonl").read_text().splitlines()
+    mended = folder / "late.wav"
+    lines[7] = json.dumps({"id": "r7", "audio": str(mended)})
+    lines[9] = "no json"
+    Path("in.jsonl").write_text("\n".join(lines) + "\n")
+    assert run("out.jsonl", log="first") == 1
+    assert [i for i, row in enumerate(rows_of("out.jsonl")) if row["status"] == "error"] == [5, 7, 9]
+    assert "--retry_failed does them anew" in capsys.readouterr().err
+    before = Path("out.jsonl").read_bytes()
+    assert run("out.jsonl", log="second") == 1
+    assert Path("out.jsonl").read_bytes() == before
+    assert not Path("second").exists(), "nothing was missing"
+
+    write_wav(mended, synthetic_speech(0.3, seed=99))
+    assert run("out.jsonl", log="third") == 1
+    assert Path("third").read_text().split() == ["r7"], "a recording that has changed is another"
+    (recordings_fixed := folder / "fixed.wav").write_bytes(mended.read_bytes())
+    assert run("out.jsonl", "--retry_failed", log="fourth") == 1
+    assert not Path("fourth").exists(), "what failed was tried, and failed before it came to the decoder"
+    lines[5], lines[9] = (json.dumps({"id": f"r{i}", "audio": str(recordings_fixed)}) for i in (5, 9))
+    Path("in.jsonl").write_text("\n".join(lines) + "\n")
+    assert run("out.jsonl", log="fifth") == 0
+    assert Path("fifth").read_text().split() == ["r5", "r9"]
+    assert not Path("out.jsonl.journal").exists(), "a complete output in which nothing failed needs none"
+
+
+def test_what_decides_the_transcript_decides_what_is_taken(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = manifest(recordings, 6, [2])
+    good = [name for name in names if name != "r2"]
+    assert run("out.jsonl", log="first") == 1
+    assert run("out.jsonl", "--batch_size", "3", "--quiet", log="second") == 1
+    assert not Path("second").exists()
+    capsys.readouterr()
+    assert run("out.jsonl", "--max_new_tokens", "99", log="third") == 1
+    assert Path("third").read_text().split() == good
+    assert "6 results of runs with another model or other flags (max_new_tokens) are not taken" in capsys.readouterr().err
+    (folder / "config.json").write_text("{}")  # the stand-in's checkpoint is this folder
+    assert run("out.jsonl", log="fourth") == 1
+    assert Path("fourth").read_text().split() == good
+    assert run("out.jsonl", "--resume", "false", log="fifth") == 1
+    assert Path("fifth").read_text().split() == good
+
+
+def test_an_output_is_never_replaced_by_one_in_which_every_row_failed(
+    folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest(recordings, 3, [0, 1, 2])
+    assert run("out.jsonl") == 1, "where there is none, the failed rows are the output"
+    assert len(rows_of("out.jsonl")) == 3
+    Path("out.jsonl").write_text('{"earlier": 1}\n')
+    capsys.readouterr()
+    assert run("out.jsonl") == 2
+    assert Path("out.jsonl").read_text() == '{"earlier": 1}\n'
+    said = capsys.readouterr().err
+    assert "out.jsonl: every one of 3 rows failed, so the earlier output stays as it was" in said
+    assert "in.jsonl:1: " in said
+    assert len(rows_of("out.jsonl.partial")) == 3
+    Path("out.jsonl").write_text("")
+    assert run("out.jsonl") == 1
+    assert len(rows_of("out.jsonl")) == 3
+
+
+@pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
+def test_a_signal_ends_the_run_with_what_to_type_next(folder: Path, recordings: Path, number: signal.Signals) -> None:
+    names = manifest(recordings, 60, [20])
+    assert run("whole.jsonl", log="whole") == 1
+    said = folder / "said"
+    child = forked(lambda: run("out file.jsonl", pause=0.01), said)
+    journal = Path("out file.jsonl.journal")
+    assert wait_until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 6, child) is None, said.read_text()
+    os.kill(child, number)
+    os.kill(child, number)  # a launcher and its process group often both send one
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + number
+    assert not Path("out file.jsonl").exists()
+    text = said.read_text()
+    before = ids_in(journal, names)
+    assert f"stopped after {len(before)} of 60 rows" in text
+    assert "Traceback" not in text
+    (line,) = (line for line in text.splitlines() if "to go on, type: " in line)
+    assert line.startswith(f"arkfast transcribe: stopped by {number.name}; ")
+    words = shlex.split(line.partition("to go on, type: ")[2])
+    assert words == ["arkfast", "transcribe", *argv("out file.jsonl")]
+    assert run("out file.jsonl", log="last") == 1
+    assert Path("out file.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert not set(Path("last").read_text().split()) & before
+
+
+def test_an_output_that_is_written_through_has_no_journal(
+    folder: Path, recordings: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    manifest(recordings, 3, [1])
+    assert run("-") == 1
+    assert len(capfdbinary.readouterr().out.splitlines()) == 3
+    assert {path.name for path in folder.iterdir()} == {"in.jsonl", "log"}
+
+
+def test_a_record_says_what_ran(folder: Path, recordings: Path) -> None:
+    manifest(recordings, 4, [2])
+    (folder / "config.json").write_text("{}")
+    assert run("out.jsonl", "--max_new_tokens", "99") == 1
+    record = json.loads(Path("out.jsonl.run.json").read_text())
+    assert (record["rows"], record["failed"], record["resumed"]) == (4, 1, 0)
+    assert record["flags"] | {"max_new_tokens": 99, "output": "out.jsonl", "model_path": "model", "seed": 0} == record["flags"]
+    assert record["model"]["file config.json"] == hashlib.blake2b(b"{}", digest_size=16).hexdigest()
+    assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or record["versions"]["torch"] == torch.__version__
+    assert len(record["reasons"]) == 1
+    assert "bad0.wav" in record["reasons"][0]
+    assert record["rtfx_end_to_end"] == pytest.approx(record["audio_seconds"] / record["wall_seconds"])
+    assert run("out.jsonl", "--max_new_tokens", "99", "--run_record", "again.json") == 1
+    again = json.loads(Path("again.json").read_text())
+    assert (again["resumed"], again["audio_seconds"]) == (4, 0)
+    assert again["resumed_seconds"] == pytest.approx(record["audio_seconds"]), "what another run did is no part of this one's speed"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def test_ops_and_weights_stand_in_the_record_of_a_real_run(folder: Path, recordings: Path, model: Path) -> None:
+    manifest(recordings, 2, [])
+    assert main(["in.jsonl", "--output", "out.jsonl", "--model_path", str(model), "--device", "cpu", "--max_new_tokens", "4"]) == 0
+    record = json.loads(Path("out.jsonl.run.json").read_text())
+    assert len(record["model"]["file weights"]) == 32
+    assert record["ops"]
+    assert all(backends == ["torch"] for backends in record["ops"].values())
+    assert record["rtfx"] == pytest.approx(record["audio_seconds"] / record["processing_seconds"])
+
+
+def test_where_memory_runs_out_the_run_goes_on_in_fewer_slots(recordings: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [Utterance(id=str(i), audio=str(recordings / f"{i}.wav")) for i in range(CLIPS)]
+    expected = list(Transcriber(model, device="cpu", batch_size=8, max_new_tokens=12)(clips))
+    advance, steps = Slots.advance, []
+
+    def scarce(self: Slots, *args: Any, **options: Any) -> Any:
+        steps.append(len(self.entries))
+        if len(steps) > 2 and len(self.entries) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return advance(self, *args, **options)
+
+    monkeypatch.setattr(Slots, "advance", scarce)
+    room = 2
+    transcriber = Transcriber(model, device="cpu", batch_size=8, max_new_tokens=12)
+    with pytest.warns(RuntimeWarning, match="no memory for") as said:
+        assert list(transcriber(clips)) == expected
+    assert [str(warning.message).partition("clips")[0].split()[-1] for warning in said] == ["8", "4"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert list(transcriber(clips)) == expected, "it stays at what there is room for"
+
+    room = 0
+    with pytest.warns(RuntimeWarning), pytest.raises(InputError, match="has no memory for one clip"):
+        list(transcriber(clips))
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_command_with_a_model(folder: Path, recordings: Path, model: Path) -> None:
+    rows, rng = 500, random.Random(11)
+    bad = sorted(rng.sample(range(rows), 15))
+    manifest(recordings, rows, bad)
+    flags = ["--model_path", str(model), "--device", "cpu", "--max_new_tokens", "12", "--batch_size", "8"]
+
+    def command(output: str) -> list[str]:
+        return [sys.executable, "-m", "arkfast", "transcribe", "in.jsonl", "--output", output, *flags]
+
+    done = subprocess.run(command("whole.jsonl"), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    expected, written = Path("whole.jsonl").read_bytes(), size(Path("whole.jsonl.journal"))
+    assert len({row["pred_text"] for row in rows_of("whole.jsonl")}) > 5
+    journal = Path("out.jsonl.journal")
+    for i in range(10):
+        process = subprocess.Popen(command("out.jsonl"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until = min(size(journal) + rng.randrange(0, written // 11), written * (i + 1) // 11)
+        while size(journal) < until and process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(rng.random() * 0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        assert not Path("out.jsonl").exists()
+    done = subprocess.run(command("out.jsonl"), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "rows were done by an earlier run" in done.stderr
+    assert Path("out.jsonl").read_bytes() == expected
+    failed = [i for i, row in enumerate(rows_of("out.jsonl")) if row["status"] == "error"]
+    assert failed == bad
+    assert all(f"in.jsonl:{i + 1}: " in rows_of("out.jsonl")[i]["error"] for i in bad)
