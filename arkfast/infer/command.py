@@ -115,7 +115,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                 console.keep(f"{summary.line()} → {output}")
             if journal is not None:
                 done = journal
-                writer.committed.append(lambda: done.close(remove=not summary.failed))
+                writer.committed.append(lambda: done.close(remove=not summary.failed and not done.lacking))
             spent = transcriber.processing_seconds - before
             return replace(summary, processing_seconds=spent, model_commit=transcriber.model_commit, model=decides)
         except BaseException:
@@ -276,8 +276,8 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
     )
     for note in config.notes():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
-    record = record_path(config.run_record, config.output)
     try:
+        record = record_path(config.run_record, input=config.input, output=config.output)
         with stopping():
             summary = transcribe_file(config.input, config.output, config.model_path, config, load=load)
             if record is not None:

@@ -108,6 +108,7 @@ class Journal:
         other: results of runs with other settings.
         differing: names of those settings.
         damaged: lines that were passed over.
+        lacking: whether a result that was taken or added has an error, its own or a segment's.
     """
 
     def __init__(self, path: Path, *, rows: int, decides: JsonObject, resume: bool = True, retry_failed: bool = False) -> None:
@@ -117,6 +118,7 @@ class Journal:
         self._retry_failed = retry_failed
         self._synced = time.monotonic()
         self.held = self.other = self.damaged = 0
+        self.lacking = False
         self.differing: tuple[str, ...] = ()
         self._decides, self._resume = decides, resume
         self._lines: LineFile | None = None  # a run that does nothing leaves no journal
@@ -160,7 +162,7 @@ class Journal:
         row, result = entry.get("row"), entry.get("result")
         if not isinstance(row, int) or not 0 <= row < len(self._places) or not isinstance(result, dict):
             return
-        self._places[row] = -1 if self._retry_failed and result.get("error") is not None else place
+        self._places[row] = -1 if self._retry_failed and _lacks(result) else place
 
     def holds(self, row: int) -> bool:
         """Whether ``held`` counts the row; ``find`` may refuse its result all the same."""
@@ -185,7 +187,8 @@ class Journal:
         known = {f.name for f in fields(Result)} - {"utterance"}
         if stored.pop("where", utterance.where) != utterance.where or not stored.keys() <= known:
             return None
-        return Result(utterance=utterance, **stored | {"warnings": tuple(stored.get("warnings", ()))})
+        self.lacking |= _lacks(stored)
+        return Result(utterance=utterance, **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
 
     def add(self, row: int, key: str, result: Result) -> None:
         """Write a result down.
@@ -197,6 +200,7 @@ class Journal:
         values = {name: value for name, value in values.items() if value not in (None, (), {})}
         if result.failed:
             values["where"] = result.utterance.where  # an error begins with it, and must not name another line
+        self.lacking |= _lacks(values)
         with naming(self.path):
             if self._lines is None:
                 self._lines = self._begun()
@@ -233,6 +237,11 @@ class Journal:
         if remove:
             with naming(self.path):
                 self.path.unlink(missing_ok=True)
+
+
+def _lacks(result: JsonRow) -> bool:
+    """Whether a result, or a segment of it, is an error."""
+    return result.get("error") is not None or any(segment.get("error") is not None for segment in result.get("segments", ()))
 
 
 def _line(entry: JsonRow) -> bytes:

@@ -12,16 +12,22 @@ from pathlib import Path
 from arkfast import __version__
 from arkfast.files import is_outlet, json_text, write_text
 from arkfast.infer.summary import Summary
-from arkfast.records import JsonObject
+from arkfast.records import InputError, JsonObject
 
 VERSION = 1
 PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "soundfile", "soxr", "av")
 """Packages whose version can change a transcript or how long it takes."""
 
 
-def record_path(asked: Path | None, output: Path) -> Path | None:
-    """Where the record goes: where it was asked for, else beside an output that is a file, else nowhere."""
+def record_path(asked: Path | None, *, input: Path, output: Path) -> Path | None:
+    """Where the record goes: where it was asked for, else beside an output that is a file, else nowhere.
+
+    Raises:
+        InputError: that is the input or the output.
+    """
     if asked is not None:
+        if not is_outlet(asked) and asked.resolve() in {path.resolve() for path in (input, output)}:
+            raise InputError(f"{asked}: is the input or the output too; give --run_record a path of its own")
         return asked
     return None if is_outlet(output) else output.with_name(output.name + ".run.json")
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import resource
 import shlex
 import signal
 import subprocess
@@ -346,6 +347,35 @@ def test_a_record_says_what_ran(folder: Path, recordings: Path) -> None:
     again = json.loads(Path("again.json").read_text())
     assert (again["resumed"], again["audio_seconds"]) == (4, 0)
     assert again["resumed_seconds"] == pytest.approx(record["audio_seconds"]), "what another run did is no part of this one's speed"
+
+
+@pytest.mark.parametrize("path", ["in.jsonl", "out.jsonl"])
+def test_a_record_takes_no_other_files_place(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
+    manifest(recordings, 2, [])
+    before = Path("in.jsonl").read_bytes()
+    assert run("out.jsonl", "--run_record", path) == 2
+    assert f"{path}: is the input or the output too" in capsys.readouterr().err
+    assert (Path("in.jsonl").read_bytes(), Path("out.jsonl").exists()) == (before, False)
+
+
+def test_a_full_disk_costs_nothing_but_time(folder: Path, recordings: Path) -> None:
+    names = manifest(recordings, 40, [3])
+    assert run("whole.jsonl", log="whole") == 1
+
+    def in_little_room() -> int:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+        return run("out.jsonl")
+
+    child, said = forked(in_little_room, folder / "said"), folder / "said"
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 2, said.read_text()
+    assert "cannot be written" in said.read_text()
+    assert "the same command goes on from there" in said.read_text()
+    before = ids_in(Path("out.jsonl.journal"), names)
+    assert before
+    assert run("out.jsonl", log="last") == 1
+    assert not set(Path("last").read_text().split()) & before
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
 @pytest.fixture(scope="module")
