@@ -188,7 +188,8 @@ class Journal:
         if stored.pop("where", utterance.where) != utterance.where or not stored.keys() <= known:
             return None
         self.lacking |= _lacks(stored)
-        return Result(utterance=utterance, **{name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()})
+        values: JsonObject = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        return Result(utterance=utterance, **values)
 
     def add(self, row: int, key: str, result: Result) -> None:
         """Write a result down.
