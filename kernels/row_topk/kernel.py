@@ -17,8 +17,10 @@ Letters: V positions, K a power of two at least the wanted k, RANGES of a row (0
 import triton
 import triton.language as tl
 
+from arkfast.kernels.common import launch
 from arkfast.kernels.common.range_kernel import in_ranges
 
+INTERPRET: tl.constexpr = tl.constexpr(launch.INTERPRET)
 NEG_INF: tl.constexpr = tl.constexpr(float("-inf"))
 POS_INF: tl.constexpr = tl.constexpr(float("inf"))
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -80,6 +82,27 @@ def _best(x, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr):
 
 
 @triton.jit
+def _larger_or_nan(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _has_nan(x):
+    """Which rows of x [n, m] hold a NaN: int32 [n]. A maximum that lets NaN through costs one instruction a value, a comparison three."""
+    if INTERPRET:  # which takes a function of ours value by value
+        return tl.max((x != x).to(tl.int32), 1)
+    else:
+        most = tl.reduce(x, 1, _larger_or_nan)
+        return (most != most).to(tl.int32)
+
+
+@triton.jit
+def _without_nan(x):
+    """−inf in the place of NaN."""
+    return tl.where(x == x, x, NEG_INF)
+
+
+@triton.jit
 def _shift(m):
     """What to subtract before exponentiation: the maximum, or 0 where it is infinite and the difference would be NaN."""
     return tl.where((m == NEG_INF) | (m == POS_INF), 0.0, m)
@@ -110,7 +133,7 @@ def _values_at(
     if HAS_DEAD:
         word = tl.load(dead_ptr + positions // G, mask=inside, other=0)
         x = tl.where(((word >> (positions % G)) & 1) != 0, NEG_INF, x)
-    return tl.where(x == x, x, NEG_INF)
+    return _without_nan(x)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -159,7 +182,9 @@ def row_stats(
     split = pid % splits
     row_ptr = x_ptr + row * x_row
     group = tl.arange(0, BLOCK // G)
-    bad = tl.zeros((BLOCK // G,), tl.int32)
+    # Columns that a thread loads as 16 bytes: they are looked through for NaN without asking another thread.
+    PART: tl.constexpr = 128 // x_ptr.dtype.element_ty.primitive_bitwidth
+    bad = tl.zeros((BLOCK // PART,), tl.int32)
     m = tl.full((), NEG_INF, tl.float32)
     s = tl.full((), 0.0, tl.float32)
     # Not unrolled: the loads of later blocks, moved up, would take twice the registers and so halve the warps that hide their latency.
@@ -179,9 +204,8 @@ def row_stats(
             if tl.load(dead_blocks_ptr + block) != 0:
                 word = tl.load(dead_ptr + block * (BLOCK // G) + group)
                 x = tl.where(((word[:, None] >> tl.arange(0, G)[None, :]) & 1) != 0, NEG_INF, x)
-        bad |= tl.max((x != x).to(tl.int32), 1)
-        x = tl.where(x == x, x, NEG_INF)
-        best = tl.max(x, 1)
+        bad |= _has_nan(tl.reshape(x, (BLOCK // PART, PART)))
+        best = tl.max(x, 1)  # passes NaN over; of nothing but NaN it is NaN, and ``row_select`` reads that as −inf
         tl.store(group_ptr + row * group_row + block * (BLOCK // G) + group, best)
         best = tl.max(tl.reshape(best, (BLOCK // G // S, S)), 1)
         tl.store(super_ptr + row * super_row + block * (BLOCK // G // S) + tl.arange(0, BLOCK // G // S), best)
@@ -192,7 +216,7 @@ def row_stats(
             # A sum that holds nothing yet stays 0: its factor may be infinite.
             s = tl.where(before == NEG_INF, 0.0, s * tl.exp2((_shift(before) - shift) * LOG2E))
             # (x − m) first: one fma(x, log2 e, −m·log2 e) overflows beyond 1e30.
-            s += tl.sum(tl.sum(tl.exp2((x - shift) * LOG2E), 1), 0)
+            s += tl.sum(tl.sum(tl.where(x == x, tl.exp2((x - shift) * LOG2E), 0.0), 1), 0)
     tl.store(nan_ptr + row * splits + split, tl.max(bad, 0))
     if HAS_LSE:
         tl.store(max_ptr + row * splits + split, m)
@@ -238,11 +262,11 @@ def row_select(
     row = tl.program_id(0).to(tl.int64)
     q = tl.arange(0, SUPERS)
     supers = tl.load(super_ptr + row * super_row + q, mask=q < super_row, other=NEG_INF).to(tl.float32)
-    best_super = _best(supers, SUPERS, K, KIND)
+    best_super = _best(_without_nan(supers), SUPERS, K, KIND)
 
     g = tl.reshape(best_super[:, None] * S + tl.arange(0, S)[None, :], (K * S,))
     groups = tl.load(group_ptr + row * group_row + g, mask=g < group_row, other=NEG_INF).to(tl.float32)
-    place = _best(groups, K * S, K, KIND)
+    place = _best(_without_nan(groups), K * S, K, KIND)
     best_group = tl.gather(best_super, place // S, 0) * S + place % S
 
     p = tl.reshape(best_group[:, None] * G + tl.arange(0, G)[None, :], (K * G,))

@@ -26,16 +26,18 @@ def _sum_entries(
     done = count * 0
     while done < count:
         i = done + tl.arange(0, BE)
-        entry = tl.load(order + first + i, mask=i < count, other=0).to(tl.int64)
+        entry = tl.load(order + first + i, mask=i < count, other=0).to(tl.int32)  # of fewer than 2³¹: divided in 32 bits
         if EXTRA:
             scored = (i < count) & (entry < slots)
             added = (i < count) & (entry >= slots)
-            row = tl.load(extra + (entry - slots)[:, None] * extra_stride + c[None, :], mask=added[:, None] & (c < H)[None, :], other=0.0)
+            place = (entry - slots).to(tl.int64)
+            row = tl.load(extra + place[:, None] * extra_stride + c[None, :], mask=added[:, None] & (c < H)[None, :], other=0.0)
             acc += tl.sum(row.to(tl.float32), 0)
         else:
             scored = i < count
         f = tl.load(factor + entry, mask=scored, other=0.0).to(tl.float32)
-        row = tl.load(hidden + (entry // U)[:, None] * hidden_stride + c[None, :], mask=scored[:, None] & (c < H)[None, :], other=0.0)
+        place = (entry // U).to(tl.int64)
+        row = tl.load(hidden + place[:, None] * hidden_stride + c[None, :], mask=scored[:, None] & (c < H)[None, :], other=0.0)
         acc += tl.sum(row.to(tl.float32) * f[:, None], 0)
         done += BE
     return acc

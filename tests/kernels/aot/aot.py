@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.runtime import driver
@@ -25,6 +26,8 @@ from triton.runtime.jit import JITFunction
 from arkfast.kernels.common import launch
 
 ARCHITECTURES = (80, 89, 90, 100, 120)
+DISASSEMBLER = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+"""Comes with Triton."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,10 @@ class Compiled:
     """Bytes a thread stores to local memory because registers ran out."""
     shared: int
     """Bytes of shared memory a block."""
+    loop: int
+    """Instructions of its longest loop, branches within it included whether they are taken or not; 0 without a loop."""
+    load: int
+    """Bits of its widest load from global memory."""
 
 
 class Driver:
@@ -105,6 +112,7 @@ def compiled(call: Callable[[], object], arch: int) -> list[Compiled]:
     for function, kernel, kwargs in launches:
         constants = " ".join(f"{name}={value}" for name, value in sorted(kwargs.items()) if isinstance(value, (int, str)))
         registers, spilled = resources(kernel.asm["ptx"], arch)
+        loop, load = instructions(kernel.asm["cubin"])
         found.setdefault(
             (function.__name__, kernel.hash),
             Compiled(
@@ -114,6 +122,8 @@ def compiled(call: Callable[[], object], arch: int) -> list[Compiled]:
                 registers=registers,
                 spilled=spilled,
                 shared=kernel.metadata.shared,
+                loop=loop,
+                load=load,
             ),
         )
     return list(found.values())
@@ -134,6 +144,29 @@ def resources(ptx: str, arch: int) -> tuple[int, int]:
     assert registers is not None
     assert spilled is not None
     return int(registers[1]), int(spilled[1])
+
+
+def instructions(cubin: bytes) -> tuple[int, int]:
+    """(instructions of the longest loop, bits of the widest load from global memory) of a kernel, as the disassembler lists them."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(cubin)
+        said = subprocess.run([str(DISASSEMBLER), "-c", str(file)], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    labels: dict[str, int] = {}
+    jumps: list[tuple[int, str]] = []
+    widest = place = 0
+    for line in said.stdout.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = place
+        if re.match(r"\s+/\*[0-9a-f]+\*/", line):
+            if jump := re.search(r"BRA.*`\((\.L_x_\d+)\)", line):
+                jumps.append((place, jump[1]))
+            if load := re.search(r"\bLDG(\.\S+)?", line):
+                wide = re.search(r"\.(64|128)\b", load[0])
+                widest = max(widest, int(wide[1]) if wide else 32)
+            place += 1
+    return max((at - labels[to] + 1 for at, to in jumps if labels.get(to, at) < at), default=0), widest
 
 
 def problems(kernels: list[Compiled], spills: dict[str, int]) -> list[str]:

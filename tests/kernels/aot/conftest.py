@@ -81,6 +81,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     import triton
 
     terminalreporter.section(f"kernels compiled ahead of time, Triton {triton.__version__}")
-    terminalreporter.write_line(f"{'kernel':<24} {'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>7}  constants")
+    terminalreporter.write_line(
+        f"{'kernel':<24} {'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>7} {'loop':>5} {'load':>4}  constants"
+    )
     for row in sorted(set(_table), key=lambda row: (row.kernel, row.constants, row.arch)):
-        terminalreporter.write_line(f"{row.kernel:<24} {row.arch:>4} {row.registers:>9} {row.spilled:>7} {row.shared:>7}  {row.constants}")
+        figures = f"{row.arch:>4} {row.registers:>9} {row.spilled:>7} {row.shared:>7} {row.loop:>5} {row.load:>4}"
+        terminalreporter.write_line(f"{row.kernel:<24} {figures}  {row.constants}")

@@ -76,6 +76,19 @@ def test_special_rows(dtype):
     assert got.flags.tolist() == [FLAG_SHORT, FLAG_NAN | FLAG_SHORT, FLAG_NAN, FLAG_INF, 0, FLAG_SHORT]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_groups_and_supergroups_of_nothing_but_nan(dtype):
+    """Their maxima are NaN and must lose to every number: one group; one supergroup, the first block; all but the last column."""
+    width = 2 * BLOCK
+    logits = torch.randn(4, width)
+    logits[0, 7 * GROUP : 8 * GROUP] = float("nan")
+    logits[1, GROUP * SUPER : 2 * GROUP * SUPER] = float("nan")
+    logits[2, :BLOCK] = float("nan")
+    logits[3, :-1] = float("nan")
+    got = check(logits.to(dtype), 32)
+    assert got.flags.tolist() == [FLAG_NAN, FLAG_NAN, FLAG_NAN, FLAG_NAN | FLAG_SHORT]
+
+
 def test_lse_of_huge_and_tiny_values():
     """1e30 overflows the product with log2 e; −1e30 first makes an infinite factor for an empty sum."""
     logits = torch.randn(3, PART + 5)

@@ -1,0 +1,38 @@
+"""What the hot loops cost on a GPU of capability 9.0, so that a regression is seen without one.
+
+A bound is what was counted with the pinned Triton, and a tenth more. Instructions are those of the longest loop, divided by the values that
+a thread takes in one pass; branches within it count whether they are taken or not.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arkfast.kernels import sparse_weight_grad, topk_lse
+from arkfast.kernels.row_topk.launcher import BLOCK
+
+pytestmark = pytest.mark.slow
+THREADS = 128
+
+
+@pytest.mark.parametrize("arch", [90], ids=lambda arch: f"sm_{arch}")
+def test_the_pass_over_a_row_of_logits(compile_launches):
+    """12.8 instructions a value before NaN was looked for by a maximum that lets it through; a quarter are of the blocked ids' branch."""
+    logits, blocked = torch.empty(2, 151680, dtype=torch.bfloat16), torch.zeros(300, dtype=torch.int32)
+    kernels = {kernel.kernel: kernel for kernel in compile_launches(lambda: topk_lse(logits, 32, blocked=blocked, backend="triton"))}
+    stats = kernels["row_stats"]
+    assert stats.loop / (BLOCK / THREADS) <= 10.9
+    assert stats.load == 128
+    assert stats.registers <= 80, "six blocks of 128 threads a multiprocessor"
+
+
+@pytest.mark.parametrize("arch", [90], ids=lambda arch: f"sm_{arch}")
+def test_the_sums_of_a_gradient(compile_launches):
+    """591 instructions a run while eight rows were asked for together and places were divided in 64 bits."""
+    grad, ids, hidden = torch.zeros(4096, 64), torch.zeros(4096, 64, dtype=torch.int32), torch.empty(4096, 1024, dtype=torch.bfloat16)
+    found = compile_launches(lambda: sparse_weight_grad(grad, ids, hidden, 151936, dtype=torch.bfloat16, backend="triton"))
+    runs = next(kernel for kernel in found if kernel.kernel == "weight_grad_runs")
+    assert runs.loop <= 385
+    assert runs.load == 128
+    assert runs.registers <= 48
