@@ -109,7 +109,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                     ending.callback(journal.close)
                     _tell(journal, intake, console)
                 rows = _Rows(_items(input, options), journal)
-                summary = _write(transcriber.results(rows.items()), rows, writer, intake, console, Reasons(input))
+                summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(input))
                 if summary.failed == summary.rows and place is not None and _holds_something(writer.path):
                     raise InputError(_every_row_failed(writer, summary))
                 console.keep(f"{summary.line()} → {output}")
@@ -186,11 +186,18 @@ class _Rows:
     Args:
         items: all rows, in order.
         journal: what is known of them, and where results are written down; None for none.
+
+    Attributes:
+        clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
     """
 
     def __init__(self, items: Iterable[Utterance | Result], journal: Journal | None) -> None:
         self._items, self._turns = items, deque[_Turn]()
+        self._row, self._key = -1, ""
+        self._whole: Utterance | None = None
+        self._clips: deque[tuple[int, str] | None] = deque()
         self.journal = journal
+        self.clip_seconds = 0.0
 
     def items(self) -> Iterator[Utterance | Result]:
         """What is to be transcribed, with a result in the place of each row that needs nothing done."""
@@ -203,7 +210,26 @@ class _Rows:
             key = key_of(item)  # before the recording is read: what is written over meanwhile is not taken for this
             known = journal.find(row, key, item)
             self._turns.append(_Turn(row, None if known else key, journal.holds(row), known is not None))
+            self._row, self._key, self._whole = row, key, item
             yield known or item
+
+    def find(self, clip: Utterance) -> Result | None:
+        """``stream.Memory.find``: of a clip of the row that was given last. Whole rows were looked up before."""
+        if self.journal is None or clip is self._whole:
+            self._clips.append(None)
+            return None
+        known = self.journal.find(self._row, self._key, clip, segment=clip.id)
+        if known is None:
+            self._clips.append((self._row, self._key))
+        else:
+            self.clip_seconds += known.seconds
+        return known
+
+    def keep(self, result: Result) -> None:
+        """``stream.Memory.keep``."""
+        clip = self._clips.popleft()
+        if self.journal is not None and clip is not None:
+            self.journal.add(*clip, result, segment=result.utterance.id)
 
     def next(self) -> _Turn:
         """Whose turn it is: the first row whose result was not asked about yet."""
@@ -245,13 +271,21 @@ def _write(results: Iterator[Result], rows: _Rows, writer: AtomicJsonl, intake: 
         failed=failed,
         truncated=truncated,
         doubtful=doubtful,
-        audio_seconds=seconds,
+        audio_seconds=seconds - rows.clip_seconds,
         wall_seconds=time.perf_counter() - start,
         repeats=intake.repeats,
         reasons=reasons.lines(),
         resumed=resumed,
-        resumed_seconds=known_seconds,
+        resumed_seconds=known_seconds + rows.clip_seconds,
     )
+
+
+def _record(path: Path, config: TranscribeConfig, summary: Summary) -> None:
+    """Write the record; where that cannot be done, the output is complete all the same, and nothing has to be done again."""
+    try:
+        write_record(path, flags=to_dict(config), summary=summary)
+    except InputError as error:
+        print(f"arkfast transcribe: no record of the run, whose output is complete: {error}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) -> int:
@@ -281,7 +315,7 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         with stopping():
             summary = transcribe_file(config.input, config.output, config.model_path, config, load=load)
             if record is not None:
-                write_record(record, flags=to_dict(config), summary=summary)
+                _record(record, config, summary)
     except (InputError, DeviceLost) as error:
         print(f"arkfast transcribe: error: {error}", file=sys.stderr)
         return 2

@@ -7,8 +7,8 @@ complete and no row failed.
 **Format, version 1.** Each line is the CRC-32 of what follows as eight hexadecimal digits, a blank, and a JSON object.
 ``{"arkfast_journal": 1, "decides": {…}}`` begins what one run wrote; ``decides`` is what every transcript of that run depends on
 (``deciding``). ``{"row": 7, "key": "…", "result": {…}}`` is the result of the row with that number, counted from 0 over the rows that are
-transcribed. ``key`` is ``key_of`` its utterance. Where a row has several results, the last one counts. A line that is torn or damaged is
-passed over.
+transcribed. ``key`` is ``key_of`` its utterance; ``segment`` names a clip where the result is that of a part of the row. Where a row has
+several results, the last one counts. A line that is torn or damaged is passed over.
 """
 
 from __future__ import annotations
@@ -114,6 +114,7 @@ class Journal:
     def __init__(self, path: Path, *, rows: int, decides: JsonObject, resume: bool = True, retry_failed: bool = False) -> None:
         decides = parse_json_object(json_line(decides))  # as it comes back from the file
         self.path = path
+        self._clips: dict[int, dict[str, int]] = {}  # the same for clips of rows that are not complete
         self._places = array("q", [-1]) * rows  # a byte's number for each row, so that a million rows cost 8 MB
         self._retry_failed = retry_failed
         self._synced = time.monotonic()
@@ -162,24 +163,32 @@ class Journal:
         row, result = entry.get("row"), entry.get("result")
         if not isinstance(row, int) or not 0 <= row < len(self._places) or not isinstance(result, dict):
             return
-        self._places[row] = -1 if self._retry_failed and _lacks(result) else place
+        lacks, segment = _lacks(result), entry.get("segment")
+        if isinstance(segment, str):
+            self._clips.setdefault(row, {})[segment] = -1 if self._retry_failed and lacks else place
+            return
+        self._places[row] = -1 if self._retry_failed and lacks else place
+        if not lacks:
+            self._clips.pop(row, None)
 
     def holds(self, row: int) -> bool:
         """Whether ``held`` counts the row; ``find`` may refuse its result all the same."""
         return self._places[row] >= 0
 
-    def find(self, row: int, key: str, utterance: Utterance) -> Result | None:
-        """The result of an earlier run for a row, as a result of its utterance; None where there is none.
+    def find(self, row: int, key: str, utterance: Utterance, *, segment: str | None = None) -> Result | None:
+        """The result of an earlier run for a row or a clip of it, as a result of its utterance; None where there is none.
 
         Args:
             row: the row's number.
-            key: ``key_of`` the utterance.
-            utterance: what the row is now.
+            key: ``key_of`` the row's utterance.
+            utterance: what is asked for now.
+            segment: the clip's name within the row; None for the row.
         """
-        if self._reader is None or not self.holds(row):
+        place = self._places[row] if segment is None else self._clips.get(row, {}).get(segment, -1)
+        if self._reader is None or place < 0:
             return None
         with naming(self.path):
-            self._reader.seek(self._places[row])
+            self._reader.seek(place)
             entry = _entry(self._reader.readline())
         if entry is None or entry.get("key") != key:
             return None
@@ -191,8 +200,8 @@ class Journal:
         values: JsonObject = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
         return Result(utterance=utterance, **values)
 
-    def add(self, row: int, key: str, result: Result) -> None:
-        """Write a result down.
+    def add(self, row: int, key: str, result: Result, *, segment: str | None = None) -> None:
+        """Write the result of a row or of a clip of it down; arguments are those of ``find``.
 
         Raises:
             InputError: the system refuses, as on a full disk.
@@ -205,7 +214,8 @@ class Journal:
         with naming(self.path):
             if self._lines is None:
                 self._lines = self._begun()
-            self._lines.add(_line({"row": row, "key": key, "result": values}))
+            part = {} if segment is None else {"segment": segment}
+            self._lines.add(_line({"row": row, "key": key, **part, "result": values}))
             if time.monotonic() - self._synced >= SYNC_SECONDS:
                 self._lines.sync()
                 self._synced = time.monotonic()

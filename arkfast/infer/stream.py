@@ -50,6 +50,16 @@ class Decoder(Protocol):
         """Go on for a while and return what has ended, in any order. An exception ends the run."""
 
 
+class Memory(Protocol):
+    """What is known of clips already, and where new results are kept. It is asked and told in the clips' order."""
+
+    def find(self, clip: Utterance) -> Result | None:
+        """The clip's result; None where it has to be transcribed."""
+
+    def keep(self, result: Result) -> None:
+        """Take the result of the next clip for which ``find`` gave None."""
+
+
 @dataclass
 class _Place:
     """A row's place in the order."""
@@ -59,6 +69,8 @@ class _Place:
     seconds: float = 0.0
     warnings: tuple[str, ...] = ()
     used: Used = field(default_factory=dict)
+    known: bool = False
+    """Whether the result came with the items or from the memory."""
 
 
 Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem, None, None]]
@@ -66,7 +78,13 @@ Features = Callable[[Iterable["Utterance | FeatureItem"]], Generator[FeatureItem
 
 
 def transcribe_stream(
-    items: Iterable[Utterance | Result], *, features: Features, decoder: Decoder, window: int, frames_per_second: float
+    items: Iterable[Utterance | Result],
+    *,
+    features: Features,
+    decoder: Decoder,
+    window: int,
+    frames_per_second: float,
+    memory: Memory | None = None,
 ) -> Generator[Result, None, None]:
     """One result for each item, in the items' order.
 
@@ -79,6 +97,7 @@ def transcribe_stream(
         decoder: transcribes the features.
         window: how many items are under way at once.
         frames_per_second: how many frames a second of audio has, for ``Result.seconds``.
+        memory: is asked about each utterance before its features are made, and told its result before that is yielded; None for none.
 
     Raises:
         DeviceLost: the decoder raised it. Results of the clips before have been yielded.
@@ -86,7 +105,7 @@ def transcribe_stream(
     """
     places: deque[_Place] = deque()
     waiting: dict[int, _Place] = {}
-    with closing(features(_as_features(items))) as stream:
+    with closing(features(_as_features(items, memory))) as stream:
         more = True
         while True:
             while more and len(places) < window:
@@ -95,7 +114,9 @@ def transcribe_stream(
                 if item is not None:
                     places.append(_begun(item, decoder, waiting, frames_per_second))
             while places and (result := places[0].result) is not None:
-                places.popleft()
+                place = places.popleft()
+                if memory is not None and not place.known:
+                    memory.keep(result)
                 yield result
             if not places and not more:
                 return
@@ -106,16 +127,20 @@ def transcribe_stream(
                 place.result = _result(place, outcome)
 
 
-def _as_features(items: Iterable[Utterance | Result]) -> Iterator[Utterance | FeatureItem]:
+def _as_features(items: Iterable[Utterance | Result], memory: Memory | None) -> Iterator[Utterance | FeatureItem]:
     """Give known results a form in which they pass through the making of features."""
     for item in items:
-        yield FeatureItem(item.utterance, InputError(item.error or "known"), item) if isinstance(item, Result) else item
+        known = item if isinstance(item, Result) else None if memory is None else memory.find(item)
+        if known is not None:
+            yield FeatureItem(known.utterance, InputError(known.error or "known"), known)
+        elif isinstance(item, Utterance):
+            yield item
 
 
 def _begun(item: FeatureItem, decoder: Decoder, waiting: dict[int, _Place], frames_per_second: float) -> _Place:
     utterance, features, known, warnings, used = item
     if isinstance(known, Result):
-        return _Place(utterance, known)
+        return _Place(utterance, known, known=True)
     if isinstance(features, InputError):
         return _Place(utterance, Result(utterance=utterance, error=str(features)))
     place = _Place(utterance, seconds=features.shape[1] / frames_per_second, warnings=warnings, used=used)

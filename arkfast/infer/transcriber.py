@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from arkfast.device import use_device
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.result import Result
-from arkfast.infer.stream import FRAMES_PER_SECOND, Outcome, transcribe_stream
+from arkfast.infer.stream import FRAMES_PER_SECOND, Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, JsonObject, Utterance
 
 if TYPE_CHECKING:
@@ -154,8 +154,13 @@ class Transcriber:
         """
         return (result.row() for result in self.results(utterances))
 
-    def results(self, items: Iterable[Utterance | Result]) -> Iterator[Result]:
-        """``__call__`` with results instead of rows; a ``Result`` among the items passes through in its place."""
+    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
+        """``__call__`` with results instead of rows; a ``Result`` among the items passes through in its place.
+
+        Args:
+            items: utterances and results.
+            memory: what is known of clips, and where new results are kept.
+        """
         from arkfast.data.pipeline import FeaturePipeline
 
         pipeline = FeaturePipeline(
@@ -174,6 +179,7 @@ class Transcriber:
             decoder=self,
             window=self._batch_size * WINDOW_BATCHES,
             frames_per_second=FRAMES_PER_SECOND,
+            memory=memory,
         )
         return self._served(results, self._iterators)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +33,7 @@ from arkfast.infer.command import main
 from arkfast.infer.journal import Journal, _entry
 from arkfast.infer.result import Result
 from arkfast.infer.stop import SIGNALS
-from arkfast.infer.stream import Outcome, transcribe_stream
+from arkfast.infer.stream import Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
@@ -54,9 +57,14 @@ class StandIn:
         self._tickets = 0
         self._log_mel = LogMel(128)
 
-    def results(self, items: Iterable[Utterance | Result]) -> Iterator[Result]:
+    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
         pipeline = FeaturePipeline(self._log_mel, workers=0, max_seconds=30, prepare=None, on_bad_audio="skip:1", isolate=True)
-        return transcribe_stream(items, features=pipeline.features, decoder=self, window=WINDOW, frames_per_second=100)
+        return in_parts(
+            items,
+            lambda clips: transcribe_stream(
+                clips, features=pipeline.features, decoder=self, window=WINDOW, frames_per_second=100, memory=memory
+            ),
+        )
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         self._tickets += 1
@@ -70,6 +78,34 @@ class StandIn:
         ended = [entry for entry in self._queue[:4] if int(entry[1][0], 16) % 3 or entry is self._queue[0]]
         self._queue = [entry for entry in self._queue if entry not in ended]
         return [Outcome(ticket, text, "stop", None) for ticket, text in reversed(ended)]
+
+
+def in_parts(
+    items: Iterable[Utterance | Result], transcribe: Callable[[Iterable[Utterance | Result]], Iterator[Result]]
+) -> Iterator[Result]:
+    """Rows with a field ``parts`` are transcribed as so many clips of 20 ms, as a long recording is."""
+    rows: deque[tuple[Utterance | None, int]] = deque()
+
+    def clips() -> Iterator[Utterance | Result]:
+        for item in items:
+            parts = 0 if isinstance(item, Result) else int(item.extra.get("parts", 0))
+            rows.append((item, parts) if isinstance(item, Utterance) and parts else (None, 1))
+            if not isinstance(item, Utterance) or not parts:
+                yield item
+                continue
+            for part in range(parts):
+                yield replace(item, id=f"{item.id}@{part}", begin=0.02 * part, end=0.02 * (part + 1))
+
+    results = transcribe(clips())
+    for result in results:
+        utterance, parts = rows.popleft()
+        found = [result, *itertools.islice(results, parts - 1)]
+        texts = " ".join(part.text_raw or "" for part in found)
+        yield (
+            result
+            if utterance is None
+            else Result(utterance=utterance, text_raw=texts, finish_reason="stop", seconds=sum(part.seconds for part in found))
+        )
 
 
 def transcript(features: np.ndarray) -> str:
@@ -296,6 +332,27 @@ def test_an_output_is_never_replaced_by_one_in_which_every_row_failed(
     assert len(rows_of("out.jsonl")) == 3
 
 
+def test_a_long_recording_that_was_begun_is_gone_on_with(folder: Path, recordings: Path) -> None:
+    lines = [{"id": f"r{i}", "audio": str(recordings / f"{9 if i == 2 else i}.wav"), "parts": 16 if i == 2 else 0} for i in range(4)]
+    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run("whole.jsonl", log="whole") == 0
+    assert len(Path("whole").read_text().split()) == 19
+    journal = Path("out.jsonl.journal")
+    child = forked(lambda: run("out.jsonl", pause=0.01), folder / "said")
+    assert wait_until(lambda: journal.exists() and journal.read_bytes().count(b'"segment"') >= 6, child) is None
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    entries = [_entry(line) for line in journal.read_bytes().splitlines(keepends=True)]
+    before = {entry["segment"] for entry in entries if entry is not None and "segment" in entry}
+    assert 6 <= len(before) < 16
+    assert run("out.jsonl", log="last") == 0
+    assert sorted(Path("last").read_text().split()) == sorted({"r3", *(f"r2@{i}" for i in range(16))} - before)
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    record, whole = (json.loads(Path(f"{name}.jsonl.run.json").read_text()) for name in ("out", "whole"))
+    assert record["audio_seconds"] + record["resumed_seconds"] == pytest.approx(whole["audio_seconds"])
+    assert record["resumed_seconds"] > 0.02 * len(before), "clips are a part of what an earlier run did"
+
+
 @pytest.mark.parametrize("number", SIGNALS, ids=lambda number: number.name)
 def test_a_signal_ends_the_run_with_what_to_type_next(folder: Path, recordings: Path, number: signal.Signals) -> None:
     names = manifest(recordings, 60, [20])
@@ -356,6 +413,14 @@ def test_a_record_takes_no_other_files_place(folder: Path, recordings: Path, cap
     assert run("out.jsonl", "--run_record", path) == 2
     assert f"{path}: is the input or the output too" in capsys.readouterr().err
     assert (Path("in.jsonl").read_bytes(), Path("out.jsonl").exists()) == (before, False)
+
+
+def test_a_record_that_cannot_be_written_costs_no_output(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest(recordings, 2, [])
+    Path("file").write_text("")
+    assert run("out.jsonl", "--run_record", "file/record.json") == 0
+    assert len(rows_of("out.jsonl")) == 2
+    assert "no record of the run, whose output is complete: file/record.json: cannot be written" in capsys.readouterr().err
 
 
 def test_a_full_disk_costs_nothing_but_time(folder: Path, recordings: Path) -> None:

@@ -74,6 +74,29 @@ def test_the_last_result_counts_and_failed_ones_are_done_anew_on_request(tmp_pat
     assert found(path, retry_failed=True) == {0: "new", 2: "mended"}
 
 
+def test_clips_of_a_row_are_known_until_the_row_is(tmp_path: Path) -> None:
+    path, key = tmp_path / "j", key_of(utterance(1))
+    journal = Journal(path, rows=ROWS, decides=DECIDES)
+    for name, text in (("a", "first"), ("b", None)):
+        journal.add(1, key, result(1, text), segment=name)
+    journal.close()
+
+    def clips(*, retry_failed: bool = False) -> list[str | None]:
+        again = Journal(path, rows=ROWS, decides=DECIDES, retry_failed=retry_failed)
+        found = [again.find(1, key, utterance(1), segment=name) for name in ("a", "b", "c")]
+        assert again.find(1, "another", utterance(1), segment="a") is None
+        assert again.find(0, key, utterance(0), segment="a") is None
+        again.close()
+        return [None if clip is None else clip.text_raw or "failed" for clip in found]
+
+    assert clips() == ["first", "failed", None]
+    write(path, {1: result(1, None)})
+    assert clips() == ["first", "failed", None], "of a row that failed because one of its clips did"
+    assert clips(retry_failed=True) == ["first", None, None]
+    write(path, {1: result(1, "whole")})
+    assert clips() == [None, None, None]
+
+
 @pytest.mark.parametrize("cut", [2, 5, 40])
 def test_a_torn_line_costs_its_own_result(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "j"

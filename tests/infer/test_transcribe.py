@@ -265,7 +265,7 @@ def test_an_interrupt_keeps_the_old_output_and_the_rows_so_far(
     assert [row["pred_text"] for row in rows_of(tmp_path / "out.jsonl.partial")] == ["first"]
 
 
-def interrupted(_: Transcriber, items: Iterator[Utterance]) -> Iterator[Result]:
+def interrupted(_: Transcriber, items: Iterator[Utterance], **_options: object) -> Iterator[Result]:
     yield Result(utterance=next(items), text_raw="first", finish_reason="stop")
     raise KeyboardInterrupt
 
