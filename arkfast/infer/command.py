@@ -6,11 +6,11 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 from arkfast import command_line
 from arkfast.command_line import parse, to_dict
@@ -18,16 +18,17 @@ from arkfast.console import Console
 from arkfast.data.sources import expand
 from arkfast.files import destination, is_outlet, is_standard_output
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
-from arkfast.infer.journal import Journal, deciding, key_of
+from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.record import record_path, write_record
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
+from arkfast.infer.resume import Rows, Turn, decided, journal_of, tell
 from arkfast.infer.stop import Stopped, stopping
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.summary import Summary
 from arkfast.infer.transcriber import Transcriber
-from arkfast.records import InputError, JsonObject, Utterance
+from arkfast.records import InputError, Utterance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
     intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats)
     if not is_outlet(output) and output.resolve() in {source.resolve() for source in expand(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
-    place = None if is_outlet(output) else _journal_of(destination(output))
+    place = None if is_outlet(output) else journal_of(destination(output))
     with ExitStack() as ending, AtomicJsonl(output, kept=options.resume and place is not None and place.exists()) as writer:
         journal: Journal | None = None
         try:
@@ -104,11 +105,11 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
             before, decides = transcriber.processing_seconds, None
             with Console(quiet=options.quiet, log_file=options.log_file) as console:
                 if place is not None:
-                    decides = _decided(transcriber, options)
+                    decides = decided(transcriber, options)
                     journal = Journal(place, rows=intake.rows, decides=decides, resume=options.resume, retry_failed=options.retry_failed)
                     ending.callback(journal.close)
-                    _tell(journal, intake, console)
-                rows = _Rows(_items(input, options), journal)
+                    tell(journal, intake, console)
+                rows = Rows(_items(input, options), journal)
                 summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(input))
                 if summary.failed == summary.rows and place is not None and _holds_something(writer.path):
                     raise InputError(_every_row_failed(writer, summary))
@@ -123,31 +124,6 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                 again = "" if place is None else "; the same command goes on from there"
                 print(f"stopped after {writer.rows} of {intake.rows} rows; they are in {writer.partial}{again}", file=sys.stderr)
             raise
-
-
-def _journal_of(output: Path) -> Path:
-    return output.with_name(output.name + ".journal")
-
-
-def _decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
-    from arkfast.models.contents import contents_of_model
-
-    contents = contents_of_model(transcriber.checkpoint)
-    if transcriber.tokenizer != transcriber.checkpoint:
-        theirs = contents_of_model(transcriber.tokenizer)
-        contents |= {f"of the tokenizer {name}": value for name, value in theirs.items() if name != "weights"}
-    return deciding(options, contents=contents, device=transcriber.device.type, dtype=transcriber.dtype)
-
-
-def _tell(journal: Journal, intake: Intake, console: Console) -> None:
-    """Say what an earlier run left."""
-    if journal.held:
-        console.say(f"{journal.held} of {intake.rows} rows were done by an earlier run; goes on with the others ({journal.path})")
-    if journal.other and not journal.held:
-        why = f" ({', '.join(journal.differing)})" if journal.differing else ""
-        console.warn(f"{journal.path}: {journal.other} results of runs with another model or other flags{why} are not taken")
-    if journal.damaged:
-        console.warn(f"{journal.path}: {journal.damaged} damaged line{'s' if journal.damaged > 1 else ''} passed over; done anew")
 
 
 def _holds_something(path: Path) -> bool:
@@ -168,78 +144,10 @@ def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Resul
         yield row.utterance or bad_line(row, fields=fields)
 
 
-class _Turn(NamedTuple):
-    """A row on its way."""
-
-    row: int
-    key: str | None
-    """For the journal; None where nothing is to be written there: a bad line, or a result that came from it."""
-    counted: bool
-    """Whether the journal's ``held`` counts the row."""
-    resumed: bool
-    """Whether the result came from the journal."""
-
-
-class _Rows:
-    """Rows on their way through the transcriber, which gives their results back in the same order.
-
-    Args:
-        items: all rows, in order.
-        journal: what is known of them, and where results are written down; None for none.
-
-    Attributes:
-        clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
-    """
-
-    def __init__(self, items: Iterable[Utterance | Result], journal: Journal | None) -> None:
-        self._items, self._turns = items, deque[_Turn]()
-        self._row, self._key = -1, ""
-        self._whole: Utterance | None = None
-        self._clips: deque[tuple[int, str] | None] = deque()
-        self.journal = journal
-        self.clip_seconds = 0.0
-
-    def items(self) -> Iterator[Utterance | Result]:
-        """What is to be transcribed, with a result in the place of each row that needs nothing done."""
-        for row, item in enumerate(self._items):
-            journal = self.journal
-            if journal is None or isinstance(item, Result):
-                self._turns.append(_Turn(row, None, False, False))
-                yield item
-                continue
-            key = key_of(item)  # before the recording is read: what is written over meanwhile is not taken for this
-            known = journal.find(row, key, item)
-            self._turns.append(_Turn(row, None if known else key, journal.holds(row), known is not None))
-            self._row, self._key, self._whole = row, key, item
-            yield known or item
-
-    def find(self, clip: Utterance) -> Result | None:
-        """``stream.Memory.find``: of a clip of the row that was given last. Whole rows were looked up before."""
-        if self.journal is None or clip is self._whole:
-            self._clips.append(None)
-            return None
-        known = self.journal.find(self._row, self._key, clip, segment=clip.id)
-        if known is None:
-            self._clips.append((self._row, self._key))
-        else:
-            self.clip_seconds += known.seconds
-        return known
-
-    def keep(self, result: Result) -> None:
-        """``stream.Memory.keep``."""
-        clip = self._clips.popleft()
-        if self.journal is not None and clip is not None:
-            self.journal.add(*clip, result, segment=result.utterance.id)
-
-    def next(self) -> _Turn:
-        """Whose turn it is: the first row whose result was not asked about yet."""
-        return self._turns.popleft()
-
-
-def _write(results: Iterator[Result], rows: _Rows, writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
+def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
     failed, truncated, doubtful, resumed, start = 0, 0, 0, 0, time.perf_counter()
     seconds, known_seconds = 0.0, 0.0
-    admissible: deque[_Turn] = deque()
+    admissible: deque[Turn] = deque()
 
     def write(admitted: Sequence[Result]) -> None:
         for result in admitted:

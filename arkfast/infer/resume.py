@@ -1,0 +1,111 @@
+"""Rows of a transcription that goes on where another one ended: what is known already, and what is written down for the next."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from arkfast.console import Console
+from arkfast.infer.first_rows import Intake
+from arkfast.infer.journal import Journal, deciding, key_of
+from arkfast.infer.options import TranscribeOptions
+from arkfast.infer.result import Result
+from arkfast.infer.transcriber import Transcriber
+from arkfast.records import JsonObject, Utterance
+
+
+def journal_of(output: Path) -> Path:
+    """Where the journal of an output stands."""
+    return output.with_name(output.name + ".journal")
+
+
+def decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
+    """What all transcripts of a run depend on (``journal.deciding``)."""
+    from arkfast.models.contents import contents_of_model
+
+    contents = contents_of_model(transcriber.checkpoint)
+    if transcriber.tokenizer != transcriber.checkpoint:
+        theirs = contents_of_model(transcriber.tokenizer)
+        contents |= {f"of the tokenizer {name}": value for name, value in theirs.items() if name != "weights"}
+    return deciding(options, contents=contents, device=transcriber.device.type, dtype=transcriber.dtype)
+
+
+def tell(journal: Journal, intake: Intake, console: Console) -> None:
+    """Say what an earlier run left."""
+    if journal.held:
+        console.say(f"{journal.held} of {intake.rows} rows were done by an earlier run; goes on with the others ({journal.path})")
+    if journal.other and not journal.held:
+        why = f" ({', '.join(journal.differing)})" if journal.differing else ""
+        console.warn(f"{journal.path}: {journal.other} results of runs with another model or other flags{why} are not taken")
+    if journal.damaged:
+        console.warn(f"{journal.path}: {journal.damaged} damaged line{'s' if journal.damaged > 1 else ''} passed over; done anew")
+
+
+class Turn(NamedTuple):
+    """A row on its way."""
+
+    row: int
+    key: str | None
+    """For the journal; None where nothing is to be written there: a bad line, or a result that came from it."""
+    counted: bool
+    """Whether the journal's ``held`` counts the row."""
+    resumed: bool
+    """Whether the result came from the journal."""
+
+
+class Rows:
+    """Rows on their way through the transcriber, which gives their results back in the same order.
+
+    Args:
+        items: all rows, in order.
+        journal: what is known of them, and where results are written down; None for none.
+
+    Attributes:
+        clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
+    """
+
+    def __init__(self, items: Iterable[Utterance | Result], journal: Journal | None) -> None:
+        self._items, self._turns = items, deque[Turn]()
+        self._row, self._key = -1, ""
+        self._whole: Utterance | None = None
+        self._clips: deque[tuple[int, str] | None] = deque()
+        self.journal = journal
+        self.clip_seconds = 0.0
+
+    def items(self) -> Iterator[Utterance | Result]:
+        """What is to be transcribed, with a result in the place of each row that needs nothing done."""
+        for row, item in enumerate(self._items):
+            journal = self.journal
+            if journal is None or isinstance(item, Result):
+                self._turns.append(Turn(row, None, False, False))
+                yield item
+                continue
+            key = key_of(item)  # before the recording is read: what is written over meanwhile is not taken for this
+            known = journal.find(row, key, item)
+            self._turns.append(Turn(row, None if known else key, journal.holds(row), known is not None))
+            self._row, self._key, self._whole = row, key, item
+            yield known or item
+
+    def find(self, clip: Utterance) -> Result | None:
+        """``stream.Memory.find``: of a clip of the row that was given last. Whole rows were looked up before."""
+        if self.journal is None or clip is self._whole:
+            self._clips.append(None)
+            return None
+        known = self.journal.find(self._row, self._key, clip, segment=clip.id)
+        if known is None:
+            self._clips.append((self._row, self._key))
+        else:
+            self.clip_seconds += known.seconds
+        return known
+
+    def keep(self, result: Result) -> None:
+        """``stream.Memory.keep``."""
+        clip = self._clips.popleft()
+        if self.journal is not None and clip is not None:
+            self.journal.add(*clip, result, segment=result.utterance.id)
+
+    def next(self) -> Turn:
+        """Whose turn it is: the first row whose result was not asked about yet."""
+        return self._turns.popleft()
