@@ -109,6 +109,30 @@ def test_known_results_pass_through() -> None:
     assert [r.finish_reason for r in results] == ["stop", None, "length"]
 
 
+def test_a_memory_is_asked_first_and_told_in_order() -> None:
+    class Kept:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+            self.told: list[str] = []
+
+        def find(self, clip: Utterance) -> Result | None:
+            self.asked.append(clip.id)
+            return Result(utterance=clip, text_raw="remembered", finish_reason="stop") if clip.id == "b" else None
+
+        def keep(self, result: Result) -> None:
+            self.told.append(result.utterance.id)
+
+    fake, kept = Fake(bad_audio=("c",)), Kept()
+    given = Result(utterance=clip("d"), error="known before")
+    items = [clip("a", 30), clip("b"), clip("c"), given, clip("e", 3)]
+    results = transcribe_stream(items, features=fake.features, decoder=fake, window=8, frames_per_second=100, memory=kept)
+    for result in results:
+        assert kept.told[-1:] == [result.utterance.id] or result.utterance.id in ("b", "d"), "told before it is handed on"
+    assert kept.asked == ["a", "b", "c", "e"], "what is known already is not asked about"
+    assert kept.told == ["a", "c", "e"]
+    assert fake.loaded == 3
+
+
 def test_a_lost_device_ends_the_run_instead_of_failing_every_clip() -> None:
     class Losing(Fake):
         def step(self) -> list[Outcome]:
