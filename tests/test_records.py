@@ -57,7 +57,7 @@ def test_allowed_tokens_with_added_tokens_in_between():
 
 
 def test_allowed_tokens_refuses_what_cannot_end_or_overlaps():
-    with pytest.raises(ValueError, match="no sequence can end"):
+    with pytest.raises(ValueError, match="no sequence could end"):
         AllowedTokens(ranges=((0, 5),), stop_ids=())
     with pytest.raises(ValueError, match="ascending"):
         AllowedTokens(ranges=((0, 5), (4, 8)), stop_ids=(9,))
