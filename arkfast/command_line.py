@@ -176,6 +176,7 @@ def parse(
     prog: str,
     description: str,
     position: str | None = None,
+    further: str | None = None,
     without_effect: Mapping[str, str] = types.MappingProxyType({}),
 ) -> C:
     """An instance of the dataclass ``cls`` from a command line, over a YAML file given with ``--config``, over the defaults.
@@ -187,6 +188,7 @@ def parse(
         prog: how the usage line and errors call the command.
         description: the help's first sentence.
         position: a field whose value may stand without its flag's name.
+        further: a field of several values that takes what stands behind that one.
         without_effect: further flags that the help names, each with the reason why nothing reads it; they are taken out of ``argv`` before.
 
     Raises:
@@ -226,6 +228,9 @@ def parse(
         if words:
             setattr(known, position, words[0])
             unknown.remove(words[0])
+        if further is not None and words[1:] and not hasattr(known, further):
+            setattr(known, further, words[1:])
+            unknown = [word for word in unknown if word not in words[1:]]
     for word in unknown:
         parser.error(f"unexpected argument '{word}'")
     try:
@@ -288,6 +293,10 @@ def _underscored(word: str) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values, for logs and checkpoints."""
     return {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        key: [_plain_value(item) for item in value] if isinstance(value, tuple) else _plain_value(value)
         for key, value in dataclasses.asdict(config).items()
     }
+
+
+def _plain_value(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value

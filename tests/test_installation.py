@@ -41,6 +41,7 @@ MODULES = {
     "pyyaml": "yaml",
     "whisper-normalizer": "whisper_normalizer",
     "espeakng-loader": "espeakng_loader",
+    "silero-vad": "silero_vad",
     "tensorboard": "torch.utils.tensorboard",
 }
 """Packages whose module has another name."""

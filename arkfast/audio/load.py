@@ -51,7 +51,8 @@ between MP3 frames, a file without a header that is known by its suffix alone, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -64,6 +65,7 @@ from arkfast.audio.opening import Recording, open_recording
 from arkfast.audio.reference import SAMPLING_RATE
 from arkfast.audio.resample import Resampler
 from arkfast.audio.segment import END_TOLERANCE, check_samples, open_end, outside, segment_times, too_long
+from arkfast.audio.sndfile import SndfileRecording
 from arkfast.audio.source import Source, locate
 from arkfast.records import InputError, OnTruncated
 
@@ -176,9 +178,72 @@ def read(
     with open_recording(found, max_channels, picked, audio_track, on_truncated == "fail") as recording:
         start, stop = _stretch(recording, begin, end, max_seconds, found.label)
         mixer = Mixer(picked)
-        samples = _samples(recording, start, stop, end, max_seconds, sampling_rate, mixer, found.label)
+        samples = np.concatenate(list(_pieces(recording, start, stop, end, max_seconds, sampling_rate, mixer, found.label)))
         doubts = judge(found.label, mixer, len(samples) / sampling_rate)
         return Loaded(samples, (*recording.sound.doubts, *doubts), _used(recording, picked, audio_track))
+
+
+class Reading:
+    """A recording that is being read from its begin to its end, in constant memory.
+
+    Attributes:
+        seconds: length of the recording by its header; None where only decoding tells.
+        seeks: whether a segment of it can be read on its own at its own cost, without decoding what lies before it.
+        used: as ``Loaded.used``.
+    """
+
+    def __init__(self, recording: Recording, pieces: Iterator[NDArray[np.float32]], mixer: Mixer, used: Used, label: str) -> None:
+        self.seconds = None if recording.frames is None else recording.frames / recording.rate
+        self.seeks = isinstance(recording, SndfileRecording)
+        self.used = used
+        self._recording, self._pieces, self._mixer, self._label, self._read = recording, pieces, mixer, label, 0
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        """The samples that ``load`` would give, float32 at 16 kHz, in pieces of any length.
+
+        Raises:
+            InputError: as ``load``, when the place is reached.
+        """
+        for piece in self._pieces:
+            self._read += len(piece)
+            yield piece
+
+    def warnings(self) -> tuple[str, ...]:
+        """As ``Loaded.warnings``, of what was read.
+
+        Raises:
+            InputError: the levels make no sense, as in ``load``.
+        """
+        return (*self._recording.sound.doubts, *judge(self._label, self._mixer, self._read / SAMPLING_RATE))
+
+
+@contextmanager
+def reading(
+    source: Source,
+    *,
+    begin: float | None = None,
+    end: float | None = None,
+    channel: Channel = None,
+    audio_track: int | None = None,
+    on_truncated: OnTruncated = "warn",
+    name: str | None = None,
+) -> Iterator[Reading]:
+    """``read`` for recordings that are too long to be held: yields a ``Reading`` that gives the samples piece by piece.
+
+    Args:
+        source, begin, end, channel, audio_track, on_truncated, name: as for ``load``. There is no limit of length.
+
+    Raises:
+        InputError, TypeError, ImportError: as ``load``.
+    """
+    found = locate(source, name, MAX_BYTES)
+    begin, end = segment_times(begin, end, found.label)
+    picked = chosen(channel)
+    with open_recording(found, MAX_CHANNELS, picked, audio_track, on_truncated == "fail") as recording:
+        start, stop = _stretch(recording, begin, end, None, found.label)
+        mixer = Mixer(picked)
+        pieces = _pieces(recording, start, stop, end, None, SAMPLING_RATE, mixer, found.label)
+        yield Reading(recording, pieces, mixer, _used(recording, picked, audio_track), found.label)
 
 
 def _used(recording: Recording, channels: Sequence[int], audio_track: int | None) -> Used:
@@ -279,7 +344,7 @@ def _stretch(recording: Recording, begin: float, end: float | None, max_seconds:
     return start, stop
 
 
-def _samples(
+def _pieces(
     recording: Recording,
     start: int,
     stop: int | None,
@@ -288,8 +353,8 @@ def _samples(
     sampling_rate: int,
     mixer: Mixer,
     label: str,
-) -> NDArray[np.float32]:
-    """Decodes, mixes, checks and resamples; what the header could not tell is refused here."""
+) -> Iterator[NDArray[np.float32]]:
+    """Decodes, mixes, checks and resamples, a piece at a time; what the header could not tell is refused here."""
     rate, total = recording.rate, recording.frames
     most, last = most_samples(max_seconds, rate), total if stop is None else stop
     # One sample over the limit is enough to refuse, whatever the header says.
@@ -301,6 +366,7 @@ def _samples(
             at = (start + result.taken + int(np.argmin(finite))) / rate
             raise InputError(f"{label}: NaN or infinite sample at {at:.3f} s: the recording is damaged, export it again")
         result.push(block)
+        yield result.ready()
     if most is not None and result.taken > most:
         raise too_long(label, None if last is None else (last - start) / rate, max_seconds)
     reached = (start + result.taken) / rate
@@ -316,4 +382,4 @@ def _samples(
         raise InputError(f"{label}: end_time {end:g} is past the recording's end at {reached:g} s")
     if not result.taken:
         raise InputError(f"{label}: no samples from {start / rate:g} s on: begin_time is past the recording's end")
-    return result.finish()
+    yield result.finish()

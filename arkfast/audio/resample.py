@@ -12,7 +12,7 @@ from arkfast.installation import install_hint
 
 
 class Resampler:
-    """Collects blocks at one rate and gives the whole at another; it never holds the whole at the first.
+    """Collects blocks at one rate and gives the whole, or one part after another, at another rate; it never holds the whole at the first.
 
     Args:
         rate: Hz of what comes in.
@@ -24,6 +24,7 @@ class Resampler:
 
     def __init__(self, rate: int, target: int) -> None:
         self.taken = 0
+        self._given = 0
         self._rate, self._target = rate, target
         self._done: list[NDArray[np.float32]] = []
         self._stream = None
@@ -39,13 +40,19 @@ class Resampler:
         self.taken += len(block)
         self._done.append(block if self._stream is None else self._stream.resample_chunk(block))
 
+    def ready(self) -> NDArray[np.float32]:
+        """What is done so far and was not given yet; it is forgotten here."""
+        samples = np.concatenate(self._done) if self._done else np.empty(0, dtype=np.float32)
+        self._done, self._given = [], self._given + len(samples)
+        return samples
+
     def finish(self) -> NDArray[np.float32]:
-        """All samples: n taken at ``rate`` give ⌈n · target / rate⌉."""
+        """All samples that were not given yet: n taken at ``rate`` give ⌈n · target / rate⌉ in all."""
         if self._stream is None:
-            return np.concatenate(self._done)
+            return self.ready()
         self._done.append(self._stream.resample_chunk(np.empty(0, dtype=np.float32), last=True))
         samples = np.concatenate(self._done)
-        length = -(-self.taken * self._target // self._rate)
+        length = -(-self.taken * self._target // self._rate) - self._given
         if len(samples) < length:  # soxr rounds the length its own way
             return np.pad(samples, (0, length - len(samples)))
         return np.ascontiguousarray(samples[:length])

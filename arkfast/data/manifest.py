@@ -63,11 +63,20 @@ def iter_rows(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr",
     """
     sources = expand(path)
     for source, name in zip(sources, short_names(sources), strict=True):
-        if is_tar(source, format):
-            yield from _shard_rows(source, name, fields, task)
-        else:
-            assert format != "tar"
-            yield from _jsonl_rows(source, name, fields, task, format)
+        yield from source_rows(source, name, fields=fields, task=task, format=format)
+
+
+def source_rows(source: Path, name: str, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto") -> Iterator[Row]:
+    """``iter_rows`` of one file, whose rows are called after ``name`` where they give no id.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if is_tar(source, format):
+        yield from _shard_rows(source, name, fields, task)
+    else:
+        assert format != "tar"
+        yield from _jsonl_rows(source, name, fields, task, format)
 
 
 def read_manifest(

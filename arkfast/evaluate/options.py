@@ -12,6 +12,7 @@ from arkfast.evaluate.rows import Fields
 from arkfast.evaluate.scoring import UnitChoice
 from arkfast.files.inputs import is_stream
 from arkfast.files.outlets import is_outlet
+from arkfast.infer.long import Vad
 from arkfast.infer.options import TranscribeOptions
 from arkfast.metrics import NormalizerName, NormalizerOption, canonical, is_known, near
 from arkfast.records import InputError
@@ -39,6 +40,8 @@ class EvaluateConfig(TranscribeOptions):
     model_path: Path | None = None
     """Folder of a checkpoint, or a Hugging Face repository as organisation/name; given, the input's recordings are transcribed and any
     transcript there is ignored."""
+    vad: Vad = "none"
+    """As for transcribe; a segment over --max_audio_seconds fails unless this says how to cut it."""
     tmp_output: Path | None = None
     """With --model_path, JSONL file that keeps the transcripts before scoring; OUTPUT with .tmp_unsorted.jsonl behind it by default."""
     pred_field: str = "pred_text"

@@ -15,12 +15,14 @@ from typing import ClassVar
 from arkfast import command_line
 from arkfast.command_line import parse, to_dict
 from arkfast.console import Console
-from arkfast.data.sources import expand
 from arkfast.files import destination, is_outlet, is_standard_output
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
+from arkfast.infer.formats import CaptionLimits, Form
+from arkfast.infer.inputs import Input, named, sources
 from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
+from arkfast.infer.outputs import Outputs, planned
 from arkfast.infer.record import record_path, write_record
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
 from arkfast.infer.resume import Rows, Turn, decided, journal_of, tell
@@ -30,23 +32,47 @@ from arkfast.infer.summary import Summary
 from arkfast.infer.transcriber import Transcriber
 from arkfast.records import InputError, Utterance
 
+DEFAULT_MODEL = "AutoArk-AI/ARK-ASR-0.6B"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TranscribeConfig(TranscribeOptions):
     """The flags of ``arkfast transcribe``."""
 
-    headings: ClassVar[dict[str, str]] = {"input": command_line.FIRST}
+    headings: ClassVar[dict[str, str]] = {"input": command_line.FIRST, "output_dir": command_line.OUTPUT}
 
     input: Path
-    """Manifest: JSONL with audio, and optionally text, begin_time, end_time, id, language; NeMo's JSONL; or tar shards; - for standard
-    input."""
-    output: Path
+    """Manifest (JSONL with audio, and optionally text, begin_time, end_time, id, language; NeMo's JSONL; tar shards; - for standard input),
+    a recording, a folder of recordings, or a pattern such as 'talks/*.flac'."""
+    output: Path | None = None
     """JSONL file for the transcripts, one row for each input row in the same order; replaced only when the new one is complete; - for
-    standard output."""
-    model_path: Path
+    standard output. Without it and --output_dir, the text of a single recording is printed."""
+    model_path: Path = Path(DEFAULT_MODEL)
     """Folder of a Transformers checkpoint, or a Hugging Face repository as organisation/name."""
+    more_inputs: tuple[Path, ...] = ()
+    """Further inputs; they may stand behind the first one without the flag's name."""
+    output_dir: Path | None = None
+    """Folder for a file for each recording, in each --output_format; all rows go into transcripts.jsonl there unless --output says
+    otherwise."""
+    output_format: tuple[Form, ...] = ()
+    """Formats, several with commas between: jsonl (the file of all rows), json and verbose_json (as OpenAI's service gives them), txt, srt,
+    vtt, tsv. By default jsonl, and txt where it is printed."""
+    max_line_width: int = 42
+    """Most columns of a line of captions, of which a Han character or a kana takes two; 0 sets no limit."""
+    max_line_count: int = 2
+    """Most lines of a caption; 0 sets no limit."""
     run_record: Path | None = None
     """JSON file for the record of the run (model, versions, flags, speed); OUTPUT.run.json beside an output that is a file by default."""
+
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """All inputs, in order."""
+        return self.input, *self.more_inputs
+
+    def notes(self) -> list[str]:
+        """See ``TranscribeOptions.notes``."""
+        used = [f"--model_path {DEFAULT_MODEL}: the default is used"] if str(self.model_path) == DEFAULT_MODEL else []
+        return [*super().notes(), *used]
 
 
 def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcriber:
@@ -70,6 +96,7 @@ def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcribe
         sampling=options.sampling(),
         audio_gain=options.audio_gain,
         num_workers=options.num_workers,
+        vad=options.vad,
     )
 
 
@@ -77,8 +104,8 @@ Load = Callable[[Path, TranscribeOptions], Transcriber]
 """As ``load_transcriber``; what serves several manifests gives one that is loaded already."""
 
 
-def transcribe_file(input: Path, output: Path, model_path: Path, options: TranscribeOptions, *, load: Load = load_transcriber) -> Summary:
-    """Transcribe a manifest into a JSONL file, one output row for each row of the input, in order.
+def transcribe_file(input: Input, output: Path, model_path: Path, options: TranscribeOptions, *, load: Load = load_transcriber) -> Summary:
+    """Transcribe manifests and recordings into a JSONL file, one output row for each row of the input, in order.
 
     A line that is no valid row becomes a failed row with ``line`` and ``raw_line``. ``output`` is replaced when the last row is written.
     What a run of the same command did that was killed or stopped is taken from its journal (``arkfast.infer.journal``); there is none for
@@ -95,7 +122,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
 
     without_loading_bars()
     intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats)
-    if not is_outlet(output) and output.resolve() in {source.resolve() for source in expand(input)}:
+    if not is_outlet(output) and output.resolve() in {source.resolve() for source in sources(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
     place = None if is_outlet(output) else journal_of(destination(output))
     with ExitStack() as ending, AtomicJsonl(output, kept=options.resume and place is not None and place.exists()) as writer:
@@ -110,7 +137,7 @@ def transcribe_file(input: Path, output: Path, model_path: Path, options: Transc
                     ending.callback(journal.close)
                     tell(journal, intake, console)
                 rows = Rows(_items(input, options), journal)
-                summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(input))
+                summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(named(input)))
                 if summary.failed == summary.rows and place is not None and _holds_something(writer.path):
                     raise InputError(_every_row_failed(writer, summary))
                 console.keep(f"{summary.line()} → {output}")
@@ -137,7 +164,7 @@ def _every_row_failed(writer: AtomicJsonl, summary: Summary) -> str:
     )
 
 
-def _items(path: Path, options: TranscribeOptions) -> Iterator[Utterance | Result]:
+def _items(path: Input, options: TranscribeOptions) -> Iterator[Utterance | Result]:
     """The manifest's utterances, with a failed result in the place of each bad line."""
     fields = options.row_fields
     for row in kept_rows(path, fields=fields, allow_repeats=options.allow_repeats):
@@ -213,15 +240,28 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         TranscribeConfig,
         arguments,
         prog="arkfast transcribe",
-        description="Transcribe the recordings of a JSONL manifest.",
+        description="Transcribe recordings, or those of a JSONL manifest.",
         position="input",
+        further="more_inputs",
     )
     for note in config.notes():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
+    limits = CaptionLimits(max_line_width=config.max_line_width, max_line_count=config.max_line_count)
     try:
-        record = record_path(config.run_record, input=config.input, output=config.output)
+        with planned(config.inputs, output=config.output, folder=config.output_dir, forms=config.output_format, limits=limits) as outputs:
+            return _main(config, outputs, arguments, load)
+    except InputError as error:
+        print(f"arkfast transcribe: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], load: Load) -> int:
+    """``main`` when it is known what goes where."""
+    rows, through = outputs.rows, is_outlet(outputs.rows) or outputs.temporary
+    try:
+        record = record_path(config.run_record, input=config.input, output=rows)
         with stopping():
-            summary = transcribe_file(config.input, config.output, config.model_path, config, load=load)
+            summary = transcribe_file(config.inputs, rows, config.model_path, config, load=load)
             if record is not None:
                 _record(record, config, summary)
     except (InputError, DeviceLost) as error:
@@ -229,18 +269,21 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         return 2
     except KeyboardInterrupt as asked:
         stopped = asked if isinstance(asked, Stopped) else None
-        words = "run it again" if is_outlet(config.output) else "to go on, type"
+        words = "run it again" if through else "to go on, type"
         command = f"{words}: {shlex.join(['arkfast', 'transcribe', *arguments])}"
         print(f"arkfast transcribe: {stopped or 'interrupted'}; {command}", file=sys.stderr)
         return 130 if stopped is None else stopped.exit_code
+    said = outputs.finish()
+    shown = sys.stderr if is_standard_output(outputs.single or rows) else sys.stdout
     if not config.quiet:
-        print(f"{summary.line()} → {config.output}", file=sys.stderr if is_standard_output(config.output) else sys.stdout)
+        print(summary.line() if outputs.temporary else f"{summary.line()} → {rows}", *([said] if said else []), sep="\n", file=shown)
     if summary.failed:
         accept = "" if config.allow_failures else "; --allow_failures accepts them"
-        if not is_outlet(config.output):
+        if not through:
             accept += "; --retry_failed does them anew"
+        where = "" if outputs.temporary else f', each with "status": "error" and its reason in {rows}'
         print(
-            f'arkfast transcribe: failed rows: {summary.failed}, each with "status": "error" and its reason in {config.output}{accept}',
+            f"arkfast transcribe: failed rows: {summary.failed}{where}{accept}",
             *summary.reasons,
             sep="\n  ",
             file=sys.stderr,

@@ -14,8 +14,9 @@ from pathlib import Path
 from arkfast.data import Fields
 from arkfast.data.first_rows import FIRST, FirstRows
 from arkfast.data.ids import UniqueIds
-from arkfast.data.manifest import iter_rows, no_rows
+from arkfast.data.manifest import no_rows
 from arkfast.data.rows import Row
+from arkfast.infer.inputs import Input, input_rows, named
 from arkfast.infer.result import Result
 from arkfast.records import InputError, JsonObject, Utterance
 
@@ -34,11 +35,11 @@ class Intake:
     """Rows that repeat an earlier one in every field and are left out."""
 
 
-def look_through(path: Path, *, fields: Fields, allow_repeats: bool = False) -> Intake:
+def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False) -> Intake:
     """Read a manifest once, without opening a recording.
 
     Args:
-        path: as ``iter_rows`` takes it.
+        path: as ``input_rows`` takes it.
         fields: names of the rows' fields.
         allow_repeats: take identical rows with one id once; otherwise a repeated id is an error.
 
@@ -46,23 +47,23 @@ def look_through(path: Path, *, fields: Fields, allow_repeats: bool = False) -> 
         InputError: the file cannot be read or holds no rows, an id stands there twice, the first 20 rows cannot be used for one reason, or
             no row of a shorter file names a recording.
     """
-    total, first = 0, FirstRows(path)
+    total, first = 0, FirstRows(named(path))
     with UniqueIds(allow_repeats=allow_repeats) as ids:
-        for row in iter_rows(path, fields=fields):
+        for row in input_rows(path, fields=fields):
             if not keep(row, ids, allow_repeats=allow_repeats):
                 continue
             total += 1
             first.see(row)
         if not total:
-            raise InputError(no_rows(path))
+            raise InputError(no_rows(named(path)))
         first.end()
         return Intake(total, ids.repeats)
 
 
-def kept_rows(path: Path, *, fields: Fields, allow_repeats: bool) -> Iterator[Row]:
+def kept_rows(path: Input, *, fields: Fields, allow_repeats: bool) -> Iterator[Row]:
     """The rows that ``look_through`` counted, in order."""
     with UniqueIds(allow_repeats=allow_repeats) as ids:
-        for row in iter_rows(path, fields=fields):
+        for row in input_rows(path, fields=fields):
             if not allow_repeats or keep(row, ids, allow_repeats=True):
                 yield row
 

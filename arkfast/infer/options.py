@@ -14,6 +14,7 @@ from arkfast.audio import SAMPLING_RATE
 from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
 from arkfast.data import Fields
+from arkfast.infer.long import Vad
 from arkfast.infer.transcriber import Attention, DType, check_limits
 from arkfast.records import InputError, OnTruncated
 
@@ -40,7 +41,10 @@ class TranscribeOptions(ConsoleOptions):
     max_new_tokens: int = 256
     """Token limit of a transcript; one that reaches it has finish_reason "length"."""
     max_audio_seconds: float = 30.0
-    """A longer clip is a failed row, never a shortened one."""
+    """A longer clip is cut as --vad says, or is a failed row, and never a shortened one."""
+    vad: Vad = "energy"
+    """What chooses the places where a longer recording is cut: energy takes quiet ones, silero those without speech (by the package
+    silero-vad), none cuts nothing."""
     max_tokens_per_second: float = 20.0
     """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
     cut_loops: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,7 +13,7 @@ from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
 from arkfast.files.json_input import parse_json
 from arkfast.files.json_text import is_finite
-from arkfast.records import JsonObject, Utterance
+from arkfast.records import JsonObject, JsonRow, Utterance
 
 FinishReason = Literal["stop", "length", "repetition"]
 
@@ -21,7 +22,7 @@ CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
-    "warnings", "audio_used",
+    "audio_seconds", "warnings", "audio_used", "vad", "segments",
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, because a stale transcript could
 be taken for a new one."""
@@ -49,6 +50,11 @@ class Result:
     """A sentence for each thing about the recording that is doubtful without being an error."""
     used: Used = field(default_factory=dict)
     """What was heard of several channels or audio tracks, as ``arkfast.audio.Loaded.used`` has it."""
+    vad: str | None = None
+    """What chose the places where the recording was cut, since it was longer than a clip may be; None where it was not cut."""
+    segments: Sequence[JsonRow] = ()
+    """Of a recording that was cut: ``start`` and ``end`` in the recording's seconds, ``text`` and ``finish_reason`` of each clip, None
+    with an ``error`` where it has no transcript; ascending and without overlap."""
 
     def __post_init__(self) -> None:
         assert (self.text_raw is None) == (self.error is not None), "a result is either a transcript or an error"
@@ -59,8 +65,8 @@ class Result:
         return self.error is not None
 
     def row(self) -> JsonObject:
-        """The output row: ``OUTPUT_FIELDS`` (``error`` in failed rows only, ``warnings`` and ``audio_used`` where there is
-        something to say), then the input's other fields.
+        """The output row: ``OUTPUT_FIELDS``, then the input's other fields. ``error`` stands in failed rows only and ``audio_seconds``
+        in the others; ``warnings``, ``audio_used``, ``segments`` and ``vad`` stand where there is something to say.
 
         ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
         recording's own. A failed row's ``pred_text`` is None, never an empty transcript.
@@ -81,12 +87,16 @@ class Result:
         }
         if self.failed:
             row["error"] = self.error
+        else:
+            row["audio_seconds"] = round(self.seconds, 3)
         extra = {key: value for key, value in utterance.extra.items() if key not in OUTPUT_FIELDS}
         warnings = [*self.warnings, *(_UNWRITABLE.format(key) for key, value in extra.items() if not is_finite(value))]
         if warnings:
             row["warnings"] = warnings
         if self.used:
             row["audio_used"] = dict(self.used)
+        if self.vad is not None:
+            row |= {"vad": self.vad, "segments": [dict(segment) for segment in self.segments]}
         return row | extra
 
 

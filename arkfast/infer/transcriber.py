@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from arkfast.device import use_device
 from arkfast.infer.gain import Gain, with_gain
+from arkfast.infer.long import Splitter, Vad, transcribe_long
 from arkfast.infer.result import Result
 from arkfast.infer.stream import FRAMES_PER_SECOND, Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, JsonObject, Utterance
@@ -51,13 +53,14 @@ class Transcriber:
             ``organisation/name@revision``.
         batch_size: most clips decoded together.
         max_new_tokens: where a transcript is cut (``finish_reason`` says so).
-        max_audio_seconds: a longer clip is a failed row, never a shortened one.
+        max_audio_seconds: a longer clip is cut as ``vad`` says, or is a failed row, and never a shortened one.
         max_tokens_per_second: a transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit.
         cut_loops: cut a transcript that repeats one phrase over and over (``finish_reason`` says so).
         sampling: how tokens are chosen; None takes the best one.
         audio_gain: samples are multiplied by it before features are made.
         num_workers: processes that read audio and make features; 0 does that in this one, None takes half the cores, at most 8, for a GPU
             and none for a CPU, which is busy decoding.
+        vad: what chooses the places where a recording over ``max_audio_seconds`` is cut (``infer.long``); ``none`` cuts nothing.
 
     Raises:
         InputError: an argument out of range, no whole checkpoint at ``model_path`` or none that can be fetched, a tokenizer that is not the
@@ -89,6 +92,7 @@ class Transcriber:
         sampling: Sampling | None = None,
         audio_gain: float = 1.0,
         num_workers: int | None = None,
+        vad: Vad = "none",
     ) -> None:
         check_limits(
             batch_size=batch_size,
@@ -98,6 +102,7 @@ class Transcriber:
             num_workers=num_workers,
             audio_gain=audio_gain,
         )
+        self._splitter = Splitter(vad, max_audio_seconds)
         import torch
 
         from arkfast.infer.session import EngineSession
@@ -173,14 +178,15 @@ class Transcriber:
         )
         self._session.close()  # what an abandoned iterator may have left
         self._iterators += 1
-        results = transcribe_stream(
-            items,
+        transcribe = partial(
+            transcribe_stream,
             features=pipeline.features if self._gain == 1 else lambda items: with_gain(pipeline.features(items)),
             decoder=self,
             window=self._batch_size * WINDOW_BATCHES,
             frames_per_second=FRAMES_PER_SECOND,
             memory=memory,
         )
+        results = transcribe_long(items, transcribe=transcribe, splitter=self._splitter)
         return self._served(results, self._iterators)
 
     def _served(self, results: Generator[Result, None, None], which: int) -> Iterator[Result]:

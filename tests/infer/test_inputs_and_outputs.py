@@ -148,7 +148,7 @@ def test_a_reader_that_goes_away_ends_the_run(folder: Path, model: Path) -> None
 # A manifest that is none
 
 OTHERS = {
-    "a recording": (None, [], r"0\.wav: is a WAV recording, no JSONL manifest; its rows name the recordings"),
+    "a recording": (None, [], r"in\.jsonl: is a WAV recording, no JSONL manifest; its rows name the recordings"),
     "UTF-16": ("\n".join(map(json.dumps, GOOD)).encode("utf-16"), [], r"in\.jsonl: is text in UTF-16, no JSONL manifest; save it as UTF-8"),
     "a table": (
         b"audio,text\n0.wav,zero\n1.wav,one\n",
@@ -174,9 +174,8 @@ def test_a_file_that_is_no_manifest_stops_the_run_before_anything_is_loaded(
     folder: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
     content, flags, said = OTHERS[kind]
-    if content is not None:
-        (folder / "in.jsonl").write_bytes(content)
-    assert run("/nowhere", *flags, input="0.wav" if content is None else "in.jsonl") == 2
+    (folder / "in.jsonl").write_bytes((folder / "0.wav").read_bytes() if content is None else content)
+    assert run("/nowhere", *flags, input="in.jsonl") == 2
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert (folder / "out.jsonl").read_text() == EARLIER

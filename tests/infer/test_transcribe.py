@@ -138,7 +138,7 @@ def test_stale_fields_of_the_input_never_reach_the_output(transcribe: Callable[.
     good, bad = rows_of(output)
     assert code == 1
     assert "OLD VALUE" not in json.dumps([good, bad])
-    assert list(good) == [name for name in OUTPUT_FIELDS if name not in ("error", "warnings", "audio_used")]
+    assert list(good) == [name for name in OUTPUT_FIELDS if name not in ("error", "warnings", "audio_used", "vad", "segments")]
     assert (good["status"], bad["status"], bad["pred_text"]) == ("ok", "error", None)
 
 
@@ -177,7 +177,13 @@ def greedy_ids(model: Path, recording: Path) -> list[int]:
 
 def test_limits_are_fields_or_errors(transcribe: Callable[..., tuple[int, Path]], audio: Path) -> None:
     code, output = transcribe(
-        [{"audio": str(audio / "0.wav")}, {"audio": str(audio / "3.wav")}], "--max_audio_seconds", "2", "--max_new_tokens", "1"
+        [{"audio": str(audio / "0.wav")}, {"audio": str(audio / "3.wav")}],
+        "--max_audio_seconds",
+        "2",
+        "--max_new_tokens",
+        "1",
+        "--vad",
+        "none",
     )
     short, long = rows_of(output)
     assert code == 1
