@@ -259,7 +259,7 @@ def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], 
     """``main`` when it is known what goes where."""
     rows, through = outputs.rows, is_outlet(outputs.rows) or outputs.temporary
     try:
-        record = record_path(config.run_record, input=config.input, output=rows)
+        record = record_path(config.run_record, inputs=config.inputs, output=rows)
         with stopping():
             summary = transcribe_file(config.inputs, rows, config.model_path, config, load=load)
             if record is not None:

@@ -6,6 +6,7 @@ It stands beside the output as ``OUTPUT.run.json`` and is written when the outpu
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -19,15 +20,15 @@ PACKAGES = ("torch", "triton", "transformers", "numpy", "safetensors", "soundfil
 """Packages whose version can change a transcript or how long it takes."""
 
 
-def record_path(asked: Path | None, *, input: Path, output: Path) -> Path | None:
+def record_path(asked: Path | None, *, inputs: Sequence[Path], output: Path) -> Path | None:
     """Where the record goes: where it was asked for, else beside an output that is a file, else nowhere.
 
     Raises:
-        InputError: that is the input or the output.
+        InputError: that is an input or the output.
     """
     if asked is not None:
-        if not is_outlet(asked) and asked.resolve() in {path.resolve() for path in (input, output)}:
-            raise InputError(f"{asked}: is the input or the output too; give --run_record a path of its own")
+        if not is_outlet(asked) and asked.resolve() in {path.resolve() for path in (*inputs, output)}:
+            raise InputError(f"{asked}: is an input or the output too; give --run_record a path of its own")
         return asked
     return None if is_outlet(output) else output.with_name(output.name + ".run.json")
 

@@ -23,11 +23,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from arkfast import Transcriber
 from arkfast.audio import LogMel
 from arkfast.data.pipeline import FeaturePipeline
+from arkfast.engine import Engine
 from arkfast.engine.slots import Slots
 from arkfast.infer.command import main
 from arkfast.infer.journal import Journal, _entry
@@ -406,12 +408,24 @@ def test_a_record_says_what_ran(folder: Path, recordings: Path) -> None:
     assert again["resumed_seconds"] == pytest.approx(record["audio_seconds"]), "what another run did is no part of this one's speed"
 
 
+def test_a_record_of_several_inputs_names_them_and_takes_the_place_of_none(folder: Path, recordings: Path) -> None:
+    manifest(recordings, 2, [])
+    inputs = ["in.jsonl", str(recordings / "3.wav"), str(recordings / "4.wav")]
+    command = [*inputs, "--output", "out.jsonl", "--model_path", "model"]
+    assert main(command, load=lambda *_: StandIn(Path(), Path("log"))) == 0  # type: ignore[return-value]
+    flags = json.loads(Path("out.jsonl.run.json").read_text())["flags"]
+    assert [flags["input"], *flags["more_inputs"]] == inputs
+    before = (recordings / "4.wav").read_bytes()
+    assert main([*command, "--run_record", inputs[2]]) == 2
+    assert (recordings / "4.wav").read_bytes() == before
+
+
 @pytest.mark.parametrize("path", ["in.jsonl", "out.jsonl"])
 def test_a_record_takes_no_other_files_place(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
     manifest(recordings, 2, [])
     before = Path("in.jsonl").read_bytes()
     assert run("out.jsonl", "--run_record", path) == 2
-    assert f"{path}: is the input or the output too" in capsys.readouterr().err
+    assert f"{path}: is an input or the output too" in capsys.readouterr().err
     assert (Path("in.jsonl").read_bytes(), Path("out.jsonl").exists()) == (before, False)
 
 
@@ -456,6 +470,43 @@ def test_ops_and_weights_stand_in_the_record_of_a_real_run(folder: Path, recordi
     assert record["ops"]
     assert all(backends == ["torch"] for backends in record["ops"].values())
     assert record["rtfx"] == pytest.approx(record["audio_seconds"] / record["processing_seconds"])
+
+
+@pytest.mark.parametrize("suffix", ["wav", "mp3"], ids=["clips are segments of the file", "clips are samples"])
+def test_a_cut_recording_is_gone_on_with_where_the_device_was_lost(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    recording = folder / f"long.{suffix}"
+    soundfile.write(recording, np.concatenate([synthetic_speech(0.8, seed=i) for i in range(8)]), 16000)
+    Path("in.jsonl").write_text(json.dumps({"id": "long", "audio": str(recording)}) + "\n")
+    flags = ["--model_path", str(model), "--device", "cpu", "--max_new_tokens", "8", "--max_audio_seconds", "1.5", "--batch_size", "1"]
+    assert main(["in.jsonl", "--output", "whole.jsonl", *flags]) == 0
+    (whole,) = rows_of("whole.jsonl")
+    assert len(whole["segments"]) >= 5
+
+    step, done = Engine.step, []
+
+    def losing(self: Engine) -> Any:
+        if len(done) >= 3:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        done.extend(found := step(self))
+        return found
+
+    with monkeypatch.context() as lost:
+        lost.setattr(Engine, "step", losing)
+        assert main(["in.jsonl", "--output", "out.jsonl", *flags]) == 2
+    assert Path("out.jsonl.journal").read_bytes().count(b'"segment"') == 3
+    submitted: list[str] = []
+    submit = Transcriber.submit
+
+    def counted(self: Transcriber, utterance: Utterance, features: np.ndarray) -> int:
+        submitted.append(utterance.id)
+        return submit(self, utterance, features)
+
+    monkeypatch.setattr(Transcriber, "submit", counted)
+    assert main(["in.jsonl", "--output", "out.jsonl", *flags]) == 0
+    assert len(submitted) == len(whole["segments"]) - 3
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
 
 
 def test_where_memory_runs_out_the_run_goes_on_in_fewer_slots(recordings: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
