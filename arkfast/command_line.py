@@ -197,7 +197,9 @@ def parse(
     hints = typing.get_type_hints(cls)
     docs = field_docs(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    parser = _Parser(prog=prog, description=description, usage=_usage(prog, fields, hints, position), allow_abbrev=False, add_help=False)
+    parser = _Parser(
+        prog=prog, description=description, usage=_usage(prog, fields, hints, position, further), allow_abbrev=False, add_help=False
+    )
     for heading, names in (groups(cls) | ({WITHOUT_EFFECT: []} if without_effect else {})).items():
         group = parser.add_argument_group(heading)
         for name in sorted(names, key=lambda name: name != position):
@@ -260,10 +262,13 @@ def _plain(annotation: object) -> object:
     return inner[0] if inner else annotation
 
 
-def _usage(prog: str, fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, object], position: str | None) -> str:
+def _usage(
+    prog: str, fields: Mapping[str, dataclasses.Field[Any]], hints: Mapping[str, object], position: str | None, further: str | None
+) -> str:
     """The command with what it cannot do without."""
     required = [f"--{name} {_metavar(hints[name])}" for name, field in fields.items() if _is_required(field) and name != position]
-    words = [prog, *([position.upper()] if position is not None else []), *required, "[--flag value ...]"]
+    placed = [] if position is None else [position.upper(), *([f"[{position.upper()} ...]"] if further is not None else [])]
+    words = [prog, *placed, *required, "[--flag value ...]"]
     return " ".join(words).replace("%", "%%")
 
 

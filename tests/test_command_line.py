@@ -247,9 +247,9 @@ def test_help_says_first_what_to_give_and_each_default_once(capsys, monkeypatch)
     from arkfast.infer.command import TranscribeConfig
 
     monkeypatch.setenv("COLUMNS", "140")
-    helped(cls=TranscribeConfig, position="input")
+    helped(cls=TranscribeConfig, position="input", further="more_inputs")
     shown = capsys.readouterr().out
-    assert shown.startswith("usage: test INPUT --output PATH --model_path PATH [--flag value ...]\n")
+    assert shown.startswith("usage: test INPUT [INPUT ...] [--flag value ...]\n")
     order = [f"\n{heading}:\n" for heading in (FIRST, MODEL, DATA, DECODING, OUTPUT, MACHINE, WITHOUT_EFFECT)]
     assert [shown.find(heading) for heading in order] == sorted(shown.find(heading) for heading in order)
     assert -1 not in [shown.find(heading) for heading in order]
@@ -264,6 +264,7 @@ def test_help_says_first_what_to_give_and_each_default_once(capsys, monkeypatch)
 def test_a_list_of_choices_and_a_default_of_several_are_shown_as_they_are_typed(capsys):
     helped()
     shown = " ".join(capsys.readouterr().out.split())
+    assert shown.startswith("usage: test --input PATH [--flag value ...] A test.")
     assert "--mode {fast,slow} Which. Default: fast." in shown
     assert "--sizes INT,... How large. Default: 1,2." in shown
     assert "Where to read from, over two lines. Required." in shown
@@ -278,6 +279,33 @@ def test_original_flags_that_train_takes_stand_last(capsys):
     shown = capsys.readouterr().out
     last = shown[shown.index(f"\n{WITHOUT_EFFECT}:\n") :]
     assert all(f"--{name}" in last for name in IDLE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Several(Example):
+    """Settings with more than one input."""
+
+    more: tuple[Path, ...] = ()
+    """Where else to read from."""
+
+
+def test_further_inputs_stand_behind_the_first(capsys):
+    def placed(*argv):
+        return parse(Several, argv, prog="test", description="A test.", position="input", further="more")
+
+    assert (placed("a").input, placed("a").more) == (Path("a"), ())
+    found = placed("a", "--top_k", "4", "b,c", "--loud", "d")
+    assert (found.input, found.more, found.top_k, found.loud) == (Path("a"), (Path("b,c"), Path("d")), 4, True)
+    assert placed("a", "--more", "b,c").more == (Path("b"), Path("c"))
+    assert to_dict(found)["more"] == ["b,c", "d"]
+    for argv, message in (
+        (("a", "b", "--more", "c"), "unexpected argument 'b'"),
+        (("--input", "a", "b"), "unexpected argument 'b': --input is given too"),
+        (("a", "b", "-x"), "unknown flag -x"),
+    ):
+        with pytest.raises(SystemExit):
+            placed(*argv)
+        assert message in capsys.readouterr().err
 
 
 def test_one_input_may_stand_without_its_flag(capsys):

@@ -23,7 +23,8 @@ class EvaluateConfig(TranscribeOptions):
     """The flags of ``arkfast evaluate``."""
 
     headings: ClassVar[dict[str, str]] = {
-        "input": command_line.FIRST, "summary": command_line.OUTPUT, "model_path": command_line.FIRST, "tmp_output": command_line.OUTPUT,
+        "input": command_line.FIRST, "summary": command_line.OUTPUT, "model_path": command_line.FIRST, "vad": command_line.DECODING,
+        "tmp_output": command_line.OUTPUT,
         "pred_field": command_line.DATA, "unit": command_line.SCORING, "sort": command_line.OUTPUT, "compare": command_line.COMPARING,
     }  # fmt: skip
 

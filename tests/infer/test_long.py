@@ -4,7 +4,9 @@ import itertools
 import json
 import resource
 import sys
+import tarfile
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -193,6 +195,21 @@ def test_samples_in_memory_are_cut_too() -> None:
     (result,) = run([Utterance(id="m", audio=samples)])
     assert len(result.segments) >= 3
     assert (result.segments[0]["start"], result.segments[-1]["end"]) == (0, 70)
+
+
+def test_what_is_decoded_from_its_start_hands_on_samples_that_equal_the_segments(talk: Path, tmp_path: Path) -> None:
+    """A member of a tar file, which would be read whole for every clip."""
+    with tarfile.open(tmp_path / "shard.tar", "w") as archive:
+        archive.add(talk, "talk.wav")
+    member = Utterance(id="t", audio=f"{tmp_path / 'shard.tar'}::talk.wav", begin=3.0, end=100.0)
+    by_samples = list(Splitter("energy", LIMIT).pieces(member, tell=[]))
+    by_times = list(Splitter("energy", LIMIT).pieces(replace(member, audio=str(talk)), tell=[]))
+    assert len(by_times) >= 4
+    for one, other in zip(by_samples, by_times, strict=True):
+        assert (one.begin, one.end, one.utterance.id) == (other.begin, other.end, other.utterance.id)
+        assert isinstance(one.utterance.audio, np.ndarray)
+        assert isinstance(other.utterance.audio, str)
+        np.testing.assert_array_equal(read_clip(one.utterance).samples, read_clip(other.utterance).samples)
 
 
 def test_a_clip_without_transcript_fails_the_row_and_keeps_the_others(talk: Path) -> None:
