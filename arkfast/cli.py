@@ -19,7 +19,7 @@ COMMANDS = {
     "verify": ("arkfast.train.verify", "check a checkpoint without data: weights, tokenizer, prompt, and whether a teacher fits"),
     "report": ("arkfast.train.report.command", "one HTML page about a training run: curves, time, transcripts"),
     "export": ("arkfast.train.checkpoints.export_command", "the model of a training checkpoint, in any precision"),
-    "transcribe": ("arkfast.infer.command", "JSONL in, JSONL with transcripts out"),
+    "transcribe": ("arkfast.infer.command", "recordings or a manifest in, JSONL, text or captions out"),
     "evaluate": ("arkfast.evaluate.command", "WER and CER of transcripts, with confidence intervals"),
     "manifest": ("arkfast.manifest.command", "check a data set, or clean it: bad rows named, durations filled in"),
     "prove": ("arkfast.prove.command", "compare with Transformers on your own checkpoints, then a few steps: one pass or fail report"),

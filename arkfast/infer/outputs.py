@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from arkfast.files import STANDARD, is_outlet, write_text
 from arkfast.infer.formats import FORMS, CaptionLimits, Form, recordings_of, save, written
-from arkfast.infer.inputs import Input, single_recording
+from arkfast.infer.inputs import Input, single_recording, sources
 from arkfast.infer.jsonl import read_rows
 from arkfast.records import InputError
 
@@ -83,6 +83,7 @@ def planned(given: Input, *, output: Path | None, folder: Path | None, forms: Se
         yield Outputs(rows=output)
         return
     if single_recording(given) is None:
+        sources(given)  # what is not there is the better reason
         if output is None:
             raise InputError("required: --output, a JSONL file, or --output_dir for a file for each recording")
         raise InputError(f"--output_format {','.join(others)} needs --output_dir, since each recording has a file of its own")

@@ -265,6 +265,7 @@ def test_a_folder_becomes_a_file_for_each_recording_beside_all_rows(folder: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["gone.mp3"], "gone.mp3: no such file"),
         (["m.jsonl"], "required: --output, a JSONL file, or --output_dir for a file for each recording"),
         (["m.jsonl", "--output", "o", "--output_format", "srt"], "--output_format srt needs --output_dir"),
         (["a/talk.wav", "--output_format", "srt,txt"], "several formats need --output_dir"),
