@@ -49,6 +49,11 @@ def strict_cues(text: str, mark: str, *, numbered: bool) -> list[tuple[float, fl
     return found
 
 
+def seconds(clock: str) -> float:
+    hours, minutes, rest = clock.split(":")
+    return int(hours) * 3600 + int(minutes) * 60 + float(rest)
+
+
 def cues_of_srt(text: str) -> list[tuple[float, float, str]]:
     if importlib.util.find_spec("srt"):
         import srt
@@ -61,7 +66,8 @@ def cues_of_vtt(text: str) -> list[tuple[float, float, str]]:
     if importlib.util.find_spec("webvtt"):
         import webvtt
 
-        return [(c.start_in_seconds, c.end_in_seconds, c.raw_text) for c in webvtt.from_buffer(io.StringIO(text))]
+        # Its own seconds are whole ones.
+        return [(seconds(c.start), seconds(c.end), c.raw_text) for c in webvtt.from_buffer(io.StringIO(text))]
     head, _, rest = text.partition("\n\n")
     assert head in ("WEBVTT", "WEBVTT\n")
     assert not re.search(r"&(?!amp;|lt;|gt;)|<", rest)
