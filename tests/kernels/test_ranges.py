@@ -348,5 +348,6 @@ def test_bad_ranges_are_named(ranges, message):
 def test_bad_ranges_of_the_drop_in_loss_are_named():
     x = torch.zeros(2, 3, 9)
     for ranges, got in ((torch.zeros(3, 1, 2).int(), r"\[3, 1, 2\]"), (torch.zeros(2, 3, 2).int(), r"\[2, 3, 2\]"), (5, "int")):
-        with pytest.raises(ValueError, match=rf"union_topk_kl: ranges must be a torch.Tensor of shape \[..., R, 2\]( with the logits.* axes)?, got {got}"):
+        said = rf"union_topk_kl: ranges must be a torch.Tensor of shape \[..., R, 2\]( with the logits.* axes)?, got {got}"
+        with pytest.raises(ValueError, match=said):
             union_topk_kl(x, x, 2, ranges=ranges)
