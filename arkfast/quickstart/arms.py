@@ -118,7 +118,7 @@ def plan(root: Path, config: QuickstartConfig, corpus: Corpus) -> list[Arm]:
         Arm(name="teacher", stages=(teacher,)),
         Arm(name="base", stages=(base,)),
         Arm(name="opd", stages=(opd,), after=("base", "teacher")),
+        Arm(name="td_opd", stages=(first, second), after=("base", "teacher")),
         Arm(name="sft", stages=(sft,), after=("base",)),
         Arm(name="pseudo", stages=(pseudo,), after=("base", "teacher")),
-        Arm(name="td_opd", stages=(first, second), after=("base", "teacher")),
     ]
