@@ -6,19 +6,19 @@ A clip's features never depend on its batch mates. A feature worker imports this
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from arkfast import audio
 from arkfast.audio import Loaded
-from arkfast.audio.channels import check_channel, check_track
+from arkfast.audio.channels import Channel, check_channel, check_track
 from arkfast.audio.levels import doubts
 from arkfast.audio.segment import cut_samples
 from arkfast.audio.waveform import as_array, as_samples
 from arkfast.data.shards import open_audio
-from arkfast.records import Batch, InputError, Padded, Prompt, Utterance
+from arkfast.records import Batch, InputError, OnTruncated, Padded, Prompt, Utterance
 
 if TYPE_CHECKING:
     import torch
@@ -38,26 +38,43 @@ def read_clip(utterance: Utterance, *, max_seconds: float | None = 30.0) -> Load
             channel or track.
         TypeError: samples in memory have a type that is no audio.
     """
-    samples = utterance.audio
-    if isinstance(samples, str):
+    if isinstance(utterance.audio, str):
         source, name = open_audio(utterance)
-        return audio.read(
-            source,
-            begin=utterance.begin,
-            end=utterance.end,
-            channel=utterance.channel,
-            audio_track=utterance.audio_track,
-            on_truncated=utterance.on_truncated,
-            max_seconds=max_seconds,
-            name=name,
-        )
+        return audio.read(source, max_seconds=max_seconds, name=name, **what_is_heard(utterance))
+    cut = samples_in_memory(utterance, max_seconds=max_seconds)
+    return Loaded(cut, doubts(utterance.name, cut, audio.SAMPLING_RATE))
+
+
+class Heard(TypedDict):
+    """What an utterance says of its recording, by the names of ``audio.read``."""
+
+    begin: float | None
+    end: float | None
+    channel: Channel
+    audio_track: int | None
+    on_truncated: OnTruncated
+
+
+def what_is_heard(utterance: Utterance) -> Heard:
+    """Which part of its recording an utterance is, and how that is read."""
+    return Heard(
+        begin=utterance.begin,
+        end=utterance.end,
+        channel=utterance.channel,
+        audio_track=utterance.audio_track,
+        on_truncated=utterance.on_truncated,
+    )
+
+
+def samples_in_memory(utterance: Utterance, *, max_seconds: float | None) -> NDArray[np.float32]:
+    """[n] samples at 16 kHz of an utterance that brings them with it, its segment alone; raises as ``read_clip`` does."""
+    samples = utterance.audio
     if samples is None:
         raise InputError(f"{utterance.name}: no audio; the task needs a recording in every row")
     check_channel(utterance.name, utterance.channel or (), 1)
     check_track(utterance.name, utterance.audio_track or 0, 1)
     segment = cut_samples(as_array(samples), utterance.begin, utterance.end, max_seconds=max_seconds, label=utterance.name)
-    cut = as_samples(utterance.name, segment)
-    return Loaded(cut, doubts(utterance.name, cut, audio.SAMPLING_RATE))
+    return as_samples(utterance.name, segment)
 
 
 def features_of(samples: NDArray[np.float32], log_mel: LogMel, name: str) -> NDArray[np.float32]:

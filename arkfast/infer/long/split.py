@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from arkfast import audio
 from arkfast.audio.load import Used
-from arkfast.audio.segment import cut_samples, segment_times
-from arkfast.audio.waveform import as_array, as_samples
-from arkfast.data.collate import clip_name
+from arkfast.audio.segment import segment_times
+from arkfast.audio.waveform import as_array
+from arkfast.data.collate import clip_name, samples_in_memory, what_is_heard
 from arkfast.data.shards import TarMember, open_audio
 from arkfast.infer.long.cuts import Cutter
 from arkfast.infer.long.judges import Energy, Judge, Silero
@@ -140,23 +140,12 @@ class _Opened(NamedTuple):
 
 @contextmanager
 def _opened(utterance: Utterance) -> Iterator[_Opened]:
-    samples = utterance.audio
-    if isinstance(samples, str):
+    if isinstance(utterance.audio, str):
         source, name = open_audio(utterance)
-        with audio.reading(
-            source,
-            begin=utterance.begin,
-            end=utterance.end,
-            channel=utterance.channel,
-            audio_track=utterance.audio_track,
-            on_truncated=utterance.on_truncated,
-            name=name,
-        ) as reading:
-            yield _Opened(reading, reading.seeks and TarMember.parse(samples) is None, reading)
-        return
-    name = utterance.name
-    segment = cut_samples(as_array(samples), utterance.begin, utterance.end, max_seconds=None, label=name)
-    yield _Opened([as_samples(name, segment)], True, None)
+        with audio.reading(source, name=name, **what_is_heard(utterance)) as reading:
+            yield _Opened(reading, reading.seeks and TarMember.parse(utterance.audio) is None, reading)
+    else:
+        yield _Opened([samples_in_memory(utterance, max_seconds=None)], True, None)
 
 
 def _blocks(pieces: Iterable[NDArray[np.float32]], length: int) -> Iterator[NDArray[np.float32]]:
