@@ -1,7 +1,6 @@
 """From features to the first hidden state: encoding and prefill in groups of similar length.
 
-Grouping changes no result: the encoder masks what is padding,
-and prompts are padded on the right.
+Grouping changes no result: clips are encoded end to end or masked, and prompts are padded on the right.
 """
 
 from __future__ import annotations
