@@ -247,6 +247,10 @@ def test_a_bad_manifest_stops_every_rank_before_a_model_loads_with_one_message(w
     process = torchrun(world, tmp_path / "run", train_data=bad)
     assert process.wait(timeout=120) != 0
     said = (tmp_path / "run.log").read_text()
-    assert said.count("bad.jsonl:6: ") == 1
+    named = [line for line in said.splitlines() if "bad.jsonl:6: " in line]
+    assert [line.split("error: ")[0].strip() for line in named] == ["arkfast train:", "traceback : arkfast train:"], (
+        "one rank says it, and torchrun's report ends in it"
+    )
+    assert "Root Cause" in said.partition(named[0])[2].partition(named[1])[0]
     assert "Loading weights" not in said
     assert not (tmp_path / "run").exists()
