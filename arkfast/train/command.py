@@ -36,6 +36,7 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
 
     from arkfast.data.pool import WorkersBroken
     from arkfast.models.bars import without_loading_bars
+    from arkfast.train.parallel import let_rank_0_end_first
     from arkfast.train.stop import Interrupted
     from arkfast.train.trainer import Trainer, TrainingStopped
 
@@ -49,6 +50,7 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
     except TrainingStopped as error:
         text = str(error)
         if os.environ.get("RANK", "0") != "0":  # all ranks stop for the same reason
+            let_rank_0_end_first()
             return 1
     except torch.OutOfMemoryError as error:
         text = f"out of memory: {str(error).splitlines()[0]} {SMALLER}"

@@ -27,6 +27,7 @@ PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 T = TypeVar("T")
 _FAILED = "failed"
+HEAD_START_OF_RANK_0 = 5.0
 
 
 class Agreed(Generic[T]):
@@ -59,6 +60,16 @@ def this_start(store: dist.Store, rank: int, world: int) -> str:
                 store.set(f"arkfast/name/{store.get(f'arkfast/sign/{other}').decode()}", name)
         time.sleep(0.02)
     return name
+
+
+def let_rank_0_end_first(environment: Mapping[str, str] = os.environ) -> None:
+    """Wait, on a rank that leaves it to rank 0 to say why the run ends, until torchrun stops this process.
+
+    Torchrun names the process that it saw end first as the cause. A torchrun on another machine sees nothing of rank 0; there this returns
+    after ``HEAD_START_OF_RANK_0`` seconds.
+    """
+    if "TORCHELASTIC_RUN_ID" in environment:
+        time.sleep(HEAD_START_OF_RANK_0)
 
 
 def _is_set(store: dist.Store, key: str) -> bool:
@@ -204,6 +215,7 @@ class Parallel:
         if not found:
             return
         if not self.is_first:
+            let_rank_0_end_first()
             raise SystemExit(2)
         rank, text = found[0]
         raise InputError(text if rank == 0 else f"{text} (seen by rank {rank} of {self.world})") from error
@@ -224,6 +236,7 @@ class Parallel:
             raise
         except RuntimeError as error:
             if self._store is not None and not self.is_first and _is_set(self._store, _FAILED):
+                let_rank_0_end_first()
                 raise SystemExit(2) from error
             raise
 
