@@ -6,7 +6,7 @@ Streams, events and kernels that name no device belong to the current one, so th
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING
 
 from arkfast.records import InputError
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 CUDNN = "ARKFAST_CUDNN_ATTENTION"
 """The variable that lets PyTorch take cuDNN's attention."""
+WORKSPACE, WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+"""The variable that cuBLAS reads when it starts, and the values with which its products add up in a fixed order."""
 
 
 def use_device(name: str | torch.device | None, *, flag: str = "--device", environment: Mapping[str, str] = os.environ) -> torch.device:
@@ -67,3 +69,33 @@ def choose_attention(environment: Mapping[str, str] = os.environ) -> bool:
         raise InputError(f"{CUDNN}={asked}: must be 0 or 1")
     torch.backends.cuda.enable_cudnn_sdp(asked == "1")
     return asked == "1"
+
+
+def be_deterministic(environment: MutableMapping[str, str] = os.environ, *, flag: str = "--deterministic") -> None:
+    """Have this process compute the same bits from the same input, on the same machine and software, until it ends.
+
+    PyTorch then takes its deterministic algorithms: attention's backward pass adds up in a fixed order, and an operation that has no such
+    form raises PyTorch's error, which names it. cuBLAS gets a workspace of its own for each stream, for which this must be called before
+    the first product on a GPU.
+
+    Args:
+        environment: where ``CUBLAS_WORKSPACE_CONFIG`` is looked for and set.
+        flag: what an error calls the choice.
+
+    Raises:
+        InputError: the environment asks for something else, or it is too late to ask cuBLAS.
+    """
+    import torch
+
+    asked = environment.get(WORKSPACE)
+    if asked is not None and asked not in WORKSPACES:
+        raise InputError(f"{flag}: {WORKSPACE}={asked} lets products add up in any order; unset it, or set it to {' or '.join(WORKSPACES)}")
+    if environment.get(CUDNN, "0") == "1":
+        raise InputError(
+            f"{flag}: {CUDNN}=1 asks for cuDNN's attention, whose backward pass adds up in no fixed order; leave one of them out"
+        )
+    if asked is None and torch.cuda.is_initialized():
+        raise InputError(f"{flag}: a GPU is in use by this process already; set {WORKSPACE}={WORKSPACES[0]} before it starts")
+    environment[WORKSPACE] = asked or WORKSPACES[0]
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False

@@ -14,6 +14,7 @@ import torch
 
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
+from arkfast.engine.graphs import BUCKETS, bucket
 from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
 from arkfast.engine.slots import Slots
@@ -270,6 +271,9 @@ class Engine:
                 self._slots = None  # the old memory goes before the new comes
             else:
                 most = rows
+            if torch.are_deterministic_algorithms_enabled():
+                # A captured step then has as many rows whatever batches came before, and its products add up alike.
+                most = bucket(most, most + BUCKETS[-1])
             self._slots = Slots(self.model, self._choosing, rows=most, length=length, new=new, graphs=self._graphs)
             self._weights = weights
         self._slots.most = rows

@@ -98,8 +98,19 @@ def restrict(scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> 
     ordered = ordered.masked_fill(ordered < ordered.gather(-1, last[:, None]), float("-inf"))
     probability = ordered.softmax(-1)
     # compared as a sum from the best down, which reaches 1 only roughly: a row that is not restricted must lose nothing to rounding
-    outside = (probability.cumsum(-1) - probability >= top_p[:, None]) & (top_p[:, None] < 1.0)
+    outside = (before(probability) >= top_p[:, None]) & (top_p[:, None] < 1.0)
     return torch.empty_like(scores).scatter_(-1, index, ordered.masked_fill(outside, float("-inf")))
+
+
+def before(probability: torch.Tensor) -> torch.Tensor:
+    """[R, V] what comes before each of ``probability`` [R, V] float32, added up.
+
+    Where PyTorch is to be deterministic these are sums of multiples of 2⁻⁴⁰: it has no sum of floats on a GPU in a fixed order.
+    """
+    if not torch.are_deterministic_algorithms_enabled():
+        return probability.cumsum(-1) - probability
+    parts = (probability.double() * 2**40).long()
+    return (parts.cumsum(-1) - parts).double() / 2**40
 
 
 def penalise(scores: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:

@@ -222,6 +222,9 @@ class TrainConfig(ConsoleOptions):
     """cuda (one GPU of several: cuda:1), cpu or auto."""
     num_threads: int = 0
     """CPU threads of the tensor library; 0 leaves its default."""
+    deterministic: bool = False
+    """Compute the same bits in every run of the same command on the same machine, resumed or not, on a GPU too, where some operations are
+    then slower; a CPU does so anyway."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

@@ -101,6 +101,10 @@ class LoadedStudent:
             return None
         if self.n_mels is None:
             raise InputError(f"--ctc_weight: a CTC term aligns audio, and task {self.config.task} hears nothing; leave it at 0")
+        if self.config.deterministic and device.type == "cuda":
+            raise InputError(
+                "--ctc_weight: PyTorch's CTC loss has no deterministic gradient on a GPU; leave it at 0, or --deterministic out"
+            )
         blank = self.interface.tokenizer.pad_token_id
         if blank is None:
             raise InputError(f"--student_model {self.config.student_model}: its tokenizer has no padding id, which is CTC's blank")

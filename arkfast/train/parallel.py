@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
-from arkfast.device import use_device
+from arkfast.device import be_deterministic, use_device
 from arkfast.records import InputError
 
 PLACE = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -85,14 +85,22 @@ class Parallel:
     Args:
         device: cuda, cpu or auto.
         timeout: seconds after which a collective that some rank never joins is an error.
+        deterministic: have the process compute the same bits in every run (``arkfast.device.be_deterministic``).
         environment: where torchrun says which process this is.
 
     Raises:
-        InputError: WORLD_SIZE without the rest of torchrun's variables, a GPU that is not there, or more processes on a machine than it has
-            GPUs.
+        InputError: WORLD_SIZE without the rest of torchrun's variables, a GPU that is not there, more processes on a machine than it has
+            GPUs, or an environment in which ``deterministic`` cannot hold.
     """
 
-    def __init__(self, device: str = "auto", *, timeout: float = 1800.0, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(
+        self,
+        device: str = "auto",
+        *,
+        timeout: float = 1800.0,
+        deterministic: bool = False,
+        environment: Mapping[str, str] = os.environ,
+    ) -> None:
         self.world = int(environment.get("WORLD_SIZE", "1"))
         if self.world > 1 and (absent := [name for name in PLACE if name not in environment]):
             raise InputError(
@@ -109,6 +117,8 @@ class Parallel:
             if local >= there:
                 raise InputError(f"--nproc_per_node: process {local + 1} on this machine has no GPU of its own, there are {there}")
             wanted = f"cuda:{local}"
+        if deterministic:
+            be_deterministic()
         self.device = use_device(wanted, environment=environment)
         self._timeout = timedelta(seconds=timeout)
         self._opened = False

@@ -73,7 +73,7 @@ class Trainer:
         if config.num_threads:
             torch.set_num_threads(config.num_threads)
         self.config = config
-        self.parallel = Parallel(config.device, timeout=config.distributed_timeout)
+        self.parallel = Parallel(config.device, timeout=config.distributed_timeout, deterministic=config.deterministic)
         with self.parallel.agreeing():
             check_paths(config)
         self._lock = RunLock(config, self.parallel)

@@ -67,10 +67,14 @@ def sparse_weight_grad(
 
     Raises:
         ValueError: on wrong shapes, dtypes or backend.
+        RuntimeError: the mode is "atomic" where ``torch.use_deterministic_algorithms`` is on.
     """
     op = "sparse_weight_grad"
     check_count(op, "num_rows", num_rows)
     check_choice(op, "mode", mode, ("sorted", "atomic"))
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if mode == "atomic" and strict:
+        raise RuntimeError(f"{op}: mode='atomic' adds in no fixed order, and torch.use_deterministic_algorithms is on; take mode='sorted'")
     check_shapes(
         op,
         grad=(grad, "T U"),
