@@ -24,6 +24,7 @@ from arkfast.kernels.linear_kl import linear_kl, linear_logprob
 from arkfast.kernels.linear_topk import linear_topk_lse
 from arkfast.kernels.log_softmax import linear_log_softmax, row_log_softmax
 from arkfast.kernels.rope_cache import rope_cache
+from arkfast.kernels.rotary import rotary
 from arkfast.kernels.row_topk import FLAG_INF, FLAG_NAN, FLAG_SHORT, TopK, topk_lse
 from arkfast.kernels.sparse_grad import sparse_weight_grad
 from arkfast.kernels.swiglu import swiglu
@@ -59,6 +60,7 @@ __all__ = [
     "opd_union_kl",
     "reset_usage",
     "rope_cache",
+    "rotary",
     "row_log_softmax",
     "sparse_weight_grad",
     "swiglu",

@@ -34,10 +34,11 @@ def check_shapes(op: str, **arguments: tuple[torch.Tensor | None, str]) -> dict[
         if tensor is None:
             continue
         check_tensor(op, name, tensor, letters)
-        axes = letters.split()
-        expected = ", ".join(f"{axis}={sizes[axis]}" if axis in sizes and not axis.isdigit() else axis for axis in axes)
+        axes, known = letters.split(), dict(sizes)
         sizes.update((axis, int(axis)) for axis in axes if axis.isdigit())
         if tensor.dim() != len(axes) or any(sizes.setdefault(axis, n) != n for axis, n in zip(axes, tensor.shape, strict=True)):
+            # Written where it is wrong alone: to torch.compile a size that is written out is no symbol any more.
+            expected = ", ".join(f"{axis}={known[axis]}" if axis in known and not axis.isdigit() else axis for axis in axes)
             raise ValueError(f"{op}: {name} must have shape [{expected}], got {list(tensor.shape)}")
         if first is None:
             first = (name, tensor)

@@ -25,6 +25,7 @@ from arkfast.kernels import (
     linear_topk_lse,
     opd_union_kl,
     rope_cache,
+    rotary,
     row_log_softmax,
     sparse_weight_grad,
     swiglu,
@@ -56,6 +57,7 @@ CALLS = {
     "audio_embed_merge": lambda **k: audio_embed_merge(IDS, W, torch.zeros(3, 1, 4), torch.zeros(3).long(), 5, **k),
     "add_rms_norm": lambda **k: add_rms_norm(H, H, W[0], 1e-6, **k),
     "rope_cache": lambda **k: rope_cache(H, H, H, H, H, CACHE.clone(), CACHE.clone(), ROWS, **k),
+    "rotary": lambda **k: rotary(H[:, None], H[:, None], S, S, **k),
     "decode_attention": lambda **k: decode_attention(H[:, None], CACHE, CACHE, ROWS, **k),
     "swiglu": lambda **k: swiglu(H, H, **k),
 }
@@ -165,6 +167,10 @@ BAD: list[tuple[Any, str]] = [
     (lambda: decode_attention(H[:, None], CACHE[:2], CACHE[:2], ROWS), "keys must have a row for each of the T=3 queries, got 2"),
     (lambda: CALLS["decode_attention"](limit=6), "decode_attention: limit must be at most the caches' L=5 positions, got 6"),
     (lambda: CALLS["decode_attention"](limit=0), "decode_attention: limit must be a whole number of at least 1, got 0"),
+    (lambda: rotary(H[:, None], H[:2, None], S, S), r"rotary: k must have shape \[T=3, Hk, D=4\], got \[2, 1, 4\]"),
+    (lambda: rotary(H[:, None], H[:, None], H, H), "rotary: cos must have from 1 to D / 2 = 2 angles a position, got 4"),
+    (lambda: rotary(H[:, None], H[:, None], S, S.half()), "rotary: sin must be torch.float32 as q is, got torch.float16"),
+    (lambda: rotary(H[:, None], H[:, None], S.clone().requires_grad_(), S), "rotary: cos requires a gradient, which this op does not"),
     (lambda: CALLS["decode_attention"](scale=float("inf")), "decode_attention: scale must be a finite number above 0, got inf"),
 ]
 
@@ -242,6 +248,8 @@ def test_nothing_waits_for_the_device():
         query = rope_cache(normed, rows, swiglu(rows, rows), rows, rows, keys, values, ids.new_zeros(70).long())
         rope_cache(normed, rows, rows, rows, rows, keys, values, ids[:, 0], q_norm=rows[0], k_norm=rows[0], eps=1e-6)
         decode_attention(query, keys, values, ids.new_zeros(70).long(), limit=5)
+        turned = rotary(hidden[:, None], hidden[:, None], rows[:, :2], rows[:, :2])
+        (turned[0] + turned[1]).sum().backward()
         with pytest.raises(DataDependentOutputException):  # the trap does close
             top.lse.sum().item()
 

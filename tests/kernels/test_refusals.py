@@ -75,6 +75,7 @@ def arguments() -> dict[str, dict[str, Any]]:
         "add_rms_norm": {"x": hidden, "residual": normal(T, F), "weight": weight[0], "eps": 1e-6},
         "rope_cache": {"q": hidden, "k": normal(T, F), "v": normal(T, F), "cos": normal(T, F), "sin": normal(T, F), "keys": cache,
                        "values": cache.clone(), "positions": rows, "q_norm": weight[0], "k_norm": weight[1], "eps": 1e-6},
+        "rotary": {"q": hidden[:, None], "k": normal(T, 2, F), "cos": normal(T, 1), "sin": normal(T, 1)},
         "decode_attention": {"q": hidden[:, None], "keys": cache, "values": cache.clone(), "lens": rows, "limit": 5, "scale": 0.5},
         "swiglu": {"gate": hidden, "up": normal(T, F)},
     }  # fmt: skip

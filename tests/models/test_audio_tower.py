@@ -9,8 +9,9 @@ import torch
 from transformers import GlmAsrEncoderConfig
 from transformers.models.glmasr.modeling_glmasr import GlmAsrEncoder
 
+from arkfast.kernels import rotary
 from arkfast.models import packing
-from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, audio_token_count, rope_tables, rotate_pairs
+from arkfast.models.arkasr.audio_tower import FP16_LIMIT, EncoderLayer, audio_token_count, rope_tables
 from arkfast.models.arkasr.modeling import ArkasrForConditionalGeneration
 from arkfast.testing import perturb, tiny_config, tiny_model
 
@@ -80,15 +81,13 @@ def test_equals_transformers_glm_encoder(model: ArkasrForConditionalGeneration, 
 
 def test_rotation_is_of_neighbours_in_the_first_half() -> None:
     cos, sin = rope_tables(5, 8, torch.device("cpu"), torch.float32)
-    x = torch.randn(1, 1, 5, 8, generator=torch.Generator().manual_seed(0))
-    y = rotate_pairs(x, cos, sin)
+    x = torch.randn(5, 1, 8, generator=torch.Generator().manual_seed(0))
+    y, _ = rotary(x, x, cos, sin)
     torch.testing.assert_close(y[..., 4:], x[..., 4:], rtol=0, atol=0)
     for t in range(5):
         for pair, speed in enumerate((1.0, 0.01)):  # 10000^(0/4), 10000^(-2/4)
-            turned = torch.view_as_complex(x[0, 0, t, 2 * pair : 2 * pair + 2].contiguous()) * torch.exp(torch.tensor(1j * t * speed))
-            torch.testing.assert_close(
-                torch.view_as_complex(y[0, 0, t, 2 * pair : 2 * pair + 2].contiguous()), turned, rtol=1e-6, atol=1e-6
-            )
+            turned = torch.view_as_complex(x[t, 0, 2 * pair : 2 * pair + 2].contiguous()) * torch.exp(torch.tensor(1j * t * speed))
+            torch.testing.assert_close(torch.view_as_complex(y[t, 0, 2 * pair : 2 * pair + 2].contiguous()), turned, rtol=1e-6, atol=1e-6)
 
 
 @torch.no_grad()

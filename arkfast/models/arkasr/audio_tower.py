@@ -9,6 +9,7 @@ S = (T + 1) // 2 encoder frames, P frames of all clips, D encoder width, N = max
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,15 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from arkfast.kernels import rotary
 from arkfast.models.arkasr.config import ArkasrConfig
 from arkfast.models.arkasr.prompt import audio_token_count, encoder_frames
+from arkfast.models.compiled import call
 from arkfast.models.packing import Packing
 
 ROPE_BASE = 10_000.0
+Clips: TypeAlias = Tensor | Packing | None
+"""Which positions are whose: packed clips, a mask of padded ones, or None where every frame counts."""
 FP16_LIMIT = 65_504.0 - 1_000.0  # the largest fp16 number less the original's margin
 
 
@@ -30,19 +35,6 @@ def rope_tables(frames: int, head_dim: int, device: torch.device, dtype: torch.d
     frequency = 1.0 / ROPE_BASE ** (torch.arange(0, rotated, 2, device=device, dtype=torch.float32) / rotated)
     angle = torch.outer(torch.arange(frames, device=device, dtype=torch.float32), frequency)
     return angle.cos().to(dtype), angle.sin().to(dtype)
-
-
-def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate neighbours (0,1), (2,3), … of the first half of each head; the second half passes.
-
-    Args:
-        x: [B, heads, S, head_dim], or [P, heads, head_dim].
-        cos, sin: [S, head_dim // 4], or [P, 1, head_dim // 4].
-    """
-    rotated = 2 * cos.shape[-1]
-    even, odd = x[..., :rotated].unflatten(-1, (-1, 2)).unbind(-1)
-    turned = torch.stack((even * cos - odd * sin, odd * cos + even * sin), dim=-1).flatten(-2)
-    return torch.cat((turned, x[..., rotated:]), dim=-1)
 
 
 class EncoderAttention(nn.Module):
@@ -58,23 +50,29 @@ class EncoderAttention(nn.Module):
         self.v_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, clips: Tensor | Packing | None) -> Tensor:
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [P, D] and the angles of its positions [P, head_dim // 4] → queries, keys and values [P, heads, head_dim]."""
+        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
+        return *rotary(q, k, cos.to(q.dtype), sin.to(q.dtype)), v
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, clips: Clips, padded: tuple[int, ...]) -> Tensor:
         """Attend within each clip.
 
         Args:
-            x: [B, S, D], or [P, D] of packed clips.
-            cos, sin: as ``rotate_pairs`` takes them.
-            clips: where packed clips lie; or [B, 1, 1, S] bool, True where a frame may be attended to; None: every frame may be.
+            q, k, v: [P, heads, head_dim], of packed clips or of B · S padded positions.
+            clips: where packed clips lie; or [B, S] bool, True where a frame may be attended to; None: every frame may be.
+            padded: (B, S) of clips that are not packed.
+
+        Returns:
+            [P, D] or [B, S, D], before the output's projection.
         """
-        q, k, v = (project(x).unflatten(-1, (self.heads, -1)) for project in (self.q_proj, self.k_proj, self.v_proj))
-        if isinstance(clips, Packing):
-            own = _eager_attention if self.config._attn_implementation == "eager" else None
-            return self.out_proj(clips.attend(rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin), v, own=own).flatten(1))
-        q, k, v = (states.transpose(1, 2) for states in (q, k, v))
-        q, k = rotate_pairs(q, cos, sin), rotate_pairs(k, cos, sin)
         # Any other implementation name (flash, the decoding engine's own) concerns the decoder: SDPA takes its fused kernels by itself.
-        attend = _eager_attention if self.config._attn_implementation == "eager" else F.scaled_dot_product_attention
-        return self.out_proj(attend(q, k, v, clips).transpose(1, 2).flatten(2))
+        eager = self.config._attn_implementation == "eager"
+        if isinstance(clips, Packing):
+            return clips.attend(q, k, v, own=_eager_attention if eager else None).flatten(1)
+        q, k, v = (states.unflatten(0, padded).transpose(1, 2) for states in (q, k, v))
+        attend = _eager_attention if eager else F.scaled_dot_product_attention
+        return attend(q, k, v, None if clips is None else clips[:, None, None]).transpose(1, 2).flatten(2)
 
 
 def _eager_attention(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
@@ -97,14 +95,27 @@ class EncoderLayer(GradientCheckpointingLayer):
         self.fc2 = nn.Linear(whisper.encoder_ffn_dim, width)
         self.activation = ACT2FN[whisper.activation_function]
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, clips: Tensor | Packing | None) -> Tensor:
-        """x [P, D] of packed ``clips``; or [B, S, D], with ``clips`` [B, S] bool, True on a clip's own frames, or None when all are."""
-        attended = clips[:, None, None] if isinstance(clips, Tensor) else clips
-        x = x + self.self_attn(self.self_attn_layer_norm(x), cos, sin, attended)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, clips: Clips) -> Tensor:
+        """x [P, D] of packed ``clips``; or [B, S, D], with ``clips`` [B, S] bool, True on a clip's own frames, or None when all are.
+
+        ``cos`` and ``sin`` [P, head_dim // 4] belong to the P or B · S positions. What stands before and behind the attention is
+        compiled where that is the choice (``arkfast.models.compiled``); the attention is a fused kernel already.
+        """
+        q, k, v = call(EncoderLayer.before, self, x.flatten(0, -2), cos, sin)
+        mixed = self.self_attn.attend(q, k, v, clips, x.shape[:-1])
+        return call(EncoderLayer.behind, self, x, mixed, clips if isinstance(clips, Tensor) else None)
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """x [P, D] → the queries, keys and values of its attention."""
+        return self.self_attn.project(self.self_attn_layer_norm(x), cos, sin)
+
+    def behind(self, x: Tensor, mixed: Tensor, inside: Tensor | None) -> Tensor:
+        """x [P, D] or [B, S, D] and what was attended to, in x's shape → the layer's output, zero where ``inside`` [B, S] bool is False."""
+        x = x + self.self_attn.out_proj(mixed)
         x = x + self.fc2(self.activation(self.fc1(self.final_layer_norm(x))))
         if x.dtype == torch.float16:
             x = x.clamp(-FP16_LIMIT, FP16_LIMIT)
-        return _zero_outside(x, clips[..., None]) if isinstance(clips, Tensor) else x
+        return x if inside is None else _zero_outside(x, inside[..., None])
 
 
 class WhisperTower(nn.Module):
@@ -121,7 +132,7 @@ class WhisperTower(nn.Module):
     def forward(self, mel: Tensor, mel_lens: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """mel [B, 128, T] → (frames [B, S, D], frame mask [B, S] bool or None). Each step sees zeros past a clip's end, as alone."""
         x, frame_mask = self._convolved(mel, mel_lens)
-        cos, sin = rope_tables(x.shape[1], self.head_dim, x.device, x.dtype)
+        cos, sin = (table.repeat(len(x), 1) for table in rope_tables(x.shape[1], self.head_dim, x.device, x.dtype))
         for layer in self.layers:
             x = layer(x, cos, sin, frame_mask)
         return x, frame_mask
@@ -129,7 +140,7 @@ class WhisperTower(nn.Module):
     def packed(self, mel: Tensor, mel_lens: Tensor, clips: Packing) -> Tensor:
         """mel [B, 128, T] → frames [P, D] of ``clips``, whose lengths are ``mel_lens`` on the host, in encoder frames."""
         x, _ = self._convolved(mel, mel_lens)
-        cos, sin = (table[clips.place][:, None] for table in rope_tables(x.shape[1], self.head_dim, x.device, x.dtype))
+        cos, sin = (table[clips.place] for table in rope_tables(x.shape[1], self.head_dim, x.device, x.dtype))
         x = clips.pack(x)
         for layer in self.layers:
             x = layer(x, cos, sin, clips)
