@@ -39,21 +39,23 @@ SUITES = (
     "loss_block",
     "union_kl",
     "embed_merge",
+    "rotary",
     "sparse_grad",
     "log_softmax",
     "linear_kl",
     "decode_step",
     "engine",
+    "rtfx",
     "step",
 )
 GROUPS = (*PROOFS, *SUITES)
-SHARES = {"tests": 8, "sanitizer": 3, "linear_topk": 2, "loss_block": 4, "union_kl": 2, "engine": 4}
+SHARES = {"tests": 8, "sanitizer": 3, "linear_topk": 2, "loss_block": 4, "union_kl": 2, "engine": 4, "rtfx": 6}
 """Parts of the time, where a group takes more than one; what a group leaves goes to the later ones."""
 GRACE, LAST = 120.0, 30.0
 """Seconds that a group may overrun its share by, to finish the shape that it had begun, and that the whole may overrun its time by."""
 CANNOT = re.compile(r"^=+ .*(Device not supported|Unable to attach|not supported on this).*$", flags=re.MULTILINE)
 """What compute-sanitizer says where it can look at nothing, and so finds nothing."""
-KERNELS = (*LEAD, "linear_kl", "embed_merge", "decode_step")
+KERNELS = (*LEAD, "linear_kl", "embed_merge", "rotary", "decode_step")
 """Suites whose kernels call A checks at one shape each."""
 WRONG = 3
 """Exit status of a first look at a wrong answer; Python's own for an error is 1."""

@@ -181,6 +181,21 @@ def clip_shape(H: int, clips: int, mode: str, *, core: bool = True) -> Shape:
     return Shape(T=sum(map(encoder_frames, seconds)), V=model.encoder_inner, H=H, HT=model.width, B=clips, mode=mode, core=core)
 
 
+RTFX_CLIPS = {"cuda": 512, "cpu": 6}
+"""Clips of a whole transcription: enough that its end, where few rows are left, is a small part."""
+
+
+def rtfx_shapes(device: str) -> list[Shape]:
+    """Whole transcriptions: from samples, and from files of each codec; the published corpora's own codec first."""
+    found = []
+    for H in (896, 2_048) if device == "cuda" else (48,):
+        count = RTFX_CLIPS[device]
+        frames = sum(map(encoder_frames, mixed_seconds(H, count)))
+        modes = ("samples", "flac", "wav", "mp3")
+        found += [Shape(T=frames, H=H, B=count, mode=mode, core=H != 2_048 or mode == "flac") for mode in modes]
+    return ordered(found)
+
+
 def engine_shapes(device: str) -> list[Shape]:
     """Phases of transcription and the whole of it. Models follow each other, since only one is kept; the goals are about the first."""
     if device == "cpu":

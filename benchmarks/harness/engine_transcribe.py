@@ -64,9 +64,9 @@ def limits(H: int, clips: int) -> list[int]:
     return [max(2, round(TOKENS_PER_SECOND * seconds)) for seconds in mixed_seconds(H, clips)]
 
 
-def inputs(shape: Shape, device: torch.device, seed: int) -> Recordings:
-    model = speech.model(shape.H, device)
-    sizes, allowed = MODELS[shape.H], speech.allowed(shape.H)
+def generator(model: Any, H: int) -> Any:
+    """``generate`` with all that the original gives it: (audios, ids, mask, limits) → new ids."""
+    sizes, allowed = MODELS[H], speech.allowed(H)
     end = allowed.stop_ids[0]
     banned = [[i] for i in range(sizes.text, sizes.V) if i != end]
 
@@ -78,8 +78,13 @@ def inputs(shape: Shape, device: torch.device, seed: int) -> Recordings:
         )  # fmt: skip
         return sequences[:, ids.shape[1] :]
 
+    return generate
+
+
+def inputs(shape: Shape, device: torch.device, seed: int) -> Recordings:
+    model = speech.model(shape.H, device)
     batch = speech.clips(shape.H, mixed_seconds(shape.H, shape.B), device, seed)
-    return Recordings(model, engine(shape.H, device), batch, limits(shape.H, shape.B), generate)
+    return Recordings(model, engine(shape.H, device), batch, limits(shape.H, shape.B), generator(model, shape.H))
 
 
 def without_last(ids: torch.Tensor, lens: torch.Tensor) -> Result:

@@ -22,6 +22,8 @@ OUT_OF_TIME = "out of time"
 """The error of a shape that was not begun."""
 ROOFLINE = 9_420
 """Seconds of speech that the 0.6B model could transcribe in one, bound by products and memory alone: clips of 10 s, 128 at once."""
+LEADERBOARD = 663
+"""Times real time of ARK-ASR-0.6B on the Open ASR Leaderboard's board of 2026-10-02, whose clock leaves decoding of files out."""
 WORKSPACE, BYTES_A_POSITION = 512 << 20, 5_500
 """What the loss block may hold: the workspace and 5.5 KB a position (its ids, scores, gradients and bfloat16 hidden gradient)."""
 
@@ -122,6 +124,12 @@ def roofline_share(row: Row, rows: Sequence[Row]) -> float | None:
     return None if speed is None else 100 * speed / ROOFLINE
 
 
+def leaderboard_ratio(row: Row, rows: Sequence[Row]) -> float | None:
+    """Times real time over what the leaderboard gives the model."""
+    speed = row.get("x_real_time")
+    return None if speed is None else speed / LEADERBOARD
+
+
 def memory_slope(row: Row, rows: Sequence[Row]) -> float | None:
     """Extra bytes for each position more than at T = 1,024, the other sizes equal."""
     small = next((r for r in rows if r["shape"] == {**row["shape"], "T": 1_024}), None)
@@ -214,6 +222,15 @@ def _goals() -> Iterable[Goal]:
     yield Goal(
         id="E3", text="features to ids, mixed clips, 0.6B, share of 9,420 times real time", must=42, group="engine", provider="ours",
         figure=roofline_share, where=lambda row: sized(row, mode="transcribe", V=None, K=None, H=(896,)),
+    )  # fmt: skip
+    for H, size, must, stretch in ((896, "0.6B", 4_000, 7_000), (2_048, "3B", 1_800, None)):
+        yield Goal(
+            id="R1", text=f"FLAC files to text, mixed clips, {size}, times real time", must=must, stretch=stretch, group="rtfx",
+            figure=column("x_real_time"), unit="x", provider="ours", where=lambda row, H=H: sized(row, mode="flac", V=None, K=None, H=(H,)),
+        )  # fmt: skip
+    yield Goal(
+        id="R2", text="samples to text, mixed clips, 0.6B, against the leaderboard's 663 times real time", must=6, group="rtfx",
+        figure=leaderboard_ratio, unit="x", provider="ours", where=lambda row: sized(row, mode="samples", V=None, K=None, H=(896,)),
     )  # fmt: skip
 
 

@@ -71,6 +71,7 @@ def call_a(device: str) -> list[Part]:
         Part(CHECKS, 65),
         Part("step", 70, items("step", where=lambda shape: True)),
         Part("transcription", 45, items("engine", where=lambda shape: shape.mode == "transcribe")),
+        Part("times real time", 55, items("rtfx", where=lambda shape: shape.H != 2_048 and shape.mode in ("samples", "flac"), most=None)),
         Part("whole loss", 70, items("loss_block", where=sized(MIDDLE if device == "cuda" else 10), most=None)),
     ]
 
@@ -90,7 +91,7 @@ def call_b(device: str, have: frozenset[tuple[str, str]] = frozenset()) -> list[
     def pick(*groups: str, where: Callable[[Shape], bool], most: int | None = None) -> Iterator[Item]:
         return chosen(device, groups, where, most)
 
-    everything = (*LEAD, "linear_kl", "embed_merge", "decode_step", "engine", "step")
+    everything = (*LEAD, "linear_kl", "embed_merge", "rotary", "decode_step", "engine", "rtfx", "step")
     parts = [
         part("step", 50, pick("step", where=lambda shape: True, most=1)),
         part("T = 4,096", 60, pick(*LEAD, where=sized(MIDDLE))),
@@ -107,10 +108,12 @@ def call_b(device: str, have: frozenset[tuple[str, str]] = frozenset()) -> list[
             pick("engine", where=lambda shape: shape.mode == "step" and shape.core, most=1),
             pick("engine", where=lambda shape: shape.mode == "transcribe" and shape.core),
         ),
+        part("times real time", 45, pick("rtfx", where=lambda shape: shape.core)),
         part(
             "merge and real vocabulary",
             20,
             pick("embed_merge", where=lambda shape: shape.mode in ("forward", "backward")),
+            pick("rotary", where=lambda shape: shape.core),
             pick(*LEAD, where=lambda shape: shape.V == V_STUDENT and shape.K in (0, 32)),
             pick("decode_step", where=lambda shape: shape.core, most=2),
             pick("linear_kl", where=sized(MIDDLE), most=1),

@@ -78,10 +78,16 @@ def clips(H: int, seconds: list[float], device: torch.device, seed: int) -> Batc
     mel = torch.zeros(len(frames), N_MELS, max(frames), device=device)
     for i, n in enumerate(frames):
         mel[i, :, :n] = normal(N_MELS, n, device=device, seed=seed + i, dtype=torch.float32)
-    ids, lens = pad_right([prompt(H).ids(n) for n in frames])
+    return batch(mel, frames, [prompt(H).ids(n) for n in frames])
+
+
+def batch(mel: torch.Tensor, frames: list[int], prompts: list[list[int]]) -> Batch:
+    """Features [B, 128, T] of clips of so many frames, with their prompts, on the features' device."""
+    device = mel.device
+    ids, lens = pad_right(prompts)
     return Batch(
         ids=tuple(f"clip {i}" for i in range(len(frames))), keys=torch.arange(len(frames), device=device), mel=mel,
-        mel_lens=torch.tensor(frames, device=device), input_ids=ids.to(device), prompt_lens=lens.to(device), seconds=sum(seconds),
+        mel_lens=torch.tensor(frames, device=device), input_ids=ids.to(device), prompt_lens=lens.to(device), seconds=sum(frames) / 100,
     )  # fmt: skip
 
 

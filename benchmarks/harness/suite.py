@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -74,6 +75,8 @@ class Suite:
     """(shape, a provider's row with its times) → more columns that follow from them."""
     queued: bool = True
     """Whether launching is left out of the times, as a queue far ahead of the GPU hides it in training; it counts in decoding."""
+    once: bool = False
+    """Whether each provider is called once, and that call checked: where it takes seconds, and begins with cold caches."""
 
 
 @dataclass
@@ -140,6 +143,8 @@ def measure_shape(
     Args:
         on_rows: is called with the shape's rows so far and with the provider that comes next, before each of them.
     """
+    if suite.once:
+        return measure_once(suite, shape, clock.device, on_rows)
     device = clock.device
     try:
         sets = prepared(suite, shape, device)
@@ -169,6 +174,47 @@ def measure_shape(
         _release(device)
     del sets, calls, oracle
     _release(device)
+    return sheet.all()
+
+
+def measure_once(suite: Suite, shape: Shape, device: torch.device, on_rows: Callable[[list[Row], str], None] | None = None) -> list[Row]:
+    """A row of each provider, called once at one shape; the host's clock runs until the device is done. See ``measure_shape``."""
+    tell, sheet = on_rows or (lambda rows, coming: None), Sheet(suite, shape)
+    try:
+        x = suite.inputs(shape, device, 0)
+    except (ImportError, torch.OutOfMemoryError) as error:
+        return [{**_base(suite, shape, device), "provider": "all", "ours": False, "check": "not run", "error": str(error).splitlines()[0]}]
+    oracle, lead = suite.oracle(shape, x), None
+    for provider in in_turn(suite, suite.providers(shape, device)):
+        tell(sheet.all(), provider.name)
+        row: Row = {
+            **_base(suite, shape, device),
+            "provider": provider.name,
+            "ours": provider.ours,
+            "note": provider.note,
+            "check": "not run",
+        }
+        sheet.rows.append(row)
+        taken: list[float] = []
+
+        def timed(inputs: Any, provider: Provider = provider, taken: list[float] = taken) -> Any:
+            begun = time.perf_counter()
+            result = provider.run(inputs)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            taken.append(time.perf_counter() - begun)
+            return result
+
+        try:
+            wrong = complaint(replace(provider, run=timed), x, oracle)
+        except torch.OutOfMemoryError:
+            row["error"] = "out of memory"
+        else:
+            row["check"] = "passed" if wrong is None else f"failed: {wrong}"
+            if wrong is None:
+                sheet.add({provider.name: taken, **({lead: [sheet.seconds(lead)]} if lead else {})}, lead=lead)
+                lead = lead or (provider.name if provider.ours else None)
+        _release(device)
     return sheet.all()
 
 
@@ -284,6 +330,10 @@ class Sheet:
             elif row["check"] == "passed":
                 row.setdefault("error", "out of memory beside the others")
         self._compare()
+
+    def seconds(self, name: str) -> float:
+        """The time of a provider that was timed."""
+        return next(float(row["seconds"]["p50"]) for row in self.rows if row["provider"] == name)
 
     def _add_ceilings(self, taken: dict[str, dict[str, float]], samples: dict[str, list[float]]) -> None:
         work = self.suite.work(self.shape)
