@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,9 +27,11 @@ from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.outputs import Outputs, planned
+from arkfast.infer.ranks import Lengths, Shard, Tally, Team, follow, for_rank, lead, take_in, team_of, wrote_something
 from arkfast.infer.record import record_path, write_record
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
 from arkfast.infer.resume import Rows, Turn, decided, journal_of, tell
+from arkfast.infer.row_files import RowFiles
 from arkfast.infer.stop import Stopped, stopping
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.summary import Summary
@@ -45,8 +51,11 @@ class TranscribeConfig(TranscribeOptions):
     """Manifest (JSONL with audio, and optionally text, begin_time, end_time, id, language; NeMo's JSONL; tar shards; - for standard input),
     a recording, a folder of recordings, or a pattern such as 'talks/*.flac'."""
     output: Path | None = None
-    """JSONL file for the transcripts, one row for each input row in the same order; replaced only when the new one is complete; - for
-    standard output. Without it and --output_dir, the text of a single recording is printed."""
+    """File for the transcripts, one row for each input row in the same order; replaced only when the new one is complete. JSON lines, or
+    Parquet where it ends in .parquet; several files where its name holds {shard:05d}; - for standard output. Without it and --output_dir,
+    the text of a single recording is printed."""
+    rows_per_shard: int | None = None
+    """Rows of each file where the name of --output holds {shard:05d}, 10000 by default."""
     model_path: Path = Path(DEFAULT_MODEL)
     """Folder of a Transformers checkpoint, or a Hugging Face repository as organisation/name."""
     more_inputs: tuple[Path, ...] = ()
@@ -61,8 +70,20 @@ class TranscribeConfig(TranscribeOptions):
     """Most columns of a line of captions, of which a Han character or a kana takes two; 0 sets no limit."""
     max_line_count: int = 2
     """Most lines of a caption; 0 sets no limit."""
+    shard: str | None = None
+    """i/n: transcribe the i-th of n parts of the input alone, for the jobs of an array; i counts from 1. Parts are neighbouring rows of
+    about as much audio, so outputs in the order of i, put behind one another, are the output of the whole."""
+    rank_timeout: float = 30.0
+    """Where several ranks were started, seconds without a sign of life after which the others do a rank's rows."""
     run_record: Path | None = None
     """JSON file for the record of the run (model, versions, flags, speed); OUTPUT.run.json beside an output that is a file by default."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.rank_timeout < math.inf:
+            raise InputError(f"--rank_timeout must be above 0 and finite, got {self.rank_timeout}")
+        if self.shard is not None:
+            Shard.parse(self.shard)
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -97,6 +118,8 @@ def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcribe
         audio_gain=options.audio_gain,
         num_workers=options.num_workers,
         vad=options.vad,
+        timestamps=options.timestamps,
+        aligner=options.aligner,
     )
 
 
@@ -104,12 +127,32 @@ Load = Callable[[Path, TranscribeOptions], Transcriber]
 """As ``load_transcriber``; what serves several manifests gives one that is loaded already."""
 
 
-def transcribe_file(input: Input, output: Path, model_path: Path, options: TranscribeOptions, *, load: Load = load_transcriber) -> Summary:
+def transcribe_file(
+    input: Input,
+    output: Path,
+    model_path: Path,
+    options: TranscribeOptions,
+    *,
+    load: Load = load_transcriber,
+    shard: Shard | None = None,
+    team: Team | None = None,
+    files: RowFiles | None = None,
+) -> Summary:
     """Transcribe manifests and recordings into a JSONL file, one output row for each row of the input, in order.
 
     A line that is no valid row becomes a failed row with ``line`` and ``raw_line``. ``output`` is replaced when the last row is written.
     What a run of the same command did that was killed or stopped is taken from its journal (``arkfast.infer.journal``); there is none for
     an output that is written through.
+
+    Args:
+        input: manifests and recordings.
+        output: the file.
+        model_path: the checkpoint.
+        options: the flags.
+        load: gives the model.
+        shard: the part of the rows that is transcribed; None takes all.
+        team: other ranks that do a share of the rows, and this one, which is rank 0; None where this process is alone.
+        files: the files that the rows go into in the end; ``output`` is then their ``base``. None is the file ``output``.
 
     Raises:
         InputError: the input cannot be read, is empty, holds an id twice or is no manifest (``first_rows``), the output cannot be written,
@@ -121,31 +164,60 @@ def transcribe_file(input: Input, output: Path, model_path: Path, options: Trans
     from arkfast.models.bars import without_loading_bars
 
     without_loading_bars()
-    intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats)
+    lengths = Lengths() if shard is not None or team is not None else None
+    intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats, see=lengths)
+    rows_in_all, part = intake.rows, slice(None)
+    if shard is not None and lengths is not None:
+        its_rows = lengths.shard(shard)
+        intake, part = replace(intake, rows=len(its_rows)), slice(its_rows.start, its_rows.stop)
     if not is_outlet(output) and output.resolve() in {source.resolve() for source in sources(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
     place = None if is_outlet(output) else journal_of(destination(output))
-    with ExitStack() as ending, AtomicJsonl(output, kept=options.resume and place is not None and place.exists()) as writer:
+    kept, finish = (
+        options.resume and place is not None and wrote_something(place),
+        None if files is None else partial(_finish, files, options),
+    )
+    with ExitStack() as ending, AtomicJsonl(output, kept=kept, finish=finish) as writer:
         journal: Journal | None = None
         try:
             transcriber = load(model_path, options)
-            before, decides = transcriber.processing_seconds, None
+            before, decides, shared, began = transcriber.processing_seconds, None, None, time.perf_counter()
             with Console(quiet=options.quiet, log_file=options.log_file) as console:
                 if place is not None:
                     decides = decided(transcriber, options)
-                    journal = Journal(place, rows=intake.rows, decides=decides, resume=options.resume, retry_failed=options.retry_failed)
+                    take_in(place, keep=options.resume)
+                    journal = Journal(place, rows=rows_in_all, decides=decides, resume=options.resume, retry_failed=options.retry_failed)
                     ending.callback(journal.close)
                     tell(journal, intake, console)
-                rows = Rows(_items(input, options), journal)
+                    if team is not None and lengths is not None:
+                        shared = lead(
+                            team,
+                            transcriber=transcriber,
+                            items=partial(_items, input, options),
+                            lengths=lengths,
+                            rows=rows_in_all,
+                            place=place,
+                            decides=decides,
+                            options=options,
+                            held=journal.held,
+                            console=console,
+                        )
+                        journal.close()
+                        journal = Journal(place, rows=rows_in_all, decides=decides)
+                        ending.callback(journal.close)
+                rows = Rows(islice(enumerate(_items(input, options)), part.start, part.stop), journal)
                 summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(named(input)))
-                if summary.failed == summary.rows and place is not None and _holds_something(writer.path):
+                if shared is not None:
+                    summary = _of_all_ranks(summary, shared, wall_seconds=time.perf_counter() - began)
+                if summary.failed == summary.rows and place is not None and _holds_something(files.standing() if files else [writer.path]):
                     raise InputError(_every_row_failed(writer, summary))
-                console.keep(f"{summary.line()} → {output}")
+                console.keep(f"{summary.line()} → {files.output if files else output}")
             if journal is not None:
                 done = journal
                 writer.committed.append(lambda: done.close(remove=not summary.failed and not done.lacking))
-            spent = transcriber.processing_seconds - before
-            return replace(summary, processing_seconds=spent, model_commit=transcriber.model_commit, model=decides)
+            spent = max(transcriber.processing_seconds - before, 0.0 if shared is None else shared.processing_seconds)
+            size, commit = transcriber.batch_size, transcriber.model_commit
+            return replace(summary, processing_seconds=spent, batch_size=size, model_commit=commit, model=decides)
         except BaseException:
             if writer.rows:
                 again = "" if place is None else "; the same command goes on from there"
@@ -153,8 +225,26 @@ def transcribe_file(input: Input, output: Path, model_path: Path, options: Trans
             raise
 
 
-def _holds_something(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+def _of_all_ranks(summary: Summary, shared: Tally, *, wall_seconds: float) -> Summary:
+    """The summary of a run whose rows were all in journals when the output was written: what its ranks did is this run's, not another's."""
+    ours = min(shared.rows, summary.resumed)
+    return replace(
+        summary,
+        audio_seconds=summary.audio_seconds + shared.seconds,
+        wall_seconds=wall_seconds,
+        resumed=summary.resumed - ours,
+        resumed_seconds=max(summary.resumed_seconds - shared.seconds, 0.0) if summary.resumed > ours else 0.0,
+    )
+
+
+def _finish(files: RowFiles, options: TranscribeOptions, rows: Path, count: int) -> None:
+    said = files.write(rows, count)
+    if not options.quiet:
+        print(f"arkfast transcribe: wrote {said}", file=sys.stderr)
+
+
+def _holds_something(paths: Sequence[Path]) -> bool:
+    return any(path.exists() and path.stat().st_size > 0 for path in paths)
 
 
 def _every_row_failed(writer: AtomicJsonl, summary: Summary) -> str:
@@ -244,24 +334,62 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         position="input",
         further="more_inputs",
     )
-    for note in config.notes():
+    for note in config.notes() if os.environ.get("RANK", "0") == "0" else ():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
     limits = CaptionLimits(max_line_width=config.max_line_width, max_line_count=config.max_line_count)
     try:
-        with planned(config.inputs, output=config.output, folder=config.output_dir, forms=config.output_format, limits=limits) as outputs:
-            return _main(config, outputs, arguments, load)
+        with planned(
+            config.inputs,
+            output=config.output,
+            folder=config.output_dir,
+            forms=config.output_format,
+            limits=limits,
+            rows_per_shard=config.rows_per_shard,
+        ) as outputs:
+            team = team_of(timeout=config.rank_timeout)
+            if team is None:
+                return _main(config, outputs, arguments, load)
+            if config.shard is not None:
+                raise InputError(f"--shard {config.shard} is for jobs of one process each, and {team.world} ranks were started; give one")
+            if is_outlet(outputs.rows) or outputs.temporary:
+                raise InputError(f"{team.world} ranks write one output together, and each needs journals beside it; give --output a file")
+            return _main(for_rank(config, team), outputs, arguments, load, team)
     except InputError as error:
         print(f"arkfast transcribe: error: {error}", file=sys.stderr)
         return 2
 
 
-def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], load: Load) -> int:
+def _follow(team: Team, config: TranscribeConfig, output: Path, load: Load) -> int:
+    """``main`` of a rank other than 0, whose exit code is 0 unless the fault is its own."""
+    try:
+        with stopping(), team:
+            follow(
+                team,
+                load=partial(load, config.model_path, config),
+                items=partial(_items, config.inputs, config),
+                place=journal_of(destination(output)),
+                options=config,
+            )
+    except (InputError, DeviceLost) as error:
+        print(f"arkfast transcribe: rank {team.rank}: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as asked:  # rank 0 says what to type
+        return asked.exit_code if isinstance(asked, Stopped) else 130
+    return 0
+
+
+def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], load: Load, team: Team | None = None) -> int:
     """``main`` when it is known what goes where."""
+    if team is not None and not team.leads:
+        return _follow(team, config, outputs.rows, load)
     rows, through = outputs.rows, is_outlet(outputs.rows) or outputs.temporary
     try:
         record = record_path(config.run_record, inputs=config.inputs, output=rows)
-        with stopping():
-            summary = transcribe_file(config.inputs, rows, config.model_path, config, load=load)
+        shard = None if config.shard is None else Shard.parse(config.shard)
+        with stopping(), team or nullcontext():
+            summary = transcribe_file(
+                config.inputs, rows, config.model_path, config, load=load, shard=shard, team=team, files=outputs.files
+            )
             if record is not None:
                 _record(record, config, summary)
     except (InputError, DeviceLost) as error:
@@ -273,15 +401,15 @@ def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], 
         command = f"{words}: {shlex.join(['arkfast', 'transcribe', *arguments])}"
         print(f"arkfast transcribe: {stopped or 'interrupted'}; {command}", file=sys.stderr)
         return 130 if stopped is None else stopped.exit_code
-    said = outputs.finish()
+    said, shown_rows = outputs.finish(), outputs.files.output if outputs.files else rows
     shown = sys.stderr if is_standard_output(outputs.single or rows) else sys.stdout
     if not config.quiet:
-        print(summary.line() if outputs.temporary else f"{summary.line()} → {rows}", *([said] if said else []), sep="\n", file=shown)
+        print(summary.line() if outputs.temporary else f"{summary.line()} → {shown_rows}", *([said] if said else []), sep="\n", file=shown)
     if summary.failed:
         accept = "" if config.allow_failures else "; --allow_failures accepts them"
         if not through:
             accept += "; --retry_failed does them anew"
-        where = "" if outputs.temporary else f', each with "status": "error" and its reason in {rows}'
+        where = "" if outputs.temporary else f', each with "status": "error" and its reason in {shown_rows}'
         print(
             f"arkfast transcribe: failed rows: {summary.failed}{where}{accept}",
             *summary.reasons,

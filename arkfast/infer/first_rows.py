@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -35,13 +35,14 @@ class Intake:
     """Rows that repeat an earlier one in every field and are left out."""
 
 
-def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False) -> Intake:
+def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False, see: Callable[[Row], None] | None = None) -> Intake:
     """Read a manifest once, without opening a recording.
 
     Args:
         path: as ``input_rows`` takes it.
         fields: names of the rows' fields.
         allow_repeats: take identical rows with one id once; otherwise a repeated id is an error.
+        see: is called with each row that counts, in order.
 
     Raises:
         InputError: the file cannot be read or holds no rows, an id stands there twice, the first 20 rows cannot be used for one reason, or
@@ -54,6 +55,8 @@ def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False) ->
                 continue
             total += 1
             first.see(row)
+            if see is not None:
+                see(row)
         if not total:
             raise InputError(no_rows(named(path)))
         first.end()

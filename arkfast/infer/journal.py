@@ -36,7 +36,7 @@ VERSION = 1
 SYNC_SECONDS = 5.0
 """What a power cut may cost. A killed process loses nothing that was written."""
 DECIDES_NOTHING = frozenset({
-    "quiet", "log_file", "revision", "processor_path", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
+    "quiet", "log_file", "revision", "processor_path", "aligner", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
     "begin_field", "end_field", "channel", "audio_track", "on_truncated", "allow_failures", "allow_repeats", "resume", "retry_failed",
     "target_sr", "padding_side", "asr_block_token_id_from",
 })  # fmt: skip
@@ -99,6 +99,7 @@ class Journal:
         decides: ``deciding``; results of runs for which it was something else are not taken.
         resume: False begins the file anew.
         retry_failed: do not take failed results.
+        own: the file that results are written to, anew, where several processes share ``path`` and only read it; None is ``path``.
 
     Raises:
         InputError: the file cannot be read or written, or is of another version.
@@ -111,12 +112,21 @@ class Journal:
         lacking: whether a result that was taken or added has an error, its own or a segment's.
     """
 
-    def __init__(self, path: Path, *, rows: int, decides: JsonObject, resume: bool = True, retry_failed: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        rows: int,
+        decides: JsonObject,
+        resume: bool = True,
+        retry_failed: bool = False,
+        own: Path | None = None,
+    ) -> None:
         decides = parse_json_object(json_line(decides))  # as it comes back from the file
         self.path = path
         self._clips: dict[int, dict[str, int]] = {}  # the same for clips of rows that are not complete
         self._places = array("q", [-1]) * rows  # a byte's number for each row, so that a million rows cost 8 MB
-        self._retry_failed = retry_failed
+        self._retry_failed, self._own = retry_failed, own
         self._synced = time.monotonic()
         self.held = self.other = self.damaged = 0
         self.lacking = False
@@ -222,10 +232,14 @@ class Journal:
 
     def _begun(self) -> LineFile:
         """The file with this run's first line."""
+        if self._own is not None:
+            lines = LineFile(self._own, fresh=True)
+            lines.add(_line({_HEAD: VERSION, "decides": self._decides}))
+            return lines
         if self._resume and not self._intact and self.path.exists() and self.path.stat().st_size:
             move(self.path, self.path.with_name(self.path.name + ".old"))
         lines = LineFile(self.path, fresh=not self._intact)
-        if self._intact and not _ends_whole(self.path):
+        if self._intact and not ends_whole(self.path):
             lines.add(b"\n")
         lines.add(_line({_HEAD: VERSION, "decides": self._decides}))
         return lines
@@ -271,7 +285,10 @@ def _entry(line: bytes) -> JsonObject | None:
         return None
 
 
-def _ends_whole(path: Path) -> bool:
+def ends_whole(path: Path) -> bool:
+    """Whether a file is empty or ends in a line feed."""
     with path.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"

@@ -23,12 +23,15 @@ def journal_of(output: Path) -> Path:
 
 def decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
     """What all transcripts of a run depend on (``journal.deciding``)."""
+    from arkfast.infer.words import weights_of_head
     from arkfast.models.contents import contents_of_model
 
     contents = contents_of_model(transcriber.checkpoint)
     if transcriber.tokenizer != transcriber.checkpoint:
         theirs = contents_of_model(transcriber.tokenizer)
         contents |= {f"of the tokenizer {name}": value for name, value in theirs.items() if name != "weights"}
+    if transcriber.head_folder is not None:
+        contents["head of the words' times"] = weights_of_head(transcriber.head_folder)
     return deciding(options, contents=contents, device=transcriber.device.type, dtype=transcriber.dtype)
 
 
@@ -59,14 +62,14 @@ class Rows:
     """Rows on their way through the transcriber, which gives their results back in the same order.
 
     Args:
-        items: all rows, in order.
+        items: rows with their numbers, ascending.
         journal: what is known of them, and where results are written down; None for none.
 
     Attributes:
         clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
     """
 
-    def __init__(self, items: Iterable[Utterance | Result], journal: Journal | None) -> None:
+    def __init__(self, items: Iterable[tuple[int, Utterance | Result]], journal: Journal | None) -> None:
         self._items, self._turns = items, deque[Turn]()
         self._row, self._key = -1, ""
         self._whole: Utterance | None = None
@@ -76,7 +79,7 @@ class Rows:
 
     def items(self) -> Iterator[Utterance | Result]:
         """What is to be transcribed, with a result in the place of each row that needs nothing done."""
-        for row, item in enumerate(self._items):
+        for row, item in self._items:
             journal = self.journal
             if journal is None or isinstance(item, Result):
                 self._turns.append(Turn(row, None, False, False))

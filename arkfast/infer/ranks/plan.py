@@ -1,0 +1,95 @@
+"""Rows of an input in stretches of about equal length: chunks that are handed out to ranks, and shards for the jobs of an array."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from bisect import bisect_left
+from dataclasses import dataclass
+from itertools import accumulate
+
+from arkfast.data.rows import Row
+from arkfast.records import InputError, Utterance
+
+ASSUMED_SECONDS = 10.0
+"""What a row is taken for whose length the manifest does not give."""
+CHUNK_SECONDS = 300.0
+"""Most audio in a chunk, unless one row has more. A rank that dies costs at most the chunks that it had begun."""
+CHUNK_ROWS = 256
+CHUNKS_PER_RANK = 8
+"""Where there is little to do, chunks are so small that every rank gets about this many."""
+
+
+class Lengths:
+    """How long the rows of an input are, as far as the manifest says: four bytes a row. It is called with each row in order."""
+
+    def __init__(self) -> None:
+        self._seconds = array("f")
+
+    def __call__(self, row: Row) -> None:
+        self._seconds.append(0.0 if row.utterance is None else seconds_of(row.utterance))
+
+    def chunks(self, world: int) -> array[int]:
+        """The first row of each chunk, ascending; a chunk ends where the next begins.
+
+        Args:
+            world: how many ranks there are.
+        """
+        most_seconds = min(CHUNK_SECONDS, sum(self._seconds) / (CHUNKS_PER_RANK * world))
+        most_rows = max(1, min(CHUNK_ROWS, len(self._seconds) // (CHUNKS_PER_RANK * world)))
+        starts, seconds, first = array("q"), 0.0, 0
+        for row, length in enumerate(self._seconds):
+            if not starts or row - first >= most_rows or seconds + length > most_seconds:
+                starts.append(row)
+                seconds, first = 0.0, row
+            seconds += length
+        return starts
+
+    def shard(self, shard: Shard) -> range:
+        """The rows of a shard: neighbours, of about as much audio as those of every other shard, and at least one.
+
+        Raises:
+            InputError: there are more shards than rows.
+        """
+        rows, count = len(self._seconds), shard.count
+        if count > rows:
+            raise InputError(f"--shard {shard}: the input has {rows} row{'' if rows == 1 else 's'}; give at most so many shards")
+        until = list(accumulate(self._seconds))
+        bounds = [0, *(bisect_left(until, until[-1] * number / count) + 1 for number in range(1, count)), rows]
+        for number in range(1, count):  # a row that is longer than a shard should be leaves others without one
+            bounds[number] = min(max(bounds[number], bounds[number - 1] + 1), rows - count + number)
+        return range(bounds[shard.number - 1], bounds[shard.number])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several parts of an input."""
+
+    number: int
+    """From 1."""
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @staticmethod
+    def parse(text: str) -> Shard:
+        """A shard as users write it, such as 3/16.
+
+        Raises:
+            InputError: it is none.
+        """
+        found = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise InputError(f"--shard {text}: expected i/n, the i-th of n shards, with i from 1 to n, such as 3/16")
+        return Shard(int(found[1]), int(found[2]))
+
+
+def seconds_of(utterance: Utterance) -> float:
+    """How long an utterance is, by its segment or by a field ``duration``; ``ASSUMED_SECONDS`` where nothing says."""
+    if utterance.end is not None:
+        return max(utterance.end - (utterance.begin or 0.0), 0.0)
+    duration = utterance.extra.get("duration")
+    if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < 1e9:
+        return float(duration)
+    return ASSUMED_SECONDS
