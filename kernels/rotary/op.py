@@ -11,16 +11,13 @@ import torch
 
 from arkfast.kernels.common.backend import Backend, resolve_backend
 from arkfast.kernels.common.checks import check_choice, check_floating, check_no_gradient, check_same_dtype, check_shapes
-from arkfast.kernels.common.launch import Config, Rule, on_its_device, pick
+from arkfast.kernels.common.launch import Config, on_its_device
 from arkfast.kernels.common.strides import block_of, unit_rows
 from arkfast.kernels.rotary import reference
 
-# BR heads of one tile: 2,048 features, of which a thread holds sixteen, two loads of 16 bytes at 2 bytes each.
-TABLE = (
-    Rule(config=Config(num_warps=4, num_stages=1, blocks={"BR": 32}), max_width=64),
-    Rule(config=Config(num_warps=4, num_stages=1, blocks={"BR": 16}), max_width=128),
-    Rule(config=Config(num_warps=4, num_stages=1, blocks={"BR": 8})),
-)
+CONFIG = Config(num_warps=4, num_stages=1)
+TILE = 2048
+"""Features that one program turns, heads of several positions among them: sixteen a thread, two loads of 16 bytes at 2 bytes each."""
 WIDEST = 256
 """Features of a head that the kernel takes."""
 MOST_ROWS = 2**31 - 64
@@ -83,10 +80,10 @@ def _launch(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tens
     q, k, cos, sin = (unit_rows(x) for x in (q, k, cos, sin))
     found = torch.empty(q.shape, dtype=q.dtype, device=q.device), torch.empty(k.shape, dtype=k.dtype, device=k.device)
     if most := positions * max(heads, groups):
-        config = pick(TABLE, device=q.device, width=size, dtype=q.dtype)
+        block = block_of(size)
         # Products and sums are rounded one by one, as in torch, so the bits are the same there in float32 too.
-        unfused = config.kwargs() | {"enable_fp_fusion": False}
-        kernel.rotary_rows[(triton.cdiv(most, config.blocks["BR"]), 2)](
+        unfused = CONFIG.kwargs() | {"enable_fp_fusion": False}
+        kernel.rotary_rows[(triton.cdiv(most, TILE // block), 2)](
             q,
             k,
             *found,
@@ -102,7 +99,8 @@ def _launch(q: torch.Tensor, k: torch.Tensor, cos: torch.Tensor, sin: torch.Tens
             HK=groups,
             D=size,
             BACK=back,
-            BD=block_of(size),
+            BR=TILE // block,
+            BD=block,
             **unfused,
         )
     return found

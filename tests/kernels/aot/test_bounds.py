@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arkfast.kernels import sparse_weight_grad, topk_lse
+from arkfast.kernels import rotary, sparse_weight_grad, topk_lse
 from arkfast.kernels.row_topk.launcher import BLOCK
 
 pytestmark = pytest.mark.slow
@@ -36,3 +36,14 @@ def test_the_sums_of_a_gradient(compile_launches):
     assert runs.loop <= 385
     assert runs.load == 128
     assert runs.registers <= 48
+
+
+@pytest.mark.parametrize("arch", [90], ids=lambda arch: f"sm_{arch}")
+def test_the_rotation_of_queries_and_keys(compile_launches):
+    """No loop: a program turns one tile, whose rows are loaded 16 bytes a thread."""
+    q, angle = torch.zeros(500, 20, 64, dtype=torch.bfloat16), torch.zeros(500, 16, dtype=torch.bfloat16)
+    (rows,) = compile_launches(lambda: rotary(q, q, angle, angle, backend="triton"))
+    assert rows.loop == 0
+    assert rows.load == 128
+    assert rows.registers <= 48
+    assert rows.shared <= 4096

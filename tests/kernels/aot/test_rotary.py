@@ -10,7 +10,7 @@ from arkfast.kernels import rotary
 pytestmark = pytest.mark.slow
 
 
-# The encoder's heads, those of the second rule, and some that no load of more than two bytes divides.
+# The encoder's heads, wider ones, and some that no load of more than two bytes divides.
 @pytest.mark.parametrize(
     ("heads", "size", "dtype"), [(20, 64, torch.bfloat16), (20, 64, torch.float32), (16, 128, torch.bfloat16), (3, 250, torch.bfloat16)]
 )
