@@ -2,6 +2,7 @@
 
 from arkfast.engine.engine import Decodes, Engine
 from arkfast.engine.guards import token_limit
+from arkfast.engine.phrases import Phrases
 from arkfast.engine.request import Finished, FinishReason, Request, Sampling
 
-__all__ = ["Decodes", "Engine", "FinishReason", "Finished", "Request", "Sampling", "token_limit"]
+__all__ = ["Decodes", "Engine", "FinishReason", "Finished", "Phrases", "Request", "Sampling", "token_limit"]

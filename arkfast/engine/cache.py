@@ -58,6 +58,11 @@ class SlotCache:
         self.keys = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
         self.values = torch.zeros(shape, dtype=dtype, device=device).unbind(0)
 
+    @property
+    def bytes(self) -> int:
+        """Memory that keys and values take."""
+        return sum(own.nbytes for own in (*self.keys, *self.values))
+
     def admit(self, prompts: PromptCache, source: torch.Tensor, rows: slice) -> None:
         """Copy the prompts ``source`` [rows] int64 of a prefill into the slots ``rows``."""
         width = prompts.keys[0].shape[2]

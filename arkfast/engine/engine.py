@@ -8,6 +8,7 @@ the order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
 from arkfast.engine.graphs import BUCKETS, bucket
+from arkfast.engine.memory import default_slots, footprint, free_memory, slots_within
 from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
 from arkfast.engine.slots import Slots
@@ -64,11 +66,13 @@ class Engine:
         model: whose decoder is Llama, Qwen2 or Qwen3; its weights are read at each step, so a trained model needs no new engine. They may
             change at any time, but move to other memory only while no row is being decoded.
         allowed: which ids may be produced and which end a row.
-        slots: rows decoded at once by ``submit`` and ``step``, and the most at once in ``rollout``, which by default takes all it is given.
+        slots: rows decoded at once by ``submit`` and ``step``, and the most at once in ``rollout``. None: as many as ``memory`` finds room
+            for; in ``rollout`` that is everything where it fits, and on a CPU.
         max_len: prompt and produced ids of a request together; of ``submit`` and ``step`` only.
         max_new_tokens: the most ids that a request may ask for; of ``submit`` and ``step`` only.
         topk: how many of the model's best ids to keep at each produced position (0: none).
         logprobs: keep each produced id's log-probability.
+        silent: keep each request's log-probability of ending before the first id.
         look_every: decode steps between two looks at which rows have ended; None: 8 on a GPU, 2 on a CPU.
         cut_loops: end a row that repeats one phrase over and over (``guards``); rollouts of training leave loops be, so that the
             model is judged on what it does.
@@ -88,6 +92,7 @@ class Engine:
         max_new_tokens: int = 448,
         topk: int = 0,
         logprobs: bool = False,
+        silent: bool = False,
         look_every: int | None = None,
         cut_loops: bool = False,
         graphs: bool | None = None,
@@ -109,6 +114,7 @@ class Engine:
         weight = model.lm_head.weight
         self._device = weight.device
         self._slots_wanted, self._max_len, self._max_new_tokens = slots, max_len, max_new_tokens
+        self._step_slots = slots
         self._look_every = look_every or LOOK_EVERY.get(self._device.type, 8)
         self._cut_loops = cut_loops
         sharded = hasattr(weight, "device_mesh")  # a DTensor, whose memory moves whenever it is gathered
@@ -124,6 +130,7 @@ class Engine:
             stop_ids=self.stop_ids,
             topk=topk,
             logprobs=logprobs,
+            silent=silent,
             turns=allowed.turns(self._device),
         )
         self._slots: Slots | None = None
@@ -143,7 +150,7 @@ class Engine:
             InputError: features or prompt have the wrong shape or type, a number of the request is out of range, or it is longer than the
                 engine's slots.
         """
-        request.check(self.model, max_len=self._max_len, max_new_tokens=self._max_new_tokens)
+        request.check(self.model, max_len=self._max_len, max_new_tokens=self._max_new_tokens, width=self._choosing.width)
         self._next_id += 1
         entry = Entry(
             id=self._next_id,
@@ -152,6 +159,7 @@ class Engine:
             key=request.key,
             number=0,
             sampling=request.sampling,
+            phrases=request.phrases,
         )
         self._queue.add(Waiting(prompt=request.input_ids, mel=request.mel, entries=[entry]))
         return self._next_id
@@ -159,7 +167,9 @@ class Engine:
     @torch.no_grad()
     def step(self) -> list[Finished]:
         """Admit what fits, decode until the next look, and give back what has ended; [] and nothing done when nothing is queued."""
-        slots = self._reserve(rows=self._slots_wanted or 32, length=self._max_len, new=self._max_new_tokens)
+        if self._step_slots is None:
+            self._step_slots = default_slots(self.model, length=self._max_len)
+        slots = self._reserve(rows=self._step_slots, length=self._max_len, new=self._max_new_tokens)
         self._admit(slots)
         slots.advance(self._look_every)
         finished, self._queue.broken = self._queue.broken, []
@@ -168,8 +178,10 @@ class Engine:
             index = torch.tensor([place for place, _, _ in ended]).to(self._device, non_blocking=True)
             tokens = slots.state.tokens[index].tolist()
             logprob = None if slots.state.logprob is None else slots.state.logprob[index].tolist()
+            silent = None if slots.state.silent is None else slots.state.silent[index].tolist()
             for i, (_, entry, state) in enumerate(ended):
-                finished.append(_finished(entry, state, tokens[i], None if logprob is None else logprob[i]))
+                done = _finished(entry, state, tokens[i], None if logprob is None else logprob[i])
+                finished.append(done if silent is None else replace(done, silent=silent[i]))
             self._release(slots, ended)
         return finished
 
@@ -243,7 +255,8 @@ class Engine:
                 known = None if audio is None or heard is None else audio[0][b, : heard.token_count(frames[b])]
                 mel = None if batch.mel is None else batch.mel[b, :, : frames[b]]
                 self._queue.add(Waiting(prompt=batch.input_ids[b, : prompts[b]], audio=known, mel=mel, entries=entries))
-            slots = self._reserve(rows=min(self._slots_wanted or rows, rows), length=max(prompts) + new, new=new)
+            at_once = min(self._slots_wanted or self._room(rows, length=max(prompts) + new, new=new), rows)
+            slots = self._reserve(rows=at_once, length=max(prompts) + new, new=new)
             found = RolloutBuffers(rows, new, self._choosing, self._device)
             while self.pending:
                 self._admit(slots, isolate=False)
@@ -257,6 +270,17 @@ class Engine:
         return found.rollout(torch.arange(batch.size, device=self._device).repeat_interleave(n))
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
+
+    def _room(self, rows: int, *, length: int, new: int) -> int:
+        """How many of ``rows`` of a rollout are decoded at once."""
+        if self._slots is not None and self._slots.fits(rows=rows, length=length, new=new):
+            return rows
+        free = free_memory(self._device)
+        if free is None:
+            return rows
+        held = 0 if self._slots is None else self._slots.cache.bytes  # which go before new ones come
+        length = -(-length // LENGTHS) * LENGTHS
+        return slots_within(free + held, footprint(self.model, self._device), length=length, most=rows)
 
     def _reserve(self, *, rows: int, length: int, new: int) -> Slots:
         """Slots that hold so much: those at hand where they do and no weight that a captured step reads has moved."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from arkfast.engine.phrases import Phrases
 from arkfast.models.family import AudioInput, SpeechModel
 from arkfast.records import InputError
 
@@ -77,14 +78,17 @@ class Request:
     key: int = 0
     """``Utterance.key``, within int64, from which sampling noise is drawn."""
     sampling: Sampling = Sampling()
+    phrases: Phrases | None = None
+    """What gets a bonus while it is produced; None: nothing."""
 
-    def check(self, model: SpeechModel, *, max_len: int, max_new_tokens: int) -> None:
+    def check(self, model: SpeechModel, *, max_len: int, max_new_tokens: int, width: int) -> None:
         """Raise ``InputError`` for what would be decoded wrongly, or would cost the requests beside it their transcripts.
 
         Args:
             model: the engine's.
             max_len: positions of a slot, for prompt and produced ids.
             max_new_tokens: the most ids that may be asked for.
+            width: ids below it are scored.
         """
         heard = model.audio_input
         if self.input_ids.dtype != torch.int64:
@@ -102,6 +106,8 @@ class Request:
                 raise InputError(
                     f"Engine: a prompt's ids must be 0 to {vocab_size - 1}, got {id_}; make the prompt with the model's tokenizer"
                 )
+        if self.phrases is not None and self.phrases.highest >= width:
+            raise InputError(f"Engine: hotwords hold the id {self.phrases.highest}, and only ids below {width} can be produced")
         if not _LEAST <= self.key <= _MOST:
             raise InputError(f"Engine: a request's key must be within int64, got {self.key}; take Utterance.key")
         if not isinstance(self.max_new_tokens, int) or not 1 <= self.max_new_tokens <= max_new_tokens:
@@ -138,6 +144,7 @@ class Entry:
     key: int
     number: int
     sampling: Sampling
+    phrases: Phrases | None = None
     produced: int = 0
     """Ids produced when the host last looked."""
 
@@ -172,5 +179,7 @@ class Finished:
     finish_reason: FinishReason
     logprobs: list[float] | None = None
     """Each id's log-probability, the end token's last when it was produced; None unless the engine keeps them."""
+    silent: float | None = None
+    """The model's log-probability of ending before the first id; None unless the engine keeps it."""
     error: str | None = None
     """What went wrong, for the reason ``error``."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from arkfast.engine.phrases import PhraseTables
 from arkfast.engine.request import Sampling
 from arkfast.engine.sampling import confine, gumbel_noise, noisiest, penalise, restrict
 from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
@@ -26,14 +27,16 @@ class Mode(NamedTuple):
     draws: bool
     restricts: bool
     penalises: bool
+    phrases: bool = False
 
     @classmethod
-    def of(cls, samplings: Sequence[Sampling]) -> Mode:
-        """What these rows together ask for."""
+    def of(cls, samplings: Sequence[Sampling], *, phrases: bool = False) -> Mode:
+        """What these rows together ask for; ``phrases`` says whether some have a bonus for phrases."""
         return cls(
             draws=any(s.draws for s in samplings),
             restricts=any(s.restricts for s in samplings),
             penalises=any(s.penalises for s in samplings),
+            phrases=phrases,
         )
 
 
@@ -47,6 +50,7 @@ class Choosing:
         stop_ids: [n] int64 ids that end a row.
         topk: how many of the best ids to keep.
         logprobs: whether to keep each produced id's log-probability.
+        silent: whether to keep the log-probability of ending before the first id.
         turns: [P, R, 2] int32 id ranges: a row's t-th id comes from those of t % P (``AllowedTokens.turns``); None: from all that are not
             blocked.
     """
@@ -56,6 +60,7 @@ class Choosing:
     stop_ids: torch.Tensor
     topk: int
     logprobs: bool
+    silent: bool = False
     turns: torch.Tensor | None = None
 
     def ranges(self, positions: torch.Tensor) -> torch.Tensor | None:
@@ -91,17 +96,21 @@ class Rows:
     """[R] int64."""
     penalty: torch.Tensor
     """[R] float32."""
+    phrase: torch.Tensor
+    """[R] int64 which phrase has begun, as ``PhraseTables`` numbers it; 0 in rows without phrases."""
     tokens: torch.Tensor
     """[R, L + 1] int64 produced ids; the last column takes what ended rows would write."""
     topk_ids: torch.Tensor | None
     """[R, L + 1, K] int32 the best ids at each position."""
     logprob: torch.Tensor | None
     """[R, L + 1] float32 log-probability of each produced id."""
+    silent: torch.Tensor | None
+    """[R] float32 log-probability of ending before the first id."""
     seen: torch.Tensor | None
     """[R, V] bool ids of the prompt and produced ones; None until a row asks for a penalty."""
 
     @classmethod
-    def empty(cls, rows: int, length: int, *, topk: int, logprobs: bool, device: torch.device) -> Rows:
+    def empty(cls, rows: int, length: int, *, topk: int, logprobs: bool, device: torch.device, silent: bool = False) -> Rows:
         """``rows`` ended rows that can hold ``length`` ids each."""
 
         def whole(value: int = 0) -> torch.Tensor:
@@ -113,9 +122,11 @@ class Rows:
         return cls(
             token=whole(), position=whole(), produced=whole(), limit=whole(), state=whole(DONE), key=whole(), number=whole(), seed=whole(),
             temperature=real(0.0), top_p=real(1.0), top_k=whole(), penalty=real(1.0),
+            phrase=whole(),
             tokens=torch.zeros(rows, length + 1, dtype=torch.int64, device=device),
             topk_ids=torch.zeros(rows, length + 1, topk, dtype=torch.int32, device=device) if topk else None,
             logprob=torch.zeros(rows, length + 1, dtype=torch.float32, device=device) if logprobs else None,
+            silent=real(0.0) if silent else None,
             seen=None,
         )  # fmt: skip
 
@@ -153,13 +164,14 @@ class Rows:
         produced, state = torch.stack((self.produced[:rows], self.state[:rows])).tolist()
         return produced, state
 
-    def choose(self, logits: torch.Tensor, mode: Mode, choosing: Choosing) -> None:
+    def choose(self, logits: torch.Tensor, mode: Mode, choosing: Choosing, tables: PhraseTables | None = None) -> None:
         """Take the next id of every row that has not ended.
 
         Args:
             logits: [R, W] the model's scores of the ids that ``choosing`` says.
             mode: what is asked for.
             choosing: what the rows share.
+            tables: of the rows' phrases, where there are any.
         """
         ranges = choosing.ranges(self.produced)
         best = topk_lse(logits, max(choosing.topk, 1), blocked=choosing.blocked, ranges=ranges)
@@ -168,6 +180,10 @@ class Rows:
         if mode.penalises:
             assert self.seen is not None
             scores = penalise(logits.float(), self.seen[:, : choosing.width], self.penalty)
+        if mode.phrases:
+            assert tables is not None
+            scores = tables.add(scores, self.phrase)
+        if scores is not logits:
             token = topk_lse(scores, 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0]
         token = token.long().clamp_min(0)  # −1 where every score is NaN; such a row has failed anyway
         if mode.draws:
@@ -181,6 +197,8 @@ class Rows:
             self.logprob.scatter_(1, column, row_log_softmax(logits, token[:, None], blocked=choosing.blocked, ranges=ranges))
         if mode.penalises and self.seen is not None:
             self.seen.scatter_(1, token[:, None], True)
+        if mode.phrases and tables is not None:
+            self.phrase.copy_(torch.where(going, tables.next(self.phrase, token), self.phrase))
         self.produced.add_(going)
         self.position.add_(going)
         self.token.copy_(torch.where(going, token, self.token))
@@ -188,6 +206,18 @@ class Rows:
         failed = (best.flags & FLAG_NAN).bool()
         ended = DONE * (stopped | failed | (self.produced >= self.limit)) + STOPPED * stopped + FAILED * failed
         self.state.copy_(torch.where(going, ended, self.state))
+
+    def hear(self, logits: torch.Tensor, choosing: Choosing) -> None:
+        """Keep how likely the model thinks it that rows end before their first id, where that is wanted.
+
+        Args:
+            logits: [R, W] the scores of each row's first id.
+            choosing: what the rows share.
+        """
+        if self.silent is not None:
+            ids = choosing.stop_ids[choosing.stop_ids < choosing.width].expand(len(logits), -1)
+            ranges = choosing.ranges(torch.zeros_like(self.produced))
+            self.silent.copy_(row_log_softmax(logits, ids, blocked=choosing.blocked, ranges=ranges).logsumexp(-1))
 
     def _draw(self, scores: torch.Tensor, mode: Mode, choosing: Choosing, ranges: torch.Tensor | None) -> torch.Tensor:
         """An id for every row, drawn by adding noise (Gumbel-max)."""

@@ -15,6 +15,7 @@ from arkfast.engine.cache import SlotCache
 from arkfast.engine.decoder import decode_step
 from arkfast.engine.graphs import StepGraphs, bucket
 from arkfast.engine.guards import loop_ends
+from arkfast.engine.phrases import PhraseSets
 from arkfast.engine.prefill import Prefilled
 from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
@@ -36,11 +37,12 @@ class Slots:
         weight = model.lm_head.weight
         self._device = weight.device
         self.cache = SlotCache(model.model.config, rows, length, dtype=weight.dtype, device=weight.device)
-        self.state = Rows.empty(rows, new, topk=choosing.topk, logprobs=choosing.logprobs, device=weight.device)
+        self.state = Rows.empty(rows, new, topk=choosing.topk, logprobs=choosing.logprobs, silent=choosing.silent, device=weight.device)
         self.entries: list[Entry] = []
         """The rows in use, in their order."""
         self.most = rows
         """How many rows may be in use at once; no more than there are."""
+        self._phrases = PhraseSets(weight.device)
         self.steps = 0
         """Decode steps run so far."""
         self._use_graphs = graphs
@@ -65,7 +67,8 @@ class Slots:
         rows = slice(len(self.entries), len(self.entries) + len(entries))
         index = self._on_device(source)
         self.cache.admit(prompts.cache, index, rows)
-        mode = Mode.of([entry.sampling for entry in entries])
+        mode = self._mode(entries)
+        self._hold_phrases(entries)
         if mode.penalises and self.state.seen is None:
             seen = torch.zeros(self.cache.rows, self._model.lm_head.weight.shape[0], dtype=torch.bool, device=self._device)
             self.state = replace(self.state, seen=seen)
@@ -78,6 +81,7 @@ class Slots:
             (own.number, [entry.number for entry in entries]),
             (own.seed, [entry.sampling.seed for entry in entries]),
             (own.top_k, [entry.sampling.top_k for entry in entries]),
+            (own.phrase, [self._phrases.place(entry.phrases) for entry in entries]),
         ):
             field.copy_(self._on_device(values))
         for field, numbers in (
@@ -91,15 +95,33 @@ class Slots:
         if own.seen is not None:
             own.seen.zero_()
             own.seen.scatter_(1, prompts.ids[index], True)
-        own.choose(self._scores(prompts.last[index]), mode, self._choosing)
+        scores = self._scores(prompts.last[index])
+        own.hear(scores, self._choosing)
+        own.choose(scores, mode, self._choosing, self._phrases.tables)
         self.entries.extend(entries)
+
+    @staticmethod
+    def _mode(entries: Sequence[Entry]) -> Mode:
+        return Mode.of([entry.sampling for entry in entries], phrases=any(entry.phrases is not None for entry in entries))
+
+    def _hold_phrases(self, entries: Sequence[Entry]) -> None:
+        """Make room for the phrases of rows that come. Where tables are written anew, rows under way keep what has begun in them."""
+        wanted = [entry.phrases for entry in entries if entry.phrases is not None]
+        if not wanted:
+            return
+        before = [self._phrases.place(entry.phrases) for entry in self.entries]
+        if self._phrases.hold(wanted, [entry.phrases for entry in self.entries]):
+            self._graphs = StepGraphs(self.state, self._device)  # captured steps read the tables where they were
+        moved = [self._phrases.place(entry.phrases) - place for entry, place in zip(self.entries, before, strict=True)]
+        if any(moved):
+            self.state.phrase[: len(moved)].add_(self._on_device(moved))
 
     def advance(self, steps: int) -> None:
         """Up to ``steps`` more ids for every row; nothing waits for the device."""
         if not self.entries:
             return
         steps = min(steps, max(entry.limit - max(entry.produced, 1) for entry in self.entries))
-        mode = Mode.of([entry.sampling for entry in self.entries])
+        mode = self._mode(self.entries)
         for _ in range(steps):
             self.steps += 1
             if self._use_graphs:
@@ -111,7 +133,7 @@ class Slots:
         own = self.state[:rows]
         limit = self.cache.length if limit is None else limit
         hidden = decode_step(self._model.model, self.cache, own.token, own.position, limit)
-        own.choose(self._scores(hidden), mode, self._choosing)
+        own.choose(self._scores(hidden), mode, self._choosing, self._phrases.tables)
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """[R, W] of the ids that may be chosen, and of none behind them."""
