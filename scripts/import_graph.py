@@ -25,7 +25,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"audio", "reports"}, {"soundfile", "soxr", "av", "jinja2", "markupsafe"}),
     ({"data"}, {"tokenizers"}),
     ({"models"}, {"transformers", "safetensors", "huggingface_hub"}),
-    ({"engine", "testing"}, set()),
+    ({"align", "engine", "testing"}, set()),
     ({"distill"}, set()),
     ({"train", "infer", "manifest"}, {"ray", "silero_vad"}),
     ({"evaluate", "prove", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),

@@ -38,7 +38,7 @@ SYNC_SECONDS = 5.0
 DECIDES_NOTHING = frozenset({
     "quiet", "log_file", "revision", "processor_path", "aligner", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
     "begin_field", "end_field", "channel", "audio_track", "on_truncated", "allow_failures", "allow_repeats", "resume", "retry_failed",
-    "target_sr", "padding_side", "asr_block_token_id_from",
+    "target_sr", "padding_side", "asr_block_token_id_from", "aligner",
 })  # fmt: skip
 """Flags that no transcript depends on, or that stand in ``deciding`` or in ``key_of`` as what they come to: the files of the checkpoint,
 the type of the weights, the channel that a row is heard in."""

@@ -15,7 +15,7 @@ from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
 from arkfast.data import Fields
 from arkfast.infer.long import Vad
-from arkfast.infer.transcriber import Attention, DType, check_limits
+from arkfast.infer.transcriber import Attention, DType, Timestamps, check_limits
 from arkfast.records import InputError, OnTruncated
 
 if TYPE_CHECKING:
@@ -45,6 +45,11 @@ class TranscribeOptions(ConsoleOptions):
     vad: Vad = "energy"
     """What chooses the places where a longer recording is cut: energy takes quiet ones, silero those without speech (by the package
     silero-vad), none cuts nothing."""
+    timestamps: Timestamps = "segment"
+    """word: rows say when each word was said, by a head that --stage ctc_head of arkfast train made; character: also when each letter was;
+    segment: long recordings have the times of their segments alone."""
+    aligner: Path | None = None
+    """Folder of that head; the checkpoint's own by default."""
     max_tokens_per_second: float = 20.0
     """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
     cut_loops: bool = True

@@ -22,7 +22,7 @@ CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
-    "audio_seconds", "warnings", "audio_used", "vad", "segments",
+    "audio_seconds", "warnings", "audio_used", "vad", "segments", "words", "words_error",
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, because a stale transcript could
 be taken for a new one."""
@@ -55,6 +55,11 @@ class Result:
     segments: Sequence[JsonRow] = ()
     """Of a recording that was cut: ``start`` and ``end`` in the recording's seconds, ``text`` and ``finish_reason`` of each clip, None
     with an ``error`` where it has no transcript; ascending and without overlap."""
+    words: Sequence[JsonObject] | None = None
+    """Where times of words were asked for: ``word``, ``start`` and ``end`` of each, and ``characters`` where their times were; ascending
+    and without overlap. Seconds count from the start of the clip, and of a recording that was cut from the recording's."""
+    words_error: str | None = None
+    """Why words of the transcript have no times though they were asked for."""
 
     def __post_init__(self) -> None:
         assert (self.text_raw is None) == (self.error is not None), "a result is either a transcript or an error"
@@ -66,7 +71,8 @@ class Result:
 
     def row(self) -> JsonObject:
         """The output row: ``OUTPUT_FIELDS``, then the input's other fields. ``error`` stands in failed rows only and ``audio_seconds``
-        in the others; ``warnings``, ``audio_used``, ``segments`` and ``vad`` stand where there is something to say.
+        in the others; ``warnings``, ``audio_used``, ``segments`` and ``vad`` stand where there is something to say; ``words`` where they
+        were asked for, None with a ``words_error`` where none has a time.
 
         ``audio`` stands as the input gave it (None for samples in memory); ``begin_time`` and ``end_time`` are seconds, −1 for the
         recording's own. A failed row's ``pred_text`` is None, never an empty transcript.
@@ -97,7 +103,22 @@ class Result:
             row["audio_used"] = dict(self.used)
         if self.vad is not None:
             row |= {"vad": self.vad, "segments": [dict(segment) for segment in self.segments]}
+        if self.words is not None or self.words_error is not None:
+            shift = 0.0 if self.vad is not None or utterance.begin is None else max(utterance.begin, 0.0)
+            row["words"] = None if self.words is None else later(self.words, shift)
+        if self.words_error is not None:
+            row["words_error"] = self.words_error
         return row | extra
+
+
+def later(words: Sequence[JsonObject], seconds: float, *, end: float = math.inf) -> list[JsonObject]:
+    """``Result.words`` with times that are ``seconds`` later, to a millisecond, and none before ``seconds`` or after ``end``."""
+
+    def moved(row: JsonObject) -> JsonObject:
+        start, stop = (min(end, max(seconds, round(row[name] + seconds, 3))) for name in ("start", "end"))
+        return row | {"start": start, "end": stop} | ({"characters": [moved(c) for c in row["characters"]]} if "characters" in row else {})
+
+    return [moved(word) for word in words]
 
 
 def bad_line(bad: Row, *, fields: Fields) -> Result:

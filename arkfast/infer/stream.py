@@ -7,7 +7,7 @@ independent of the others.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from arkfast.audio.load import Used
 from arkfast.data.pipeline import FeatureItem
 from arkfast.infer.result import FinishReason, Result
-from arkfast.records import InputError, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,10 @@ class Outcome(NamedTuple):
     finish_reason: FinishReason | None
     error: str | None
     """Why there is no transcript."""
+    words: Sequence[JsonObject] | None = None
+    """``Result.words``."""
+    words_error: str | None = None
+    """``Result.words_error``."""
 
 
 class Decoder(Protocol):
@@ -161,6 +165,8 @@ def _result(place: _Place, outcome: Outcome) -> Result:
         seconds=0.0 if failed else place.seconds,
         warnings=place.warnings,
         used=place.used,
+        words=outcome.words,
+        words_error=outcome.words_error,
     )
 
 

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
     from arkfast.audio import LogMel
     from arkfast.engine import Sampling
+    from arkfast.infer.words import WordTimes
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
+Timestamps = Literal["segment", "word", "character"]
 Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
 
 WINDOW_BATCHES = 8  # batches under way at once; at 40 clips of 30 s their features take 320 · 1.5 MB
@@ -61,6 +63,8 @@ class Transcriber:
         num_workers: processes that read audio and make features; 0 does that in this one, None takes half the cores, at most 8, for a GPU
             and none for a CPU, which is busy decoding.
         vad: what chooses the places where a recording over ``max_audio_seconds`` is cut (``infer.long``); ``none`` cuts nothing.
+        timestamps: ``word`` gives the times of words, by a CTC head; ``character`` those of their letters and numbers too.
+        aligner: folder of the head; None takes the one beside the checkpoint's weights.
 
     Raises:
         InputError: an argument out of range, no whole checkpoint at ``model_path`` or none that can be fetched, a tokenizer that is not the
@@ -71,6 +75,7 @@ class Transcriber:
         tokenizer: the folder that the tokenizer was loaded from.
         dtype: the type of the weights that ``dtype`` came to.
         model_commit: the commit of the repository that the model came from; None for a folder.
+        head_folder: the folder of the head that gives the times of words; None where none were asked for.
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
             decoding and resampling of audio are left out, and so are features that workers made meanwhile.
     """
@@ -93,6 +98,8 @@ class Transcriber:
         audio_gain: float = 1.0,
         num_workers: int | None = None,
         vad: Vad = "none",
+        timestamps: Timestamps = "segment",
+        aligner: Path | None = None,
     ) -> None:
         check_limits(
             batch_size=batch_size,
@@ -106,6 +113,7 @@ class Transcriber:
         import torch
 
         from arkfast.infer.session import EngineSession
+        from arkfast.infer.words import WordTimes, head_folder
         from arkfast.models import find_family
         from arkfast.models.hub import checkpoint_folder, commit_of
 
@@ -139,6 +147,13 @@ class Transcriber:
             cut_loops=cut_loops,
             sampling=sampling,
         )
+        self._words: WordTimes | None = None
+        self.head_folder: Path | None = None
+        if timestamps != "segment":
+            self.head_folder = head_folder(folder, aligner)
+            self._words = WordTimes(model, checkpoint=folder, folder=self.head_folder, characters=timestamps == "character")
+        elif aligner is not None:
+            raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
         self.checkpoint, self.tokenizer, self.dtype = folder, tokenizer, dtype
         self._batch_size, self._max_audio_seconds = batch_size, max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
@@ -177,6 +192,8 @@ class Transcriber:
             isolate=True,
         )
         self._session.close()  # what an abandoned iterator may have left
+        if self._words is not None:
+            self._words.clear()
         self._iterators += 1
         transcribe = partial(
             transcribe_stream,
@@ -208,12 +225,17 @@ class Transcriber:
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         """See ``stream.Decoder.submit``."""
-        return self._session.submit(utterance, features)
+        ticket = self._session.submit(utterance, features)
+        if self._words is not None:
+            self._words.keep(ticket, features)
+        return ticket
 
     def step(self) -> list[Outcome]:
         """See ``stream.Decoder.step``."""
         started = time.perf_counter()
         outcomes = self._session.step()
+        if self._words is not None:
+            outcomes = self._words.add(outcomes)
         self._spend(time.perf_counter() - started)
         return outcomes
 

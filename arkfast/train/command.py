@@ -15,7 +15,10 @@ from arkfast.records import InputError
 from arkfast.train.config import TrainConfig
 from arkfast.train.originals import WITHOUT_EFFECT, without_original_flags
 
-DESCRIPTION = "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft)."
+DESCRIPTION = (
+    "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft); or a head beside it that tells "
+    "when words were said (ctc_head)."
+)
 
 SMALLER = "Lower --per_device_train_batch_size or --batch_seconds, give --activation_checkpointing True, or shard over more processes."
 
@@ -36,13 +39,14 @@ def run(argv: Sequence[str], *, prog: str, description: str) -> int:
 
     from arkfast.data.pool import WorkersBroken
     from arkfast.models.bars import without_loading_bars
+    from arkfast.train.ctc_head import CtcHeadRun
     from arkfast.train.parallel import let_rank_0_end_first
     from arkfast.train.stop import Interrupted
     from arkfast.train.trainer import Trainer, TrainingStopped
 
     without_loading_bars()
     try:
-        Trainer(config).run()
+        (CtcHeadRun if config.stage == "ctc_head" else Trainer)(config).run()
     except InputError as error:
         text = "; ".join(line.strip() for line in str(error).splitlines())  # one line, whatever it lists
         tell_torchrun(f"{prog}: error: {text}")

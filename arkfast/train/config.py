@@ -39,8 +39,9 @@ class TrainConfig(ConsoleOptions):
         "model_dtype": command_line.MODEL, "device": command_line.MACHINE,
     }  # fmt: skip
 
-    stage: Literal["opd", "td", "sft"] = "opd"
-    """opd: distil on the student's own transcripts; td: learn the teacher's transcripts; sft: learn the references."""
+    stage: Literal["opd", "td", "sft", "ctc_head"] = "opd"
+    """opd: distil on the student's own transcripts; td: learn the teacher's transcripts; sft: learn the references; ctc_head: leave the
+    student as it is and train a small head beside it, which tells arkfast transcribe when each word was said."""
     student_model: Path
     """Checkpoint to train: its folder, or a Hugging Face repository as organisation/name."""
     student_revision: str | None = None
@@ -135,7 +136,7 @@ class TrainConfig(ConsoleOptions):
     total_epochs: int = 1
     """Passes over the training rows, when max_steps is 0."""
     learning_rate: float = 1e-6
-    """Peak learning rate of AdamW."""
+    """Peak learning rate of AdamW; stage ctc_head takes 0.002 where none is given."""
     lr_scheduler_type: Literal["constant", "cosine", "wsd"] = "constant"
     """Shape of the learning rate after warm-up; wsd stays at the peak and falls linearly at the end."""
     wsd_decay_share: float = 0.2
@@ -236,7 +237,7 @@ class TrainConfig(ConsoleOptions):
                     f"--{name} flash_attention_2: masks and positions of training are written for sdpa, which takes PyTorch's own flash "
                     "kernels where they serve and needs no package; leave the flag out"
                 )
-        if self.stage != "sft" and self.teacher_model is None:
+        if self.stage in ("opd", "td") and self.teacher_model is None:
             raise ValueError(f"--teacher_model: stage {self.stage} needs a teacher; give its folder")
         if self.stage != "sft" and self.ctc_weight:
             raise ValueError(f"--ctc_weight: the CTC term belongs to stage sft, not to {self.stage}; leave it at 0")
@@ -262,7 +263,7 @@ class TrainConfig(ConsoleOptions):
         BadAudioLimit(self.on_bad_audio)
         check_choice(self.channel, self.audio_track)
         find_task(self.task)
-        if self.stage != "sft":
+        if self.stage in ("opd", "td"):
             from arkfast.distill.teachers import check_backend
 
             check_backend(self.teacher_backend)

@@ -53,7 +53,7 @@ def read_rows(config: TrainConfig, parallel: Parallel) -> Rows:
         limit = config.train_max_samples if config.train_max_samples > 0 else None
         fields = Fields(channel=parse_channel(config.channel), audio_track=config.audio_track, on_truncated=config.on_truncated)
         train = read_manifest(config.train_data, fields=fields, task=config.task, limit=limit)
-        for row in train if config.stage == "sft" else ():
+        for row in train if config.stage in ("sft", "ctc_head") else ():
             task.check_target(row)
         dev = read_manifest(config.eval_data, fields=fields, task=config.task) if config.eval_data else []
         for row in dev:

@@ -1,14 +1,17 @@
 """Segments of speech as captions: lines of a limited width, a few of them at a time.
 
-Where a segment becomes several captions, its time is shared out by the width of their texts, since no word's own time is known.
+Where the times of a segment's words are known, a caption stands from its first word's start to its last one's end. Else a segment that
+becomes several captions shares its time out by the width of their texts.
 """
 
 from __future__ import annotations
 
+import itertools
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from arkfast.align.words import word_spans
 from arkfast.metrics.languages import without_word_spaces
 
 NO_LIMIT = 0
@@ -22,6 +25,8 @@ class Segment(NamedTuple):
     """Seconds from the recording's start."""
     end: float
     text: str
+    words: tuple[tuple[float, float], ...] = ()
+    """Start and end of each word, where they are known: of ``word_spans`` of the text, in order."""
 
 
 class Caption(NamedTuple):
@@ -51,12 +56,25 @@ def captions(segments: Iterable[Segment], *, max_line_width: int, max_line_count
         groups = [tuple(lines[at : at + count]) for at in range(0, len(lines), count)]
         begin, end = 1000 * segment.start, 1000 * segment.end
         widths = [sum(map(width, group)) for group in groups]
+        spoken = _spoken(groups, segment.words)
         spent = 0
-        for group, wide in zip(groups, widths, strict=True):
+        for number, (group, wide) in enumerate(zip(groups, widths, strict=True)):
             spent += wide
-            start = max(free, round(begin + (end - begin) * (spent - wide) / sum(widths)))
-            free = max(start + 1, round(begin + (end - begin) * spent / sum(widths)))
+            first, last = begin + (end - begin) * (spent - wide) / sum(widths), begin + (end - begin) * spent / sum(widths)
+            if spoken:
+                first, last = (1000 * time for time in spoken[number])
+            start = max(free, round(first))
+            free = max(start + 1, round(last))
             yield Caption(start, free, group)
+
+
+def _spoken(groups: Sequence[tuple[str, ...]], words: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """From when to when the words of each group are said; nothing where a group has none, or its words are not those that have times."""
+    counts = [len(word_spans(" ".join(group))) for group in groups]
+    if not all(counts) or sum(counts) != len(words):
+        return []
+    ends = list(itertools.accumulate(counts))
+    return [(words[end - count][0], words[end - 1][1]) for count, end in zip(counts, ends, strict=True)]
 
 
 def wrapped(text: str, max_width: int) -> list[str]:

@@ -46,6 +46,8 @@ def _verbose_json(recording: Recording, _: CaptionLimits) -> str:
     ]
     whole: dict[str, object] = {"task": "transcribe", "language": recording.language, "duration": recording.duration}
     whole |= {"text": recording.text, "segments": segments}
+    if recording.words is not None:
+        whole["words"] = recording.words
     if recording.warnings:
         whole["warnings"] = recording.warnings
     return json_text(whole, indent=2) + "\n"

@@ -21,6 +21,8 @@ class Recording:
     parts: list[tuple[Segment, JsonObject]] = field(default_factory=list)
     """Its segments, ascending, and what is said of each besides: why its transcript ends, and the id of its row."""
     warnings: list[str] = field(default_factory=list)
+    words: list[JsonRow] | None = None
+    """``words`` of all rows, ascending; None where no row has any."""
     failed: int = 0
     """Rows without a transcript. No file is written for a recording that has some, since it would lack what they said."""
 
@@ -59,19 +61,28 @@ def recordings_of(rows: Iterable[JsonRow]) -> Iterator[Recording]:
         languages.setdefault(name, set()).add(row.get("language"))
         recording.warnings += [warning for warning in row.get("warnings", ()) if warning not in recording.warnings]
         recording.parts += _segments(row)
+        if row.get("words") is not None:
+            recording.words = [*(recording.words or ()), *row["words"]]
+        if row.get("words_error") is not None:
+            recording.warnings.append(f"words without times: {row['words_error']}")
     for name, recording in found.items():
         said = languages.get(name, set())
         recording.language = said.pop() if len(said) == 1 else None
         recording.parts.sort(key=lambda part: part[0][:2])
+        if recording.words is not None:
+            recording.words.sort(key=lambda word: (word["start"], word["end"]))
         yield recording
 
 
 def _segments(row: JsonRow) -> Iterator[tuple[Segment, JsonObject]]:
+    words = row.get("words") or ()
     if "segments" in row:
         for part in row["segments"]:
-            yield Segment(part["start"], part["end"], part["text"]), {"finish_reason": part["finish_reason"], "row": row["id"]}
+            its = tuple((word["start"], word["end"]) for word in words if part["start"] <= word["start"] < part["end"])
+            yield Segment(part["start"], part["end"], part["text"], its), {"finish_reason": part["finish_reason"], "row": row["id"]}
         return
     begin, end = max(row["begin_time"], 0.0), row["end_time"]
     if end < 0:
         end = round(begin + row["audio_seconds"], 3)
-    yield Segment(begin, end, row["pred_text"]), {"finish_reason": row["finish_reason"], "row": row["id"]}
+    its = tuple((word["start"], word["end"]) for word in words)
+    yield Segment(begin, end, row["pred_text"], its), {"finish_reason": row["finish_reason"], "row": row["id"]}

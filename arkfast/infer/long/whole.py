@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 
 from arkfast.data.transcript import clean_transcript
 from arkfast.infer.long.split import Known, Splitter
 from arkfast.infer.long.texts import join_texts
-from arkfast.infer.result import CUT_SHORT, Result
+from arkfast.infer.result import CUT_SHORT, Result, later
 from arkfast.records import InputError, JsonObject, Utterance
 
 MOST_WARNINGS = 20  # of the clips of one recording
@@ -110,6 +110,13 @@ class _Row:
             used=known.used or next((result.used for result in results if result.used), {}),
             vad=self._vad,
             segments=[_segment(times, result) for times, result in zip(self.times, results, strict=True)],
+            words=_words(self.times, results),
+            words_error="; ".join(
+                f"from {times[0]:.2f} to {times[1]:.2f} s: {result.words_error}"
+                for times, result in zip(self.times, results, strict=True)
+                if result.words_error is not None
+            )
+            or None,
         )
 
 
@@ -118,6 +125,13 @@ def _segment(times: tuple[float, float], result: Result) -> JsonObject:
     if result.text_raw is None:
         return segment | {"error": result.error}
     return segment | {"text": clean_transcript(result.text_raw)}
+
+
+def _words(times: Sequence[tuple[float, float]], results: Sequence[Result]) -> list[JsonObject] | None:
+    """The words of all clips in the recording's seconds; None where no clip has any."""
+    if all(result.words is None for result in results):
+        return None
+    return [word for (begin, end), result in zip(times, results, strict=True) for word in later(result.words or (), begin, end=end)]
 
 
 def _failed(utterance: Utterance, times: tuple[float, float], result: Result) -> str:
