@@ -66,6 +66,8 @@ class AtomicJsonl:
     Args:
         path: the file.
         kept: whether the rows of an earlier ``partial`` are kept somewhere else too, so that it is overwritten.
+        finish: makes other files of the complete ``partial``, whose rows it is told the number of; ``partial`` then goes, and nothing takes
+            the name ``path``. None moves ``partial`` to ``path``.
 
     Attributes:
         rows: how many were written.
@@ -79,9 +81,9 @@ class AtomicJsonl:
         BrokenPipeError: standard output was closed, as by ``head``.
     """
 
-    def __init__(self, path: Path, *, kept: bool = False) -> None:
+    def __init__(self, path: Path, *, kept: bool = False, finish: Callable[[Path, int], None] | None = None) -> None:
         self.path = destination(path)
-        self._kept = kept
+        self._kept, self._finish = kept, finish
         self._through = is_outlet(path)
         self.partial = self.path if self._through else self.path.with_name(self.path.name + ".partial")
         self._lock = ExitStack()
@@ -120,7 +122,10 @@ class AtomicJsonl:
                     with closing(self._lines) as lines:
                         lines.sync()
                         lines.check_own()
-                    if not self._through:
+                    if self._finish is not None:
+                        self._finish(self.partial, self.rows)
+                        self.partial.unlink()
+                    elif not self._through:
                         commit(self.partial, self.path)
                     for tell in self.committed:
                         tell()

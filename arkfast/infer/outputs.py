@@ -12,6 +12,7 @@ from arkfast.files import STANDARD, is_outlet, write_text
 from arkfast.infer.formats import FORMS, CaptionLimits, Form, recordings_of, save, written
 from arkfast.infer.inputs import Input, single_recording, sources
 from arkfast.infer.jsonl import read_rows
+from arkfast.infer.row_files import RowFiles, row_files
 from arkfast.records import InputError
 
 ROWS = "transcripts.jsonl"
@@ -23,7 +24,9 @@ class Outputs:
     """What a transcription leaves behind."""
 
     rows: Path
-    """JSONL file of all rows."""
+    """JSONL file of all rows; where there are ``files``, what the journal and the partial file are called after."""
+    files: RowFiles | None = None
+    """The files of all rows where that is not one JSONL file."""
     temporary: bool = False
     """Whether that file is nobody's wish and is gone in the end."""
     folder: Path | None = None
@@ -58,7 +61,15 @@ class Outputs:
 
 
 @contextmanager
-def planned(given: Input, *, output: Path | None, folder: Path | None, forms: Sequence[Form], limits: CaptionLimits) -> Iterator[Outputs]:
+def planned(
+    given: Input,
+    *,
+    output: Path | None,
+    folder: Path | None,
+    forms: Sequence[Form],
+    limits: CaptionLimits,
+    rows_per_shard: int | None = None,
+) -> Iterator[Outputs]:
     """Yields what the flags ask for.
 
     Args:
@@ -67,13 +78,26 @@ def planned(given: Input, *, output: Path | None, folder: Path | None, forms: Se
         folder: ``--output_dir``.
         forms: ``--output_format``; none of them is the default.
         limits: of captions.
+        rows_per_shard: ``--rows_per_shard``.
 
     Raises:
-        InputError: the flags do not go together.
+        InputError: the flags do not go together, or an output is an input.
     """
     if limits.max_line_width < 0 or limits.max_line_count < 0:
         raise InputError("--max_line_width and --max_line_count must be at least 0, which sets no limit")
     others = [form for form in forms if form in FORMS]
+    files = None if others and folder is None else row_files(output or Path(), rows_per_shard)
+    if files is not None:
+        if folder is not None:
+            raise InputError(
+                f"--output {output} cannot go with --output_dir, whose files are made from one of JSON lines; give a name in .jsonl"
+            )
+        if both := {path.resolve() for path in files.standing()} & {source.resolve() for source in sources(given)}:
+            raise InputError(
+                f"{min(both)}: is an input and would be an output too; give another --output, so that the input stays as it is"
+            )
+        yield Outputs(rows=files.base, files=files)
+        return
     if folder is not None:
         if output is not None and is_outlet(output):
             raise InputError(f"--output {output} cannot go with --output_dir, whose files are made from it; give a file")
@@ -85,7 +109,7 @@ def planned(given: Input, *, output: Path | None, folder: Path | None, forms: Se
     if single_recording(given) is None:
         sources(given)  # what is not there is the better reason
         if output is None:
-            raise InputError("required: --output, a JSONL file, or --output_dir for a file for each recording")
+            raise InputError("required: --output, a JSONL or Parquet file, or --output_dir for a file for each recording")
         raise InputError(f"--output_format {','.join(others)} needs --output_dir, since each recording has a file of its own")
     if len(forms) > 1:
         raise InputError(f"--output_format {','.join(forms)}: several formats need --output_dir")
