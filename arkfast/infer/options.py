@@ -15,6 +15,7 @@ from arkfast.audio.channels import check_choice, parse_channel
 from arkfast.console import ConsoleOptions
 from arkfast.data import Fields
 from arkfast.infer.long import Vad
+from arkfast.infer.speech import NoSpeech
 from arkfast.infer.transcriber import Attention, DType, Timestamps, check_limits
 from arkfast.records import InputError, OnTruncated
 
@@ -36,8 +37,9 @@ class TranscribeOptions(ConsoleOptions):
     """Branch, tag or commit of --model_path where that is a Hugging Face repository; its default branch by default."""
     processor_path: Path | None = None
     """Folder of the tokenizer, or a Hugging Face repository as organisation/name@revision; the checkpoint's own by default."""
-    batch_size: int = 40
-    """Most clips decoded together; transcripts do not depend on it."""
+    batch_size: int | None = None
+    """Most clips decoded together; transcripts do not depend on it. By default as many as the GPU's free memory holds, up to 256, and 40 on
+    a CPU."""
     max_new_tokens: int = 256
     """Token limit of a transcript; one that reaches it has finish_reason "length"."""
     max_audio_seconds: float = 30.0
@@ -50,6 +52,15 @@ class TranscribeOptions(ConsoleOptions):
     segment: long recordings have the times of their segments alone."""
     aligner: Path | None = None
     """Folder of that head; the checkpoint's own by default."""
+    confidence: bool = False
+    """Rows say how sure the model was: avg_logprob, compression_ratio, repetition, confidence and word_confidence."""
+    calibration: Path | None = None
+    """With --confidence, a file of scripts/calibrate_confidence.py, by which confidences become shares of right words."""
+    no_speech: NoSpeech = "mark"
+    """What becomes of the transcript of a clip without speech: mark gives its row no_speech, skip leaves its text out too, keep judges
+    nothing."""
+    hotwords: Path | None = None
+    """Text file of phrases that are preferred, one a line, where wanted with a tab and a weight behind it (2); rows may have their own."""
     max_tokens_per_second: float = 20.0
     """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
     cut_loops: bool = True

@@ -27,8 +27,12 @@ class Summary:
     """``Transcriber.model_commit``."""
     doubtful: int = 0
     """Rows with something doubtful about their recording."""
+    no_speech: int = 0
+    """Rows without speech, whose text is marked or left out."""
     repeats: int = 0
     """Rows of the input that repeat an earlier one and were taken once."""
+    batch_size: int | None = None
+    """Most clips that were decoded together; None where nothing says it."""
     reasons: tuple[str, ...] = ()
     """The first three different reasons of failed rows, as a user reads them."""
     resumed: int = 0
@@ -57,6 +61,8 @@ class Summary:
             parts.append(f"{self.truncated} cut short")
         if self.doubtful:
             parts.append(f"{self.doubtful} with warnings")
+        if self.no_speech:
+            parts.append(f"{self.no_speech} without speech")
         if self.repeats:
             parts.append(f"{self.repeats} repeat{'s' if self.repeats > 1 else ''} left out")
         if self.resumed:

@@ -6,7 +6,7 @@ collective: ``load_models`` reads checkpoints and meets nobody; a ``Learner`` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,13 +17,14 @@ from arkfast.data.tasks import Task, find_task
 from arkfast.distill import CTCHead
 from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
 from arkfast.engine import Decodes, Engine
-from arkfast.models.family import AnyFamily, Audio, Processor, SpeechModel, check_head, check_positions, find_family
-from arkfast.records import Batch, InputError, Interface, Rollout, Utterance
+from arkfast.models.family import AnyFamily, Processor, SpeechModel, check_head, check_positions, find_family
+from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
 from arkfast.train.lora import add_adapters, merged
 from arkfast.train.optim import MasterAdamW
 from arkfast.train.parallel import Agreed, Parallel
+from arkfast.train.rollout_copy import RolloutCopy, WholeEngine, decision
 from arkfast.train.stored import StoredModel
 from arkfast.train.student import ShardedStudent, Student, freeze
 
@@ -127,6 +128,15 @@ class LoadedStudent:
             parameters[name].data = parameters[name].data.to(compute)
         return frozen
 
+    def shell(self, device: torch.device) -> SpeechModel:
+        """The model once more, adapters and all, without weights; its buffers are on the device."""
+        config = self.config
+        shell: SpeechModel = self.family.shell(config.student_model, attn_implementation=config.student_attn_implementation)
+        if config.lora_rank:
+            add_adapters(shell, rank=config.lora_rank, alpha=config.lora_alpha, seed=config.seed, device=torch.device("meta"))
+        self.family.fill_buffers(shell, device)
+        return shell
+
     def placed(self, parallel: Parallel) -> Student:
         """The student where it trains: every rank calls it, since sharding is a collective."""
         config, device = self.config, parallel.device
@@ -207,8 +217,29 @@ class Learner:
         self.student = student.placed(parallel)
         # The engine before the optimizer, which gives whole parameters their compute precision: it looks at shapes only.
         topk = self.top_k if config.stage == "opd" else 0
-        self.engine: Decodes = WholeEngine(Engine(self.model, allowed=self.allowed, topk=topk), self.student)
+        self.notes: list[str] = []
+        """What a run's log says of how the student is placed."""
+        copy = self._rollout_copy(student, parallel)
+        engine = Engine(self.model if copy is None else copy.model, allowed=self.allowed, topk=topk)
+        self.engine: Decodes = WholeEngine(engine, self.student, copy, lambda: self.optimizer.changes)
         self.optimizer = MasterAdamW(self.student.parameters, config, compute_dtype(config, parallel.device), total=total)
+
+    def _rollout_copy(self, loaded: LoadedStudent, parallel: Parallel) -> RolloutCopy | None:
+        """A copy of the sharded student for rollouts, where they are made and memory allows it."""
+        config, device = loaded.config, parallel.device
+        if not isinstance(self.student, ShardedStudent) or config.stage != "opd":
+            return None
+        compute, units = compute_dtype(config, device), self.family.shard_units(self.model)
+        kept, said = decision(
+            config.rollout_copy,
+            self.student,
+            units,
+            compute,
+            device,
+            lambda without: int(parallel.total(torch.tensor(float(without), device=device))),
+        )
+        self.notes.append(said)
+        return RolloutCopy(self.student, units, loaded.shell(device), dtype=compute, device=device) if kept else None
 
     def whole_weights(self, weights: dict[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
         """The model's weights as they are exported: those of the optimizer's that belong to it, whole, and the frozen ones.
@@ -240,46 +271,6 @@ class Learner:
             target_ids=one[None] * self.allowed.stop_ids[0],
             target_lens=one,
         )
-
-
-class WholeEngine:
-    """The decoding engine of a student whose weights are whole while it decodes: a ``Decodes``.
-
-    Args:
-        engine: an ``Engine``.
-        student: whose model it decodes with.
-    """
-
-    def __init__(self, engine: Engine, student: Student) -> None:
-        self._engine, self._student = engine, student
-        self.blocked, self.allowed, self.stop_ids = engine.blocked, engine.allowed, engine.stop_ids
-
-    def rollout(
-        self,
-        batch: Batch,
-        *,
-        max_new_tokens: int | Sequence[int],
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        audio: Audio | None = None,
-    ) -> Rollout:
-        """See ``Engine.rollout``. No collective runs in it, so ranks may decode for as long as their own rows take."""
-        with self._student.whole():
-            return self._engine.rollout(
-                batch,
-                max_new_tokens=max_new_tokens,
-                n=n,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                audio=audio,
-            )
 
 
 def _checkpoint_folder(path: Path, flag: str) -> Path:

@@ -86,6 +86,8 @@ class MasterAdamW:
         total: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self._clip, self._ema_decay, self._total = config.grad_clip, config.ema_decay, total
+        self.changes = 0
+        """How often the weights may have changed: what is made of them is remade when this has grown."""
         self._model: dict[str, torch.nn.Parameter] = {}
         self._master: dict[str, torch.nn.Parameter] = {}
         for name, parameter in parameters:
@@ -146,6 +148,7 @@ class MasterAdamW:
         Returns:
             [3] float64 on the device, the fields of ``StepResult``; nothing here waits for them.
         """
+        self.changes += 1
         for name, parameter in self._sharded.items():
             self._master[name].grad = None if parameter.grad is None else _local(parameter.grad)
             parameter.grad = None
@@ -210,6 +213,7 @@ class MasterAdamW:
         Raises:
             ValueError: a parameter has no master weight of its shape there.
         """
+        self.changes += 1
         for name, master in self._master.items():
             saved = tensors.get(f"master/{name}")
             if saved is None or saved.shape != self._model[name].shape:

@@ -128,6 +128,8 @@ class ShardedStudent(Student):
         checkpointing: bool = False,
     ) -> None:
         self.mesh, self._free_early = mesh, free_early
+        self.shards = mesh.size(-1)
+        """Into how many shards each trained parameter is cut."""
         policy = MixedPrecisionPolicy(
             param_dtype=None if compute_dtype == torch.float32 else compute_dtype, reduce_dtype=torch.float32, cast_forward_inputs=False
         )
@@ -200,3 +202,23 @@ class ShardedStudent(Student):
                 under_way.pop(0).wait()
         for handle in under_way:
             handle.wait()
+
+    def each_whole(self, layers: Sequence[nn.Module]) -> Iterator[nn.Module]:
+        """Each of ``layers`` in turn while its weights are whole; with ``free_early`` they go again, so that two at most are there at once.
+
+        Every rank goes through it to its end, inside ``inside``, where what belongs to no layer is whole already.
+        """
+        waiting: list[tuple[nn.Module, UnshardHandle | None]] = []
+        for layer in layers:
+            waiting.append((layer, layer.unshard(async_op=True) if isinstance(layer, FSDPModule) else None))
+            if len(waiting) > 1:
+                yield from self._arrived(*waiting.pop(0))
+        for last in waiting:
+            yield from self._arrived(*last)
+
+    def _arrived(self, layer: nn.Module, under_way: UnshardHandle | None) -> Iterator[nn.Module]:
+        if under_way is not None:
+            under_way.wait()
+        yield layer
+        if self._free_early and isinstance(layer, FSDPModule):
+            layer.reshard()

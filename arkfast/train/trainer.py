@@ -212,7 +212,7 @@ class Trainer:
     def _recheck(self) -> None:
         """Say what there is to say at the start, and whether a run that is resumed has the loss that it had."""
         config, top_k, state = self.config, self.learner.top_k, self._state
-        for text in self._notes:
+        for text in (*self.learner.notes, *self._notes):
             self._log.warn(text)
         if top_k < config.opd_top_k and config.stage == "opd":
             self._log.warn(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")

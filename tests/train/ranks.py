@@ -1,8 +1,9 @@
 """One rank of a run of several processes, for the tests: does one scenario after the other in a process that has imported once.
 
 ``python ranks.py SCENARIOS.json RANK WORLD``: the file holds a list of scenarios, each {"config": fields of TrainConfig, "halt": a step
-after which the run is abandoned as if killed, or absent}. Rank 0 leaves ``first_gradients.pt`` and ``collectives.json`` in
-each run's folder. Not a test itself.
+after which the run is abandoned as if killed, "free": the bytes of memory that each rank is to find free, "stale": whether a copy for
+rollouts is filled once and never again; all but the first may be absent}. Rank 0 leaves ``first_gradients.pt`` and ``collectives.json``
+in each run's folder, and every rank ``rollouts<rank>.json``, each clip's tokens in every rollout. Not a test itself.
 """
 
 import faulthandler
@@ -21,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from arkfast.engine import Engine
+from arkfast.train import rollout_copy
 from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 
@@ -35,6 +37,7 @@ class Collectives(TorchDispatchMode):
         super().__init__()
         self.count, self.bytes, self.rollout = Counter(), Counter(), Counter()
         self.decoding = self.exporting = False
+        self.tokens = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.namespace == "c10d" and not self.exporting:
@@ -52,12 +55,15 @@ def watched(trainer, out):
     """Count a run's collectives, those of its decoding apart, and keep the first step's gradients."""
     counter, decode, step = Collectives(), Engine.rollout, trainer.optimizer.step
 
-    def rollout(self, *args, **options):
+    def rollout(self, batch, **options):
         counter.decoding = True
         try:
-            return decode(self, *args, **options)
+            found = decode(self, batch, **options)
         finally:
             counter.decoding = False
+        answers = [row[:n] for row, n in zip(found.tokens.tolist(), found.lens.tolist(), strict=True)]
+        counter.tokens.append(dict(zip(batch.ids, answers, strict=True)))
+        return found
 
     def first_step(*args):
         gradients = {}
@@ -104,6 +110,19 @@ def halt_after(trainer, steps):
 
 def play(scenario):
     config = TrainConfig(**{name: Path(v) if name in PATHS and v is not None else v for name, v in scenario["config"].items()})
+    free_memory, refresh = rollout_copy.free_memory, rollout_copy.RolloutCopy.refresh
+    if "free" in scenario:
+        rollout_copy.free_memory = lambda _: scenario["free"][int(os.environ["RANK"])]
+    if scenario.get("stale"):
+        filled = []
+        rollout_copy.RolloutCopy.refresh = lambda self: filled or filled.append(refresh(self))
+    try:
+        run(config, scenario)
+    finally:
+        rollout_copy.free_memory, rollout_copy.RolloutCopy.refresh = free_memory, refresh
+
+
+def run(config, scenario):
     trainer = Trainer(config)
     if "halt" in scenario:
         halt_after(trainer, scenario["halt"])
@@ -113,6 +132,7 @@ def play(scenario):
     except KeyboardInterrupt:
         trainer._saver.close()
         trainer.parallel.close()
+    (config.output_dir / f"rollouts{trainer.parallel.rank}.json").write_text(json.dumps(counter.tokens))
     if trainer.parallel.is_first:
         steps = trainer.total_steps - 1
         found = {"count": counter.count, "bytes": counter.bytes, "rollout": counter.rollout, "steps": steps}

@@ -19,6 +19,7 @@ from arkfast.models import load_model
 from arkfast.records import InputError
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.config import TrainConfig
+from arkfast.train.rollout_copy import decide
 
 RANKS = Path(__file__).with_name("ranks.py")
 _spec = importlib.util.spec_from_file_location("ranks", RANKS)
@@ -64,7 +65,7 @@ def fields(world, out, **overrides):
 
 def scenario(world, out, **options):
     """What ``ranks.play`` takes."""
-    extra = {key: options.pop(key) for key in ("halt",) if key in options}
+    extra = {key: options.pop(key) for key in ("halt", "free", "stale") if key in options}
     config = fields(world, out, **options)
     return {"config": {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}, **extra}
 
@@ -151,7 +152,22 @@ def assert_same_first_gradients(a, b):
 
 PART = {"save_freq": 3, "max_steps": 8}
 ONE = {"micro_batches_per_step": 2}
+COPY = {"max_steps": 4, "learning_rate": 3e-3, "calibration_batches": 0}
+"""Steps so large that the next rollouts are other ones."""
 APART = {"student_model": "apart", "max_steps": 3, "learning_rate": 1e-3}
+
+
+LARGE = 1 << 40
+COPIES = {
+    "copy_off": {"rollout_copy": "off"},
+    "copy_on": {"rollout_copy": "on"},
+    "copy_full": {"rollout_copy": "on", "sharding": "full"},
+    "copy_adapters": {"rollout_copy": "on", "lora_rank": 4},
+    "copy_no_adapters": {"rollout_copy": "off", "lora_rank": 4},
+    "copy_room": {"free": [LARGE, LARGE]},
+    "copy_no_room": {"free": [LARGE, 1000]},
+    "copy_stale": {"rollout_copy": "on", "stale": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +177,9 @@ def runs(world, tmp_path_factory):
     alone(world, root / "one", **ONE)
     alone(world, root / "one_then_two", halt=5, **PART, **ONE)
     alone(world, root / "apart_one", **APART, **ONE)
+    alone(world, root / "copy_one", **COPY, **ONE)
     together(world, root, [
+        *((name, {**COPY, **options}) for name, options in COPIES.items()),
         ("two", {}),
         ("two_then_two", {"halt": 5, **PART}),
         ("two_then_two", {"resume_from_checkpoint": "latest", **PART}),
@@ -181,6 +199,50 @@ def test_two_ranks_train_as_one_process_does(runs):
     assert len(losses(runs / "two")) == 20
     start = losses(runs / "two")[0]
     assert losses(runs / "two")[-1][2] < start[2], "it learns"
+
+
+def rollouts(out, ranks=2):
+    """The tokens of each step by clip, whichever rank made them; a rank without a clip decodes one of its own, which no other has."""
+    found = [json.loads((out / f"rollouts{rank}.json").read_text()) for rank in range(ranks)]
+    if ranks == 1:  # two micro-batches a step
+        found = [found[0][first::2] for first in (0, 1)]
+    return [{clip: row for part in parts for clip, row in part.items() if clip != "idle"} for parts in zip(*found, strict=True)]
+
+
+def test_rollouts_with_a_copy_of_the_decoder_are_those_of_whole_weights(runs):
+    """Of a model in one process, of weights that are gathered for each rollout, and where memory has no room for a copy on one rank."""
+    want = rollouts(runs / "copy_one", ranks=1)
+    assert len({token for clips in want for row in clips.values() for token in row}) >= 10
+    for name in ("copy_off", "copy_on", "copy_full", "copy_room", "copy_no_room"):
+        assert rollouts(runs / name) == want, name
+        assert_same_first_gradients(runs / "copy_one", runs / name)
+    assert rollouts(runs / "copy_adapters") == rollouts(runs / "copy_no_adapters")
+
+
+def test_a_copy_that_is_not_refreshed_would_be_seen(runs):
+    """Only the rollouts of the first weights are then right, so the test above shows that steps reach the copy."""
+    want, stale = rollouts(runs / "copy_on"), rollouts(runs / "copy_stale")
+    assert stale[0] == want[0]
+    assert stale[1:] != want[1:]
+
+
+def test_the_log_says_whether_there_is_a_copy(runs):
+    said = (runs / "rank0.log").read_text()
+    assert "a copy of the decoder of their own, refreshed once a step (--rollout_copy on was given)" in said
+    assert "a copy of the decoder of their own, refreshed once a step (it takes 0.0 GB of" in said
+    assert "no copy is kept (1 of the processes have no room for it)" in said
+    assert "no copy is kept (a CPU captures no steps)" in said
+    assert "no copy is kept (--rollout_copy off was given)" in said
+
+
+def test_a_copy_is_kept_where_memory_allows_it():
+    free = {"choice": "auto", "copy": 100, "state": 50}
+    assert decide(**free, free=450)[0]
+    assert not decide(**free, free=449)[0]
+    assert not decide(**free, free=0)[0]
+    assert not decide(**free, free=None)[0]
+    assert decide("on", copy=100, state=50, free=0)[0]
+    assert not decide("off", copy=1, state=0, free=1 << 40)[0]
 
 
 def test_a_head_beside_the_table_that_it_is_said_to_be_trains_and_is_written_apart_on_any_number_of_processes(runs):
