@@ -88,6 +88,9 @@ class TrainConfig(ConsoleOptions):
     sharding: Literal["auto", "none", "optimizer", "full"] = "auto"
     """none: one process holds all; optimizer: weights, optimizer state and gradients are sharded, and the weights are gathered once a step;
     full: they are freed after each use besides, for least memory; auto is none for one process and optimizer for several."""
+    rollout_copy: Literal["auto", "on", "off"] = "auto"
+    """Whether each process of a sharded student keeps a copy of its decoder for rollouts, which a GPU then runs as CUDA graphs: auto keeps
+    one on a GPU where it takes at most a quarter of the memory that is left. Rollouts are the same with it and without."""
     shard_group_size: int = 0
     """Processes that share one copy of the weights, each such group holding a whole copy (hybrid sharding); 0 is all of them."""
     freeze: tuple[str, ...] = ()
