@@ -22,7 +22,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import goals, gpu_tests, wheels
+from harness import goals, gpu_tests, ranks, wheels
 from harness.goals import OUT_OF_TIME
 from harness.look import look
 from harness.plan import CHECKS, LEAD, LOOK, MINUTES, Item, call_a, call_b, chosen, measured
@@ -346,6 +346,30 @@ def suite(options: argparse.Namespace) -> int:
     return 1 if unfinished or {"failed", "check failed", "crashed"} & set(states.values()) else 0
 
 
+def over_ranks(options: argparse.Namespace, counts: Sequence[int]) -> int:
+    """Training over each number of processes; 1 when one failed or could not be finished. Numbers that the machine has no GPUs for are not
+    run, which is no failure."""
+    ends, device = time.monotonic() + 60 * options.minutes - CLOSING, device_here()
+    about, path, result = begun(options)
+    log = path.parent / "logs" / "ranks.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started, rows = time.monotonic(), list[Result]()
+    with tempfile.TemporaryDirectory() as folder:
+        for row in ranks.measure(counts, device, Path(folder), lambda: ends - time.monotonic(), timeout, log):
+            rows.append({**row, "gpu": about["gpu"]})
+            result["rows"] = merge(result["rows"], rows)
+            write(path, result)
+    broken = [row for row in rows if failed(row) or (row["check"] == "not run" and row["shape"]["ranks"] <= ranks.there(device))]
+    state = "check failed" if any(failed(row) for row in broken) else "crashed" if broken else "done"
+    result["groups"][ranks.GROUP] = {"state": state, "seconds": round(time.monotonic() - started, 1)}
+    result["goals"] = goals.lines(result["rows"])
+    write(path, result)
+    if not broken:
+        log.unlink(missing_ok=True)
+    print("\n".join(table(rows)) + f"\n{ranks.GROUP}: {state}; {path}", flush=True)
+    return 1 if broken else 0
+
+
 def report(result: Result, path: Path) -> None:
     """The short table and the goals, last of all that is printed."""
     print(f"\n{result['gpu'] or result['hardware']['cpu']}, {result['date']}, commit {result['commit'][:12]}: {path}\n")
@@ -370,6 +394,7 @@ def main() -> int:
     parser.add_argument("--dry_run", action="store_true", help="say what both calls, or --call, would do in which order; nothing is run")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="results go to OUT/<gpu name>/<date>.json")
     parser.add_argument("--only", action="append", choices=GROUPS, help="a group; may be given several times")
+    parser.add_argument("--ranks", help="numbers of processes, such as 1,2,4,8: training over so many GPUs, and nothing else")
     parser.add_argument("--commit", help="the code's commit, where the folder is no git checkout")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, default=60.0, help=argparse.SUPPRESS)
@@ -384,12 +409,18 @@ def main() -> int:
         return rehearse(options.call)
     if options.call and options.only:
         parser.error("--call has its own choice of groups; leave --only out")
+    if options.ranks and (options.call or options.only):
+        parser.error("--ranks measures training over several processes alone; leave --call and --only out")
+    try:
+        counts = ranks.parsed(options.ranks) if options.ranks else []
+    except ValueError:
+        parser.error(f"--ranks {options.ranks}: give numbers of processes from 1 up, with commas between")
     options.minutes = options.minutes if options.minutes is not None else MINUTES[options.call] if options.call else 25.0
     try:
         with wheels.at_hand() as names:
             if names:
                 print(f"From {wheels.VARIABLE}: {', '.join(names)}", flush=True)
-            return call(options) if options.call else suite(options)
+            return over_ranks(options, counts) if counts else call(options) if options.call else suite(options)
     except wheels.WheelsError as error:
         parser.error(str(error))
 

@@ -24,6 +24,7 @@ Row = dict[str, Any]
 
 COLUMNS: tuple[Column, ...] = (
     *results.COLUMNS,
+    ("% of perfect scaling", "percent_of_fewest", lambda row: f"{row['percent_of_fewest']:.0f}"),
     ("x real time", "x_real_time", lambda row: f"{row['x_real_time']:,.0f}"),
     ("largest error", "largest_error", lambda row: f"{row['largest_error']:.1e}"),
 )

@@ -2,7 +2,8 @@
 # Proves and times the kernels on this machine's GPU: the GPU tests, then the benchmarks group by group, with a table and every goal's verdict
 # last; or, with --call A and then --call B, what decides most within five and four minutes. Needs no network and no installed arkfast;
 # without a GPU it runs toy sizes. The C++ extension is built in place only where the tests run, which alone use it.
-# Usage: bash scripts/gpu_suite.sh [--call A|B] [--dry_run] [--minutes N] [--out DIR] [--only GROUP]... [--commit SHA]
+# With --ranks it trains over so many GPUs instead and says how well that scales.
+# Usage: bash scripts/gpu_suite.sh [--call A|B] [--ranks 1,2,4,8] [--dry_run] [--minutes N] [--out DIR] [--only GROUP]... [--commit SHA]
 # PYTHON=… chooses an interpreter; ARKFAST_WHEELS=… names a folder of wheels for packages that the machine lacks.
 set -euo pipefail
 here="$PWD"

@@ -45,15 +45,23 @@ def tokenizer(H: int) -> Qwen2Tokenizer:
     return made
 
 
-def checkpoint(folder: Path, H: int, device: torch.device) -> Path:
-    """Writes the random model of a decoder of width ``H`` with a tokenizer, in the model's own type; returns ``folder``."""
+def checkpoint(folder: Path, H: int, device: torch.device, *, noise: float = 0.0) -> Path:
+    """Writes the random model of a decoder of width ``H`` with a tokenizer, in the model's own type; returns ``folder``.
+
+    Args:
+        noise: standard deviation of what is added to the last norm's weights, so that two models have other opinions.
+    """
     model, words = speech.model(H, device), tokenizer(H)
-    before = model.config.audio_token_id
+    before, norm = model.config.audio_token_id, model.model.norm.weight
+    kept = norm.detach().clone()
     model.config.audio_token_id = words.get_vocab()[prompt.AUDIO]
     try:
+        with torch.no_grad():
+            norm += noise * torch.randn(len(norm), generator=torch.Generator().manual_seed(1)).to(norm)
         model.save_pretrained(folder)
     finally:
         model.config.audio_token_id = before
+        norm.detach().copy_(kept)
     ArkasrProcessor(WhisperFeatureExtractor(feature_size=speech.N_MELS), words).save_pretrained(folder)
     return folder
 
