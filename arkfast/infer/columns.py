@@ -1,8 +1,8 @@
 """Which type each field of transcribed rows has in a table, found from all of them.
 
-Our own fields have one type in every table. The input's fields have the type that all their values have: null beside anything is that
-thing, whole numbers beside fractions are fractions, and objects have the fields of all of them. Values that share no type become their JSON
-text, whole, and so does what a table has no type for.
+Our own fields have one type in every table; those that stand only where they are asked for are found like the input's. The input's fields
+have the type that all their values have: null beside anything is that thing, whole numbers beside fractions are fractions, and objects have
+the fields of all of them. Values that share no type become their JSON text, whole, and so does what a table has no type for.
 """
 
 from __future__ import annotations
@@ -41,14 +41,22 @@ class Kind:
 
 _NULL, _MIXED, _STRING, _FLOAT = Kind("null"), Kind("mixed"), Kind("string"), Kind("float")
 _SEGMENT = Kind("struct", {"start": _FLOAT, "end": _FLOAT, "text": _STRING, "finish_reason": _STRING, "error": _STRING})
-_OURS: dict[str, Kind] = dict.fromkeys(OUTPUT_FIELDS, _STRING) | {
-    "begin_time": _FLOAT,
-    "end_time": _FLOAT,
-    "audio_seconds": _FLOAT,
+_TEXTS = (
+    "audio", "text", "pred_text", "pred_text_raw", "id", "language", "status", "finish_reason", "error", "vad", "words_error",
+)  # fmt: skip
+_NUMBERS = (
+    "begin_time", "end_time", "audio_seconds", "no_speech_prob", "avg_logprob", "compression_ratio", "repetition", "confidence",
+)  # fmt: skip
+_TYPES: dict[str, Kind] = {
+    **dict.fromkeys(_TEXTS, _STRING),
+    **dict.fromkeys(_NUMBERS, _FLOAT),
     "warnings": Kind("list", {"": _STRING}),
     "segments": Kind("list", {"": _SEGMENT}),
     "audio_used": _MIXED,
+    "no_speech": Kind("bool"),
 }
+_OURS = {name: _TYPES[name] for name in OUTPUT_FIELDS if name in _TYPES}
+"""Fields that every table has. The others of ours stand in rows where they were asked for, and are found there."""
 
 
 def kind_of(value: object) -> Kind:

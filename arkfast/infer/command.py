@@ -20,6 +20,7 @@ from arkfast import command_line
 from arkfast.command_line import parse, to_dict
 from arkfast.console import Console
 from arkfast.files import destination, is_outlet, is_standard_output
+from arkfast.infer.dry_run import dry_run
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
 from arkfast.infer.formats import CaptionLimits, Form
 from arkfast.infer.inputs import Input, named, sources
@@ -39,6 +40,8 @@ from arkfast.infer.transcriber import Transcriber
 from arkfast.records import InputError, Utterance
 
 DEFAULT_MODEL = "AutoArk-AI/ARK-ASR-0.6B"
+PROGRESS_SECONDS = 60.0
+"""Between two plain lines about progress, where standard error is no terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,11 @@ class TranscribeConfig(TranscribeOptions):
     about as much audio, so outputs in the order of i, put behind one another, are the output of the whole."""
     rank_timeout: float = 30.0
     """Where several ranks were started, seconds without a sign of life after which the others do a rank's rows."""
+    dry_run: bool = False
+    """Say what the input holds and what its transcription would take: hours, bad rows, cores for decoding, time, memory and disk. No model
+    is loaded and nothing is written; with --run_record - it comes as JSON."""
+    assume_rtfx: float | None = None
+    """With --dry_run, how many seconds of audio the device is taken to transcribe in a second; times follow from it."""
     run_record: Path | None = None
     """JSON file for the record of the run (model, versions, flags, speed); OUTPUT.run.json beside an output that is a file by default."""
 
@@ -84,6 +92,8 @@ class TranscribeConfig(TranscribeOptions):
             raise InputError(f"--rank_timeout must be above 0 and finite, got {self.rank_timeout}")
         if self.shard is not None:
             Shard.parse(self.shard)
+        if self.assume_rtfx is not None and not (self.dry_run and 0 < self.assume_rtfx < math.inf):
+            raise InputError(f"--assume_rtfx must be above 0 and finite and needs --dry_run, got {self.assume_rtfx}")
 
     @property
     def inputs(self) -> tuple[Path, ...]:
@@ -182,7 +192,7 @@ def transcribe_file(
         try:
             transcriber = load(model_path, options)
             before, decides, shared, began = transcriber.processing_seconds, None, None, time.perf_counter()
-            with Console(quiet=options.quiet, log_file=options.log_file) as console:
+            with Console(quiet=options.quiet, log_file=options.log_file, every=PROGRESS_SECONDS) as console:
                 if place is not None:
                     decides = decided(transcriber, options)
                     take_in(place, keep=options.resume)
@@ -287,7 +297,7 @@ def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: I
                 known_seconds += result.seconds
             else:
                 seconds += result.seconds
-            speed = f"{seconds:.0f} s of audio, RTFx {seconds / (time.perf_counter() - start):.1f}"
+            speed = f"{seconds / 3600:.2f} h of audio, RTFx {seconds / (time.perf_counter() - start):.1f}"
             console.advance(f"{speed}, {failed} failed" if failed else speed, by=0 if turn.counted else 1)
     finally:
         write(reasons.rest())
@@ -336,6 +346,8 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
     )
     for note in config.notes() if os.environ.get("RANK", "0") == "0" else ():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
+    if config.dry_run:
+        return dry_run(config.inputs, config, config.model_path, rtfx=config.assume_rtfx, record=config.run_record)
     limits = CaptionLimits(max_line_width=config.max_line_width, max_line_count=config.max_line_count)
     try:
         with planned(

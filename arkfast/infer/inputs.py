@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from arkfast.records import InputError
 TELEPHONY = frozenset({"amr", "flv", "ts", "avi", "wv", "mkv", "mov", "gsm", "ulaw", "alaw", "sln", "g722", "au", "nist", "sph", "mp2"})
 """Suffixes of further formats that are read where a file is named on its own. In a shard, fewer are taken for recordings."""
 PATTERN = frozenset("*?[")
+_ADDRESS = re.compile(r"(?!file:)[A-Za-z][A-Za-z0-9+.-]+:/")
 
 Input = Path | Sequence[Path]
 """One input or several."""
@@ -36,12 +38,20 @@ def sources(given: Input) -> list[Path]:
     """The manifests and recordings that an input stands for, in order: patterns and braces expanded, folders by the recordings in them.
 
     Raises:
-        InputError: a folder or a pattern holds nothing, or a manifest is not there.
+        InputError: a folder or a pattern holds nothing, a manifest is not there, or one is the address of another machine.
     """
     return [source for path in ([given] if isinstance(given, Path) else given) for source in _sources(path)]
 
 
+def check_local(path: Path) -> None:
+    """Raise ``InputError`` for an address such as ``s3://bucket/name``, which would be taken for a folder of this machine."""
+    scheme = _ADDRESS.match(str(path))
+    if scheme and not path.exists():
+        raise InputError(f"{scheme[0]}…: is an address, and files of this machine alone are read and written; copy it here, or mount it")
+
+
 def _sources(path: Path) -> list[Path]:
+    check_local(path)
     if os.path.isdir(path):
         found = sorted(file for file in path.rglob("*") if is_recording(file) and file.is_file() and not _hidden(file, path))
         if not found:

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from arkfast.files import STANDARD, is_outlet, write_text
 from arkfast.infer.formats import FORMS, CaptionLimits, Form, recordings_of, save, written
-from arkfast.infer.inputs import Input, single_recording, sources
+from arkfast.infer.inputs import Input, check_local, single_recording, sources
 from arkfast.infer.jsonl import read_rows
 from arkfast.infer.row_files import RowFiles, row_files
 from arkfast.records import InputError
@@ -81,10 +81,13 @@ def planned(
         rows_per_shard: ``--rows_per_shard``.
 
     Raises:
-        InputError: the flags do not go together, or an output is an input.
+        InputError: the flags do not go together, an output is an input, or one is the address of another machine.
     """
     if limits.max_line_width < 0 or limits.max_line_count < 0:
         raise InputError("--max_line_width and --max_line_count must be at least 0, which sets no limit")
+    for path in (output, folder):
+        if path is not None:
+            check_local(path)
     others = [form for form in forms if form in FORMS]
     files = None if others and folder is None else row_files(output or Path(), rows_per_shard)
     if files is not None:
