@@ -23,6 +23,7 @@ from arkfast.files import destination, is_outlet, is_standard_output
 from arkfast.infer.dry_run import dry_run
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
 from arkfast.infer.formats import CaptionLimits, Form
+from arkfast.infer.hotwords import read_hotwords
 from arkfast.infer.inputs import Input, named, sources
 from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
@@ -128,6 +129,10 @@ def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcribe
         audio_gain=options.audio_gain,
         num_workers=options.num_workers,
         vad=options.vad,
+        confidence=options.confidence,
+        calibration=options.calibration,
+        no_speech=options.no_speech,
+        hotwords=None if options.hotwords is None else read_hotwords(options.hotwords),
         timestamps=options.timestamps,
         aligner=options.aligner,
     )
@@ -272,7 +277,7 @@ def _items(path: Input, options: TranscribeOptions) -> Iterator[Utterance | Resu
 
 
 def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: Intake, console: Console, reasons: Reasons) -> Summary:
-    failed, truncated, doubtful, resumed, start = 0, 0, 0, 0, time.perf_counter()
+    failed, truncated, doubtful, silent, resumed, start = 0, 0, 0, 0, 0, time.perf_counter()
     seconds, known_seconds = 0.0, 0.0
     admissible: deque[Turn] = deque()
 
@@ -292,6 +297,7 @@ def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: I
             failed += result.failed
             truncated += result.finish_reason in CUT_SHORT
             doubtful += bool(result.warnings)
+            silent += bool(result.scores.get("no_speech"))
             resumed += turn.resumed
             if turn.resumed:
                 known_seconds += result.seconds
@@ -306,6 +312,7 @@ def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: I
         failed=failed,
         truncated=truncated,
         doubtful=doubtful,
+        no_speech=silent,
         audio_seconds=seconds - rows.clip_seconds,
         wall_seconds=time.perf_counter() - start,
         repeats=intake.repeats,

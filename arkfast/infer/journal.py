@@ -28,6 +28,7 @@ from arkfast import __version__
 from arkfast.data.shards import TarMember
 from arkfast.files import LineFile, json_line, move, naming
 from arkfast.files.json_input import parse_json_object
+from arkfast.infer.hotwords import FIELD as HOTWORDS
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import Result
 from arkfast.records import InputError, JsonObject, JsonRow, Utterance
@@ -36,7 +37,7 @@ VERSION = 1
 SYNC_SECONDS = 5.0
 """What a power cut may cost. A killed process loses nothing that was written."""
 DECIDES_NOTHING = frozenset({
-    "quiet", "log_file", "revision", "processor_path", "aligner", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
+    "quiet", "log_file", "revision", "processor_path", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
     "begin_field", "end_field", "channel", "audio_track", "on_truncated", "allow_failures", "allow_repeats", "resume", "retry_failed",
     "target_sr", "padding_side", "asr_block_token_id_from", "aligner",
 })  # fmt: skip
@@ -67,14 +68,15 @@ def deciding(options: TranscribeOptions, *, contents: Mapping[str, str], device:
 
 
 def key_of(utterance: Utterance) -> str:
-    """A digest of what a row asks for: its recording, with the file's size and time of change, its segment, its id and its language.
+    """A digest of what a row asks for: its recording, with the file's size and time of change, its segment, its id, its language and its
+    hotwords.
 
     The reference text and fields that are only passed through are left out. The file is not read.
     """
     u = utterance
     assert u.audio is None or isinstance(u.audio, str), "rows of a manifest name their recordings"
     segment, heard = [u.begin, u.end], [u.channel, u.audio_track, u.on_truncated]
-    asked = {"row": [u.id, u.audio, _file(u.audio), segment, heard, u.language, u.task]}
+    asked = {"row": [u.id, u.audio, _file(u.audio), segment, heard, u.language, u.task, u.extra.get(HOTWORDS)]}
     return hashlib.blake2b(json_line(asked), digest_size=16).hexdigest()
 
 

@@ -15,7 +15,10 @@ from arkfast.files.json_input import parse_json
 from arkfast.files.json_text import is_finite
 from arkfast.records import JsonObject, JsonRow, Utterance
 
-FinishReason = Literal["stop", "length", "repetition"]
+FinishReason = Literal["stop", "length", "repetition", "no_speech"]
+
+SCORES = ("no_speech", "no_speech_prob", "avg_logprob", "compression_ratio", "repetition", "confidence", "word_confidence")
+"""What may be said of a transcript beside its text (``arkfast.infer.scored``)."""
 
 CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 """Reasons of a transcript that the model did not end itself."""
@@ -23,6 +26,7 @@ CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")
 OUTPUT_FIELDS = (
     "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "error",
     "audio_seconds", "warnings", "audio_used", "vad", "segments", "words", "words_error",
+    *SCORES,
 )  # fmt: skip
 """Fields that transcription writes. An input row's own values under these names never reach the output, because a stale transcript could
 be taken for a new one."""
@@ -41,7 +45,7 @@ class Result:
     """What the model wrote, special tokens removed; None when the row failed."""
     finish_reason: FinishReason | None = None
     """``stop`` when the model ended the transcript, ``length`` when it was cut at its token limit, ``repetition`` when it was cut because
-    it repeated itself; None when the row failed."""
+    it repeated itself, ``no_speech`` when its text was left out because there was no speech; None when the row failed."""
     error: str | None = None
     """Why there is no transcript; None when there is one."""
     seconds: float = 0.0
@@ -50,6 +54,8 @@ class Result:
     """A sentence for each thing about the recording that is doubtful without being an error."""
     used: Used = field(default_factory=dict)
     """What was heard of several channels or audio tracks, as ``arkfast.audio.Loaded.used`` has it."""
+    scores: JsonRow = field(default_factory=dict)
+    """Of ``SCORES`` what was asked for."""
     vad: str | None = None
     """What chose the places where the recording was cut, since it was longer than a clip may be; None where it was not cut."""
     segments: Sequence[JsonRow] = ()
@@ -108,7 +114,7 @@ class Result:
             row["words"] = None if self.words is None else later(self.words, shift)
         if self.words_error is not None:
             row["words_error"] = self.words_error
-        return row | extra
+        return row | dict(self.scores) | extra
 
 
 def later(words: Sequence[JsonObject], seconds: float, *, end: float = math.inf) -> list[JsonObject]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from arkfast.console import Console
+from arkfast.files import naming
 from arkfast.infer.first_rows import Intake
 from arkfast.infer.journal import Journal, deciding, key_of
 from arkfast.infer.options import TranscribeOptions
@@ -32,6 +34,10 @@ def decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
         contents |= {f"of the tokenizer {name}": value for name, value in theirs.items() if name != "weights"}
     if transcriber.head_folder is not None:
         contents["head of the words' times"] = weights_of_head(transcriber.head_folder)
+    for name, path in (("hotwords", options.hotwords), ("calibration", options.calibration)):
+        if path is not None:
+            with naming(path):
+                contents |= {name: hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()}
     return deciding(options, contents=contents, device=transcriber.device.type, dtype=transcriber.dtype)
 
 

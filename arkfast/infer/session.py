@@ -7,6 +7,7 @@ service whatever its clients send.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ import numpy as np
 import torch
 
 from arkfast.engine import Engine, Request, Sampling, token_limit
+from arkfast.engine.memory import default_slots
+from arkfast.infer.hotwords import Hotwords
+from arkfast.infer.scored import Scored
+from arkfast.infer.speech import NoSpeech
 from arkfast.infer.stream import FRAMES_PER_SECOND, DeviceLost, Outcome
 from arkfast.models.family import SpeechModel, check_positions
 from arkfast.records import InputError, Interface, Utterance
@@ -29,15 +34,17 @@ class EngineSession:
         model: the model, on its device.
         interface: the model's ids and features.
         task: what the model is to do.
-        slots: most utterances decoded together.
+        slots: most utterances decoded together; None: as many as the device's free memory holds, up to 256, and 40 on a CPU.
         max_new_tokens: where an answer is cut (``finish_reason`` says so).
         max_audio_seconds: length of the longest clip, which decides how long a slot is.
         max_tokens_per_second: an answer is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit.
         cut_loops: cut an answer that repeats one phrase over and over (``finish_reason`` says so).
         sampling: how tokens are chosen where a request does not say; None takes the best one.
+        confidence, no_speech, calibrated: see ``Scored``.
+        hotwords: of every utterance, with their weights (``Hotwords``).
 
     Raises:
-        InputError: more audio and tokens than the model has positions.
+        InputError: more audio and tokens than the model has positions, or as ``Scored`` and ``Hotwords``.
     """
 
     def __init__(
@@ -46,15 +53,21 @@ class EngineSession:
         interface: Interface,
         *,
         task: str = "asr",
-        slots: int,
+        slots: int | None,
         max_new_tokens: int,
         max_audio_seconds: float,
         max_tokens_per_second: float = 0.0,
         cut_loops: bool = True,
         sampling: Sampling | None = None,
+        confidence: bool = False,
+        no_speech: NoSpeech = "keep",
+        calibrated: Callable[[float], float] | None = None,
+        hotwords: Mapping[str, float] | None = None,
     ) -> None:
+        self._scored = Scored(interface.tokenizer, confidence=confidence, no_speech=no_speech, calibrated=calibrated)
+        self._hotwords = Hotwords(hotwords or {}, tokenizer=interface.tokenizer, allowed=interface.allowed(task))
         self._interface, self._prompt, self._device = interface, interface.prompt(task), model.lm_head.weight.device
-        self._slots, self._max_new_tokens, self._tokens_per_second = slots, max_new_tokens, max_tokens_per_second or None
+        self._max_new_tokens, self._tokens_per_second = max_new_tokens, max_tokens_per_second or None
         self._sampling = sampling or Sampling()
         positions = check_positions(
             model,
@@ -64,11 +77,21 @@ class EngineSession:
             asked=f"max_audio_seconds {max_audio_seconds:g} and max_new_tokens {max_new_tokens}",
         )
         self._make_engine = partial(
-            Engine, model, allowed=interface.allowed(task), max_len=positions, max_new_tokens=max_new_tokens, cut_loops=cut_loops
+            Engine,
+            model,
+            allowed=interface.allowed(task),
+            max_len=positions,
+            max_new_tokens=max_new_tokens,
+            cut_loops=cut_loops,
+            logprobs=confidence,
+            silent=self._scored.judges,
         )
-        self._engine = self._make_engine(slots=slots)
+        self.slots: int = slots if slots is not None else default_slots(model, length=positions)
+        """Most utterances decoded together; fewer once memory ran out."""
+        self._engine = self._make_engine(slots=self.slots)
         # A request is kept until it is given back: where memory runs out, all that are under way begin again in fewer slots.
         self._requests: dict[int, Request] = {}
+        self._front: dict[int, float | None] = {}  # what features say, by our ids
         self._tickets: dict[int, int] = {}  # the engine's id → ours
         self._submitted = 0
 
@@ -98,11 +121,13 @@ class EngineSession:
             max_new_tokens=limit,
             key=utterance.key,
             sampling=self._sampling if sampling is None else sampling,
+            phrases=self._hotwords.phrases(utterance),
         )
         number = self._engine.submit(request)
         self._submitted += 1
         self._tickets[number] = self._submitted
         self._requests[self._submitted] = request
+        self._front[self._submitted] = self._scored.front(features)
         return self._submitted
 
     def step(self) -> list[Outcome]:
@@ -120,7 +145,7 @@ class EngineSession:
             except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
                 raise DeviceLost(f"the device {self._device} failed and cannot go on in this process; run again ({error})") from error
             except torch.OutOfMemoryError as error:
-                if self._slots == 1:
+                if self.slots == 1:
                     message = f"the device {self._device} has no memory for one clip; give a smaller max_audio_seconds ({error})"
                     raise InputError(message) from error
             else:
@@ -129,21 +154,27 @@ class EngineSession:
 
     def _halve(self) -> None:
         """Begin all that is under way again in half the slots."""
-        before, self._slots = self._slots, self._slots // 2
+        before, self.slots = self.slots, self.slots // 2
         warnings.warn(
-            f"the device {self._device} has no memory for {before} clips at once; goes on with {self._slots}", RuntimeWarning, stacklevel=3
+            f"the device {self._device} has no memory for {before} clips at once; goes on with {self.slots}", RuntimeWarning, stacklevel=3
         )
         self._engine.close()
         torch.cuda.empty_cache()
-        self._engine = self._make_engine(slots=self._slots)
+        self._engine = self._make_engine(slots=self.slots)
         self._tickets = {self._engine.submit(request): ticket for ticket, request in self._requests.items()}
 
     def _outcome(self, done: Finished) -> Outcome:
         ticket = self._tickets.pop(done.id)
         del self._requests[ticket]
+        front = self._front.pop(ticket)
         if done.finish_reason == "error":
             return Outcome(ticket, None, None, done.error)
-        return Outcome(ticket, self._interface.tokenizer.decode(done.tokens, skip_special_tokens=True), done.finish_reason, None)
+        text = self._interface.tokenizer.decode(done.tokens, skip_special_tokens=True)
+        return self._scored.outcome(Outcome(ticket, text, done.finish_reason, None), done, front)
+
+    def prompt_tokens(self, id: int) -> int:
+        """How many ids the prompt of a request that is under way has, those in the place of its audio included."""
+        return len(self._requests[id].input_ids)
 
     @property
     def pending(self) -> int:
@@ -155,7 +186,7 @@ class EngineSession:
         number = next((number for number, ticket in self._tickets.items() if ticket == id), None)
         if number is None:
             return False
-        del self._tickets[number], self._requests[id]
+        del self._tickets[number], self._requests[id], self._front[id]
         return self._engine.cancel(number)
 
     def close(self) -> None:
@@ -163,3 +194,4 @@ class EngineSession:
         self._engine.close()
         self._tickets.clear()
         self._requests.clear()
+        self._front.clear()

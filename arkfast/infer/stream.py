@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from arkfast.audio.load import Used
 from arkfast.data.pipeline import FeatureItem
 from arkfast.infer.result import FinishReason, Result
-from arkfast.records import InputError, JsonObject, Utterance
+from arkfast.records import InputError, JsonObject, JsonRow, Utterance
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,8 @@ class Outcome(NamedTuple):
     """``Result.words``."""
     words_error: str | None = None
     """``Result.words_error``."""
+    scores: JsonRow | None = None
+    """``Result.scores``; None where there are none."""
 
 
 class Decoder(Protocol):
@@ -165,6 +167,7 @@ def _result(place: _Place, outcome: Outcome) -> Result:
         seconds=0.0 if failed else place.seconds,
         warnings=place.warnings,
         used=place.used,
+        scores=outcome.scores or {},
         words=outcome.words,
         words_error=outcome.words_error,
     )

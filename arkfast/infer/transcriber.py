@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from arkfast.device import use_device
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.long import Splitter, Vad, transcribe_long
 from arkfast.infer.result import Result
+from arkfast.infer.speech import NoSpeech
 from arkfast.infer.stream import FRAMES_PER_SECOND, Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, JsonObject, Utterance
 
@@ -33,7 +34,7 @@ DType = Literal["auto", "float16", "bfloat16", "float32"]
 Timestamps = Literal["segment", "word", "character"]
 Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
 
-WINDOW_BATCHES = 8  # batches under way at once; at 40 clips of 30 s their features take 320 · 1.5 MB
+WINDOW_BATCHES, WINDOW_CLIPS = 8, 640  # see ``clips_under_way``
 MOST_WORKERS = 8
 
 
@@ -53,7 +54,7 @@ class Transcriber:
             flash kernels of PyTorch's own.
         processor_path: folder or repository of the tokenizer; None takes the checkpoint's own. Another revision of a repository is
             ``organisation/name@revision``.
-        batch_size: most clips decoded together.
+        batch_size: most clips decoded together; None: as many as the device's free memory holds, up to 256, and 40 on a CPU.
         max_new_tokens: where a transcript is cut (``finish_reason`` says so).
         max_audio_seconds: a longer clip is cut as ``vad`` says, or is a failed row, and never a shortened one.
         max_tokens_per_second: a transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit.
@@ -63,6 +64,11 @@ class Transcriber:
         num_workers: processes that read audio and make features; 0 does that in this one, None takes half the cores, at most 8, for a GPU
             and none for a CPU, which is busy decoding.
         vad: what chooses the places where a recording over ``max_audio_seconds`` is cut (``infer.long``); ``none`` cuts nothing.
+        confidence: give ``avg_logprob``, ``compression_ratio``, ``repetition``, ``confidence`` and ``word_confidence``.
+        calibration: file of ``arkfast.infer.calibration``, by which confidences become shares of right words.
+        no_speech: what becomes of the transcript of a clip without speech: ``mark`` says ``no_speech``, ``skip`` leaves it out too,
+            ``keep`` judges nothing.
+        hotwords: phrases that are preferred, with what each adds to the scores of its ids; a row's own field ``hotwords`` adds to them.
         timestamps: ``word`` gives the times of words, by a CTC head; ``character`` those of their letters and numbers too.
         aligner: folder of the head; None takes the one beside the checkpoint's weights.
 
@@ -76,6 +82,9 @@ class Transcriber:
         dtype: the type of the weights that ``dtype`` came to.
         model_commit: the commit of the repository that the model came from; None for a folder.
         head_folder: the folder of the head that gives the times of words; None where none were asked for.
+        interface: the model's ids and features.
+        vocab_size: how many ids the model scores.
+        session: what decodes. A service gives it clips one by one, in no order.
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
             decoding and resampling of audio are left out, and so are features that workers made meanwhile.
     """
@@ -89,7 +98,7 @@ class Transcriber:
         dtype: DType = "auto",
         attn_implementation: Attention = "auto",
         processor_path: str | Path | None = None,
-        batch_size: int = 40,
+        batch_size: int | None = None,
         max_new_tokens: int = 256,
         max_audio_seconds: float = 30.0,
         max_tokens_per_second: float = 20.0,
@@ -98,6 +107,10 @@ class Transcriber:
         audio_gain: float = 1.0,
         num_workers: int | None = None,
         vad: Vad = "none",
+        confidence: bool = False,
+        calibration: Path | None = None,
+        no_speech: NoSpeech = "mark",
+        hotwords: Mapping[str, float] | None = None,
         timestamps: Timestamps = "segment",
         aligner: Path | None = None,
     ) -> None:
@@ -112,6 +125,7 @@ class Transcriber:
         self._splitter = Splitter(vad, max_audio_seconds)
         import torch
 
+        from arkfast.infer.calibration import Calibration
         from arkfast.infer.session import EngineSession
         from arkfast.infer.words import WordTimes, head_folder
         from arkfast.models import find_family
@@ -135,9 +149,10 @@ class Transcriber:
         interface = family.interface(family.tokenizer(tokenizer), model, where=str(tokenizer))
         if interface.n_mels is None:
             raise InputError(f"{folder}: the model hears nothing; give a checkpoint that transcribes")
+        self.interface, self.vocab_size = interface, model.config.vocab_size
         self._gain = audio_gain
         self._log_mel = _timed_log_mel(interface.n_mels, self._spend)
-        self._session = EngineSession(
+        self.session = EngineSession(
             model,
             interface,
             slots=batch_size,
@@ -146,6 +161,10 @@ class Transcriber:
             max_tokens_per_second=max_tokens_per_second,
             cut_loops=cut_loops,
             sampling=sampling,
+            confidence=confidence,
+            no_speech=no_speech,
+            calibrated=None if calibration is None else Calibration.read(calibration),
+            hotwords=hotwords,
         )
         self._words: WordTimes | None = None
         self.head_folder: Path | None = None
@@ -155,7 +174,7 @@ class Transcriber:
         elif aligner is not None:
             raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
         self.checkpoint, self.tokenizer, self.dtype = folder, tokenizer, dtype
-        self._batch_size, self._max_audio_seconds = batch_size, max_audio_seconds
+        self._max_audio_seconds = max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
         self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0
         self.processing_seconds = 0.0
@@ -191,7 +210,7 @@ class Transcriber:
             on_bad_audio="skip:1",
             isolate=True,
         )
-        self._session.close()  # what an abandoned iterator may have left
+        self.session.close()  # what an abandoned iterator may have left
         if self._words is not None:
             self._words.clear()
         self._iterators += 1
@@ -199,7 +218,7 @@ class Transcriber:
             transcribe_stream,
             features=pipeline.features if self._gain == 1 else lambda items: with_gain(pipeline.features(items)),
             decoder=self,
-            window=self._batch_size * WINDOW_BATCHES,
+            window=clips_under_way(self.batch_size),
             frames_per_second=FRAMES_PER_SECOND,
             memory=memory,
         )
@@ -220,12 +239,17 @@ class Transcriber:
                     return
                 yield result
 
+    @property
+    def batch_size(self) -> int:
+        """Most clips decoded together: what was asked for or what memory holds, and fewer once it ran out."""
+        return self.session.slots
+
     def _spend(self, seconds: float) -> None:
         self.processing_seconds += seconds
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         """See ``stream.Decoder.submit``."""
-        ticket = self._session.submit(utterance, features)
+        ticket = self.session.submit(utterance, features)
         if self._words is not None:
             self._words.keep(ticket, features)
         return ticket
@@ -233,7 +257,7 @@ class Transcriber:
     def step(self) -> list[Outcome]:
         """See ``stream.Decoder.step``."""
         started = time.perf_counter()
-        outcomes = self._session.step()
+        outcomes = self.session.step()
         if self._words is not None:
             outcomes = self._words.add(outcomes)
         self._spend(time.perf_counter() - started)
@@ -255,9 +279,17 @@ def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> LogMel:
     return Timed(n_mels)
 
 
+def clips_under_way(slots: int) -> int:
+    """Clips whose features are held at once: eight for each slot while those are no more than 640, and two slotfuls at least.
+
+    Features of a clip of 30 s take 1.5 MB.
+    """
+    return max(2 * slots, min(WINDOW_BATCHES * slots, WINDOW_CLIPS))
+
+
 def check_limits(
     *,
-    batch_size: int,
+    batch_size: int | None,
     max_new_tokens: int,
     max_audio_seconds: float,
     max_tokens_per_second: float = 0.0,
@@ -266,7 +298,7 @@ def check_limits(
 ) -> None:
     """Raise ``InputError`` for a limit under which nothing could be transcribed."""
     for name, value in (("batch_size", batch_size), ("max_new_tokens", max_new_tokens)):
-        if value < 1:
+        if value is not None and value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     if not 0 < max_audio_seconds * FRAMES_PER_SECOND < math.inf:
         raise InputError(f"max_audio_seconds must be above 0 and finite, got {max_audio_seconds}")

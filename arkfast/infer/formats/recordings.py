@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from arkfast.infer.formats.captions import Segment
 from arkfast.infer.long.texts import join_texts
+from arkfast.infer.result import SCORES
 from arkfast.records import JsonObject, JsonRow
 
 
@@ -79,10 +80,17 @@ def _segments(row: JsonRow) -> Iterator[tuple[Segment, JsonObject]]:
     if "segments" in row:
         for part in row["segments"]:
             its = tuple((word["start"], word["end"]) for word in words if part["start"] <= word["start"] < part["end"])
-            yield Segment(part["start"], part["end"], part["text"], its), {"finish_reason": part["finish_reason"], "row": row["id"]}
+            yield (
+                Segment(part["start"], part["end"], part["text"], its),
+                {"finish_reason": part["finish_reason"], "row": row["id"]} | _scores(part),
+            )
         return
     begin, end = max(row["begin_time"], 0.0), row["end_time"]
     if end < 0:
         end = round(begin + row["audio_seconds"], 3)
     its = tuple((word["start"], word["end"]) for word in words)
-    yield Segment(begin, end, row["pred_text"], its), {"finish_reason": row["finish_reason"], "row": row["id"]}
+    yield Segment(begin, end, row["pred_text"], its), {"finish_reason": row["finish_reason"], "row": row["id"]} | _scores(row)
+
+
+def _scores(row: JsonRow) -> JsonObject:
+    return {name: row[name] for name in SCORES if name in row}

@@ -8,9 +8,10 @@ from contextlib import closing
 from dataclasses import replace
 
 from arkfast.data.transcript import clean_transcript
+from arkfast.infer.confidence import joined_scores
 from arkfast.infer.long.split import Known, Splitter
 from arkfast.infer.long.texts import join_texts
-from arkfast.infer.result import CUT_SHORT, Result, later
+from arkfast.infer.result import CUT_SHORT, FinishReason, Result, later
 from arkfast.records import InputError, JsonObject, Utterance
 
 MOST_WARNINGS = 20  # of the clips of one recording
@@ -100,14 +101,17 @@ class _Row:
         if not results and error is None:
             warnings = dict.fromkeys([*known.warnings, NO_SPEECH if self._vad == "silero" else NOTHING_HEARD])
         reasons = [result.finish_reason for result in results]
+        text = join_texts(clean_transcript(result.text_raw or "") for result in results)
+        ended: FinishReason = "no_speech" if reasons and set(reasons) == {"no_speech"} else "stop"
         return Result(
             utterance=utterance,
-            text_raw=None if error else join_texts(clean_transcript(result.text_raw or "") for result in results),
-            finish_reason=None if error else next((reason for reason in reasons if reason in CUT_SHORT), "stop"),
+            text_raw=None if error else text,
+            finish_reason=None if error else next((reason for reason in reasons if reason in CUT_SHORT), ended),
             error=error,
             seconds=sum(result.seconds for result in results),
             warnings=tuple(warnings)[:MOST_WARNINGS],
             used=known.used or next((result.used for result in results if result.used), {}),
+            scores=joined_scores(((result.seconds, result.scores) for result in results), text=text),
             vad=self._vad,
             segments=[_segment(times, result) for times, result in zip(self.times, results, strict=True)],
             words=_words(self.times, results),
@@ -124,7 +128,7 @@ def _segment(times: tuple[float, float], result: Result) -> JsonObject:
     segment: JsonObject = {"start": times[0], "end": times[1], "text": None, "finish_reason": result.finish_reason}
     if result.text_raw is None:
         return segment | {"error": result.error}
-    return segment | {"text": clean_transcript(result.text_raw)}
+    return segment | {"text": clean_transcript(result.text_raw)} | dict(result.scores)
 
 
 def _words(times: Sequence[tuple[float, float]], results: Sequence[Result]) -> list[JsonObject] | None:
