@@ -11,8 +11,8 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(FOLDER))
 
 GROUPS = (
-    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
-    *("engine", "step"),
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl"),
+    *("rotary", "decode_step", "engine", "step"),
 )
 
 

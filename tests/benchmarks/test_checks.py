@@ -13,8 +13,8 @@ from harness.suite import Suite, complaint, measure_shape
 from arkfast.kernels import opd_union_kl, topk_lse
 
 GROUPS = (
-    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
-    *("engine", "step"),
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl"),
+    *("rotary", "decode_step", "engine", "step"),
 )
 
 

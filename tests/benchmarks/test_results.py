@@ -14,8 +14,8 @@ from harness.suite import entries
 from shapes import Shape
 
 GROUPS = (
-    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl", "decode_step"),
-    *("engine", "step"),
+    *("row_topk", "linear_topk", "loss_block", "union_kl", "embed_merge", "sparse_grad", "log_softmax", "linear_kl"),
+    *("rotary", "decode_step", "engine", "step"),
 )
 
 
