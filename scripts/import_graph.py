@@ -27,7 +27,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"models"}, {"transformers", "safetensors", "huggingface_hub"}),
     ({"align", "engine", "testing"}, set()),
     ({"distill"}, set()),
-    ({"train", "infer", "manifest"}, {"ray", "silero_vad"}),
+    ({"train", "infer", "manifest"}, {"pyarrow", "ray", "silero_vad"}),
     ({"evaluate", "prove", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
     ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
     ({"cli"}, set()),
