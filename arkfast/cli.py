@@ -20,6 +20,7 @@ COMMANDS = {
     "report": ("arkfast.train.report.command", "one HTML page about a training run: curves, time, transcripts"),
     "export": ("arkfast.train.checkpoints.export_command", "the model of a training checkpoint, in any precision"),
     "transcribe": ("arkfast.infer.command", "recordings or a manifest in, JSONL, text or captions out"),
+    "serve": ("arkfast.serve.command", "an OpenAI-compatible transcription service"),
     "evaluate": ("arkfast.evaluate.command", "WER and CER of transcripts, with confidence intervals"),
     "manifest": ("arkfast.manifest.command", "check a data set, or clean it: bad rows named, durations filled in"),
     "prove": ("arkfast.prove.command", "compare with Transformers on your own checkpoints, then a few steps: one pass or fail report"),

@@ -28,9 +28,13 @@ C = TypeVar("C")
 
 FIRST, MODEL, DATA, OBJECTIVE, TRAINING = "what to give first", "models", "data", "objective", "training"
 DECODING, SCORING, COMPARING, CHECKS = "decoding", "scoring", "comparing with another evaluation", "checks"
+ADDRESS, LIMITS = "address and keys", "limits"
 OUTPUT, MACHINE, OTHERS = "output", "device and processes", "other flags"
 WITHOUT_EFFECT = "flags of open-audio-opd that have no effect here"
-HEADINGS = (FIRST, MODEL, DATA, OBJECTIVE, TRAINING, DECODING, SCORING, COMPARING, CHECKS, OUTPUT, MACHINE, OTHERS, WITHOUT_EFFECT)
+HEADINGS = (
+    FIRST, MODEL, DATA, OBJECTIVE, TRAINING, DECODING, SCORING, COMPARING, CHECKS, ADDRESS, LIMITS, OUTPUT, MACHINE,
+    OTHERS, WITHOUT_EFFECT,
+)  # fmt: skip
 """What ``--help`` puts flags under, in this order. A configuration says so in its ``headings``: the first field under each, for those that
 the class itself declares; a field without an entry stands under its predecessor's heading."""
 

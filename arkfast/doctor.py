@@ -20,6 +20,7 @@ DOORS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "import (kernels)": ((), ()),
     "train": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "pyyaml", "jinja2"), ("asr",)),
     "transcribe, evaluate": (("transformers", "safetensors", "soundfile", "soxr", "jiwer", "tqdm", "jinja2"), ("asr",)),
+    "serve": (("fastapi", "uvicorn", "python-multipart", "prometheus-client", "transformers", "soundfile", "soxr"), ("asr", "serve")),
     "quickstart": (("espeakng-loader", "matplotlib", "transformers", "soundfile", "soxr", "jiwer", "jinja2"), ("asr", "quickstart")),
 }
 """Door → (the packages that it needs, the extras that bring them)."""

@@ -28,7 +28,7 @@ LAYERS: list[tuple[set[str], set[str]]] = [
     ({"align", "engine", "testing"}, set()),
     ({"distill"}, set()),
     ({"train", "infer", "manifest"}, {"pyarrow", "ray", "silero_vad"}),
-    ({"evaluate", "prove", "serve", "vllm_plugin"}, {"fastapi", "vllm"}),
+    ({"evaluate", "prove", "serve", "vllm_plugin"}, {"fastapi", "starlette", "uvicorn", "python_multipart", "prometheus_client", "vllm"}),
     ({"quickstart", "doctor"}, {"espeakng_loader", "matplotlib"}),
     ({"cli"}, set()),
     ({"__main__"}, set()),

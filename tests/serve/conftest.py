@@ -1,0 +1,104 @@
+"""A service in a process of its own, with a tiny random model."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import pytest
+
+from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+
+TOKENS = 24
+
+
+@dataclass
+class Running:
+    """A service that runs."""
+
+    process: subprocess.Popen[str]
+    address: str
+    said: list[str] = field(default_factory=list)
+    """What it wrote on standard error, line by line."""
+
+    @property
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.address, timeout=60)
+
+    def post(self, path: str = "/v1/audio/transcriptions", *, file: Path | None = None, **fields: str) -> httpx.Response:
+        headers = {"Authorization": fields.pop("authorization")} if "authorization" in fields else {}
+        with self.client as client:
+            files = {} if file is None else {"file": (file.name, file.read_bytes())}
+            return client.post(path, data=fields, files=files or {"nothing": b""}, headers=headers)
+
+    def stop(self) -> int:
+        """End it as a terminal would; its exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=60)
+
+
+def _started(model: Path, *flags: str, environment: dict[str, str] | None = None) -> Running:
+    command = [sys.executable, "-m", "arkfast", "serve", str(model), "--port", "0", "--device", "cpu", "--max_new_tokens", str(TOKENS)]
+    process = subprocess.Popen(
+        [*command, *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | (environment or {}),
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors, said = process.stderr, list[str]()
+    threading.Thread(target=lambda: said.extend(iter(errors.readline, "")), daemon=True).start()
+    line = process.stdout.readline()
+    if " is ready at " not in line:
+        process.kill()
+        process.wait()
+        raise AssertionError(f"no service: {line} {''.join(said)}")
+    return Running(process, line.split(" is ready at ")[1].strip(), said)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips")
+    for seconds in (1, 2, 70):
+        write_wav(folder / f"{seconds}.wav", synthetic_speech(float(seconds), seed=seconds))
+    write_wav(folder / "sample.wav", synthetic_speech(1.0)[:1])
+    (folder / "text.wav").write_text("This is no recording.")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(model: Path) -> Iterator[Running]:
+    """One that needs no key."""
+    running = _started(model, "--max_upload_mb", "4", "--max_duration", "100", "--upload_timeout", "4")
+    yield running
+    assert running.stop() == 0
+
+
+@pytest.fixture
+def start(model: Path) -> Iterator[Callable[..., Running]]:
+    """Starts services with flags, and ends them with the test."""
+    all_: list[Running] = []
+
+    def started(*flags: str, environment: dict[str, str] | None = None) -> Running:
+        all_.append(_started(model, *flags, environment=environment))
+        return all_[-1]
+
+    yield started
+    for running in all_:
+        if running.process.poll() is None:
+            running.process.kill()
+        running.process.wait()
