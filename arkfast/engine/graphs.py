@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from arkfast.engine.ahead import HIGH
+
 BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256)
 """Numbers of rows that graphs are captured for; beyond the last, multiples of 64."""
 
@@ -96,10 +98,11 @@ def _lent_stream(owner: object, device: torch.device) -> torch.cuda.Stream:
     """A stream for as long as ``owner`` lives, which nobody else captures on meanwhile.
 
     cuBLAS has a workspace for each stream, and a graph keeps the address of the one that it was captured with. Torch 2.13 frees a stream's
-    workspace with the first of the graphs captured there that goes, while the others still write to it.
+    workspace with the first of the graphs captured there that goes, while the others still write to it. Kernels of a graph have the
+    priority of the stream that they were captured on, whatever stream replays it.
     """
     idle = _idle_streams[device]
-    stream = idle.pop() if idle else torch.cuda.Stream(device)
+    stream = idle.pop() if idle else torch.cuda.Stream(device, priority=HIGH)
     weakref.finalize(owner, idle.append, stream)
     return stream
 

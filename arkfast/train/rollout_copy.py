@@ -14,6 +14,7 @@ from torch import nn
 
 from arkfast.distill.sequence import encoded
 from arkfast.engine import Engine
+from arkfast.engine.ahead import Ahead
 from arkfast.engine.memory import free_memory
 from arkfast.models.family import Audio, ShardUnits, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout
@@ -140,7 +141,7 @@ def decision(
 
 
 class WholeEngine:
-    """The decoding engine of a student whose weights are whole while it decodes: a ``Decodes``.
+    """The decoding engine of a student whose weights are whole while it decodes: a ``Decodes``. It decodes ahead of the teacher's work.
 
     Args:
         engine: an ``Engine`` of the student's model, or of ``copy``'s.
@@ -152,6 +153,7 @@ class WholeEngine:
     def __init__(self, engine: Engine, student: Student, copy: RolloutCopy | None, changes: Callable[[], int]) -> None:
         self._engine, self._student, self._copy, self._changes = engine, student, copy, changes
         self._copied_at = -1
+        self._ahead = Ahead(engine.stop_ids.device)
         self.blocked: torch.Tensor = engine.blocked
         self.allowed: AllowedTokens = engine.allowed
         self.stop_ids: torch.Tensor = engine.stop_ids
@@ -173,17 +175,18 @@ class WholeEngine:
         that ranks may decode for as long as their own rows take."""
 
         def decoded(heard: Audio | None) -> Rollout:
-            return self._engine.rollout(
-                batch,
-                max_new_tokens=max_new_tokens,
-                n=n,
-                temperature=temperature,
-                top_p=top_p,
-                top_k=top_k,
-                repetition_penalty=repetition_penalty,
-                seed=seed,
-                audio=heard,
-            )
+            with self._ahead.first():
+                return self._engine.rollout(
+                    batch,
+                    max_new_tokens=max_new_tokens,
+                    n=n,
+                    temperature=temperature,
+                    top_p=top_p,
+                    top_k=top_k,
+                    repetition_penalty=repetition_penalty,
+                    seed=seed,
+                    audio=heard,
+                )
 
         if self._copy is None:
             with self._student.whole():

@@ -274,7 +274,7 @@ def test_a_batch_that_is_a_little_longer_finds_room(model):
 
 
 def test_no_two_engines_capture_on_one_stream_at_a_time(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: object())
     device = torch.device("cuda", 7)
     owners = [graphs.StepGraphs(None, device) for _ in range(3)]
     streams = [graphs._lent_stream(owner, device) for owner in owners]
