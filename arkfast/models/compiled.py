@@ -51,9 +51,11 @@ def _compiled(part: Callable[P, R], backend: str) -> Callable[P, R]:
 
 
 def call(part: Callable[P, R], *arguments: P.args, **named: P.kwargs) -> R:
-    """``part(*arguments, **named)``, compiled where ``wanted`` says so of the first tensor's device; lengths are symbols.
+    """``part(*arguments, **named)``, compiled where ``wanted`` says so of the first tensor's device.
 
-    ``part`` is a function of a module, whose arguments are that module and tensors.
+    Args:
+        part: a function of a module, whose arguments are that module and tensors. A tensor's axes but the last are lengths, which may
+            differ from call to call.
     """
     device = next(x.device for x in arguments if isinstance(x, Tensor))
     if not wanted(device):
