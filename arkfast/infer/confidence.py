@@ -104,7 +104,7 @@ def clip_scores(
         ``word_confidence``: each word with its ``confidence``. ``confidence``: their mean, None without words.
     """
     words = word_probabilities(tokens, logprobs, tokenizer)
-    rated = [{"word": word, "confidence": round(calibrated(p) if calibrated else p, 4)} for word, p in words]
+    rated: list[JsonObject] = [{"word": word, "confidence": round(calibrated(p) if calibrated else p, 4)} for word, p in words]
     return {
         "avg_logprob": round(sum(logprobs) / len(logprobs), 4) if logprobs else None,
         "compression_ratio": round(compression_ratio(clean_transcript(text)), 4),
