@@ -95,6 +95,8 @@ class TranscribeConfig(TranscribeOptions):
             Shard.parse(self.shard)
         if self.assume_rtfx is not None and not (self.dry_run and 0 < self.assume_rtfx < math.inf):
             raise InputError(f"--assume_rtfx must be above 0 and finite and needs --dry_run, got {self.assume_rtfx}")
+        if self.dry_run and self.shard is not None:
+            raise InputError(f"--dry_run speaks of the whole input; leave out --shard {self.shard}")
 
     @property
     def inputs(self) -> tuple[Path, ...]:

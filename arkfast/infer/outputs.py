@@ -112,7 +112,7 @@ def planned(
     if single_recording(given) is None:
         sources(given)  # what is not there is the better reason
         if output is None:
-            raise InputError("required: --output, a JSONL or Parquet file, or --output_dir for a file for each recording")
+            raise InputError("required: --output, a JSONL file, or --output_dir for a file for each recording")
         raise InputError(f"--output_format {','.join(others)} needs --output_dir, since each recording has a file of its own")
     if len(forms) > 1:
         raise InputError(f"--output_format {','.join(forms)}: several formats need --output_dir")

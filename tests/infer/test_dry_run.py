@@ -114,6 +114,7 @@ def test_nothing_is_written(folder: Path, capsys: pytest.CaptureFixture[str]) ->
     [
         (["--dry_run", "--run_record", "record.json"], "writes no file"),
         (["--dry_run", "--assume_rtfx", "0"], "above 0"),
+        (["--dry_run", "--shard", "1/2"], "the whole input"),
         (["--output", "out.jsonl", "--assume_rtfx", "10"], "needs --dry_run"),
     ],
 )
