@@ -43,6 +43,8 @@ MODULES = {
     "espeakng-loader": "espeakng_loader",
     "silero-vad": "silero_vad",
     "tensorboard": "torch.utils.tensorboard",
+    "python-multipart": "python_multipart",
+    "prometheus-client": "prometheus_client",
 }
 """Packages whose module has another name."""
 CALLED = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arkfast import __version__
 from arkfast.files.json_input import parse_json_object
@@ -24,6 +24,7 @@ from arkfast.records import InputError
 from arkfast.serve import description, fields
 from arkfast.serve.answers import answer, events, json_answer, original_answer
 from arkfast.serve.body import Bounded, check_length
+from arkfast.serve.description import Description
 from arkfast.serve.engines import Engines
 from arkfast.serve.errors import ApiError
 from arkfast.serve.fields import Asked
@@ -121,7 +122,9 @@ class Service:
     # -- routes ------------------------------------------------------------------------------------------------------------------------
 
     def _routes(self) -> FastAPI:
-        app = FastAPI(title="arkfast", version=__version__, docs_url=None, redoc_url=None, exception_handlers=_HANDLERS)
+        app = FastAPI(title="arkfast", version=__version__, docs_url=None, redoc_url=None)
+        for kind, handler in ((ApiError, _told), (HTTPException, _http), (ClientDisconnect, _gone), (Exception, _failed)):
+            app.add_exception_handler(kind, handler)
         for path, method, route, said in (
             ("/v1/audio/transcriptions", "POST", self._transcriptions, description.TRANSCRIPTIONS),
             ("/v1/audio/translations", "POST", self._translations, description.TRANSLATIONS),
@@ -132,14 +135,14 @@ class Service:
             ("/ready", "GET", self._ready, description.READY),
             ("/metrics", "GET", self._metrics, description.METRICS),
         ):
-            app.add_api_route(path, route, methods=[method], response_model=None, **said)
+            _add(app, path, method, route, said)
         if self._admin:
-            app.add_api_route("/admin/model", self._model, methods=["POST"], response_model=None, **description.MODEL)
+            _add(app, "/admin/model", "POST", self._model, description.MODEL)
         return app
 
     def _guarded(self, app: FastAPI) -> Guard:
         config = self.config
-        inner: Any = app
+        inner: ASGIApp = app
         if config.cors_origin:
             inner = CORSMiddleware(inner, allow_origins=config.cors_origin, allow_methods=["GET", "POST"], allow_headers=["Authorization"])
         own = not config.is_public and not self._keys
@@ -240,7 +243,7 @@ class Service:
 
     async def _events(
         self, request: Request, owner: str, work: Work, transcript: Transcript, asked: Asked, ends: float
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         async with work.decoding(owner, transcript, asked) as texts:
             source = events(transcript, texts)
             while True:
@@ -253,7 +256,7 @@ class Service:
                 yield event
         self._count(request, owner, transcript)
 
-    async def _attended(self, request: Request, work: Coroutine[Any, Any, T], ends: float) -> T:
+    async def _attended(self, request: Request, work: Awaitable[T], ends: float) -> T:
         """The work's result; it is cancelled when the client goes away or the time is over.
 
         Raises:
@@ -303,7 +306,7 @@ class Service:
 class _Streamed(StreamingResponse):
     """Server-sent events, with what must be let go when they end, however they do."""
 
-    def __init__(self, content: AsyncIterator[bytes], held: AsyncExitStack) -> None:
+    def __init__(self, content: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
         super().__init__(content, media_type="text/event-stream")
         self._content, self._held = content, held
 
@@ -312,7 +315,7 @@ class _Streamed(StreamingResponse):
             try:
                 await super().__call__(scope, receive, send)
             finally:
-                await self._content.aclose()  # type: ignore[attr-defined]
+                await self._content.aclose()
 
 
 async def _complete(owner: str, work: Work, transcript: Transcript, asked: Asked) -> None:
@@ -326,26 +329,31 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _told(request: Request, error: ApiError) -> Response:
+def _add(app: FastAPI, path: str, method: str, route: Callable[..., Awaitable[Response]], said: Description) -> None:
+    app.add_api_route(
+        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.form
+    )
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
     return json_answer(error.body(), status=error.status, headers=error.headers())
 
 
 _OF_STATUS = {404: "There is no such route.", 405: "The route does not take this method."}
 
 
-async def _http(request: Request, error: HTTPException) -> Response:
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
     message = _OF_STATUS.get(error.status_code, "The request cannot be answered.")
     headers = dict(error.headers or {})
     return json_answer(ApiError(error.status_code, message, code="invalid_request").body(), status=error.status_code, headers=headers)
 
 
-async def _gone(request: Request, error: ClientDisconnect) -> Response:
+async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it; the log does
 
 
 async def _failed(request: Request, error: Exception) -> Response:
     log.error("request %s failed: %s", request.scope.get("state", {}).get("request_id"), type(error).__name__, exc_info=error)
     return json_answer(ApiError(500, "The service failed. Its log says why.", code="internal_error").body(), status=500)
-
-
-_HANDLERS: dict[Any, Any] = {ApiError: _told, HTTPException: _http, ClientDisconnect: _gone, Exception: _failed}

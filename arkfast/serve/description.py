@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 from arkfast.records import JsonObject
 from arkfast.serve.fields import FORMATS, MOST_PENALTY, MOST_PROMPT, MOST_SEED, MOST_TEMPERATURE, MOST_TOP_K
@@ -59,6 +59,15 @@ _OPENAI: JsonObject = _COMMON | {
 }
 
 
+class Description(NamedTuple):
+    """What is said of a route."""
+
+    summary: str
+    responses: dict[int | str, JsonObject]
+    form: JsonObject | None = None
+    """The body that it takes."""
+
+
 def _form(properties: JsonObject) -> JsonObject:
     schema = {"type": "object", "required": ["file"], "properties": properties}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
@@ -70,28 +79,24 @@ _ANY: JsonObject = {
     **_JSON,
     **{kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")},
 }
+_MODEL: JsonObject = {
+    "type": "object",
+    "required": ["model"],
+    "properties": {"model": {"type": "string", "minLength": 1}, "revision": _NULLABLE_TEXT},
+    "additionalProperties": False,
+}
 _POST = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503)
 
-TRANSCRIPTIONS: dict[str, Any] = {
-    "summary": "A recording's transcript, as OpenAI's service gives it.",
-    "openapi_extra": _form(_OPENAI),
-    "responses": _answers(_ANY, *_POST),
-}
-ASR: dict[str, Any] = {
-    "summary": "A recording's transcript, as open-audio-opd's service gives it.",
-    "openapi_extra": _form(_COMMON),
-    "responses": _answers(_JSON, *_POST),
-}
-TRANSLATIONS: dict[str, Any] = {
-    "summary": "Always an error: the models do not translate.",
-    "responses": _errors(400, 401, 403),
-}
-MODELS: dict[str, Any] = {"summary": "What is served.", "responses": _answers(_JSON, 401, 403)}
-TOKEN_MASK: dict[str, Any] = {"summary": "Which tokens a transcript may hold.", "responses": _answers(_JSON, 401, 403, 503)}
-HEALTH: dict[str, Any] = {"summary": "Whether the service is alive.", "responses": _answers(_JSON, 403)}
-READY: dict[str, Any] = {"summary": "Whether the engine decodes; it is asked to.", "responses": _answers(_JSON, 403, 503)}
-METRICS: dict[str, Any] = {"summary": "Prometheus metrics.", "responses": _answers(_TEXT, 401, 403)}
-MODEL: dict[str, Any] = {
-    "summary": "Load another model beside the one that serves, and let it take over.",
-    "responses": _answers(_JSON, 400, 401, 403, 413),
-}
+TRANSCRIPTIONS = Description("A recording's transcript, as OpenAI's service gives it.", _answers(_ANY, *_POST), _form(_OPENAI))
+ASR = Description("A recording's transcript, as open-audio-opd's service gives it.", _answers(_JSON, *_POST), _form(_COMMON))
+TRANSLATIONS = Description("Always an error: the models do not translate.", _errors(400, 401, 403))
+MODELS = Description("What is served.", _answers(_JSON, 401, 403))
+TOKEN_MASK = Description("Which tokens a transcript may hold.", _answers(_JSON, 401, 403, 503))
+HEALTH = Description("Whether the service is alive.", _answers(_JSON, 403))
+READY = Description("Whether the engine decodes; it is asked to.", _answers(_JSON, 403, 503))
+METRICS = Description("Prometheus metrics.", _answers(_TEXT, 401, 403))
+MODEL = Description(
+    "Load another model beside the one that serves, and let it take over.",
+    _answers(_JSON, 400, 401, 403, 413),
+    {"requestBody": {"required": True, "content": {"application/json": {"schema": _MODEL}}}},
+)
