@@ -54,6 +54,7 @@ class StandIn:
     def __init__(self, folder: Path, log: Path, *, pause: float = 0.0) -> None:
         self.checkpoint = self.tokenizer = folder
         self.device, self.dtype, self.model_commit, self.processing_seconds = SimpleNamespace(type="cpu"), "float32", None, 0.0
+        self.head_folder, self.batch_size = None, 40
         self._log, self._pause = log, pause
         self._queue: list[tuple[int, str]] = []
         self._tickets = 0

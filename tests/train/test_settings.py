@@ -18,7 +18,8 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 
 ELSEWHERE = {
-    "output_dir", "gradient_accumulation_steps", "sharding", "shard_group_size", "activation_checkpointing", "distributed_timeout",
+    "output_dir", "gradient_accumulation_steps", "sharding", "rollout_copy", "shard_group_size", "activation_checkpointing",
+    "distributed_timeout",
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "feature_cache_mb", "calibrate_only",
     "calibration_batches", "gates", "gate_unfinished", "gate_window", "gate_overlap", "gate_dev_wer", "max_skipped_steps", "eval_freq",
     "eval_at_start", "save_freq", "max_ckpt_to_keep", "async_save", "resume_from_checkpoint", "allow_changed", "verify_checkpoints",
