@@ -9,7 +9,6 @@ nothing left to do takes the chunks over that the rank began and did not end. A 
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
@@ -19,6 +18,8 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+from arkfast.files import json_text
+from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Team:
                     return
 
     def _tell(self, store: dist.Store) -> None:
-        store.set(f"tally/{self.rank}", json.dumps(asdict(self.tally)))
+        store.set(f"tally/{self.rank}", json_text(asdict(self.tally)))
 
     @contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -201,7 +202,7 @@ class Team:
             with self._reaching():
                 if rank == self.rank or not self._store.check([f"tally/{rank}"]):
                     continue
-                theirs = Tally(**json.loads(self._store.get(f"tally/{rank}")))
+                theirs = Tally(**parse_json_object(self._store.get(f"tally/{rank}")))
             total.rows += theirs.rows
             total.failed += theirs.failed
             total.seconds += theirs.seconds
