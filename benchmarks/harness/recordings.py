@@ -101,9 +101,9 @@ def written(folder: Path, clips: Sequence[np.ndarray], codec: str) -> list[Path]
 
 def forget(paths: Sequence[Path]) -> None:
     """Have the system drop the files' pages, so that reading them reads the disk."""
+    os.sync()  # pages that are not written yet would stay
     for path in paths:
         with path.open("rb") as file:
-            os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RENAMES = {"replace", "rename", "renames", "fsync", "fdatasync", "move"}
 OPENS = {"write_text", "write_bytes", "NamedTemporaryFile", "mkstemp", "mkdtemp", "TemporaryDirectory"}
 REASONS = {
+    "arkfast/align/head.py": "into new_files",
     "arkfast/evaluate/preset_processes.py": "what a job says goes to its log as it says it",
     "arkfast/infer/outputs.py": "rows that are printed in another format and that nobody keeps, in a temporary folder",
     "arkfast/quickstart/run.py": "what a training says goes to its log as it says it",
