@@ -5,7 +5,7 @@ The gradient of a rotation is the rotation back, so that the operator ``arkfast:
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Protocol
 
 import torch
 
@@ -45,12 +45,25 @@ def _(
     return q.new_empty(q.shape), k.new_empty(k.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+class _Context(Protocol):
+    """What autograd keeps of a call."""
+
+    back: bool
+    backend: Backend
+    saved_tensors: tuple[torch.Tensor, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
+Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, bool, Backend]
+
+
+def _setup(ctx: _Context, inputs: Inputs, output: tuple[torch.Tensor, ...]) -> None:
     _, _, cos, sin, ctx.back, ctx.backend = inputs
     ctx.save_for_backward(cos, sin)
 
 
-def _backward(ctx: Any, d_q: torch.Tensor, d_k: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _backward(ctx: _Context, d_q: torch.Tensor, d_k: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     d_q, d_k = torch.ops.arkfast.rotary(d_q, d_k, *ctx.saved_tensors, not ctx.back, ctx.backend)
     return d_q, d_k, *(None,) * 4
 
