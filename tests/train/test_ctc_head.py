@@ -1,10 +1,12 @@
-"""Stage ctc_head: what its loss is, that it goes on where it was stopped, and what it refuses."""
+"""Stage ctc_head: what its loss is, that it goes on where it was stopped, what it refuses, and how well words are placed."""
 
 import itertools
 import json
+import math
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -114,3 +116,49 @@ def test_what_has_no_effect_is_refused(data: tuple[Path, Path], tmp_path: Path, 
     ]
     with pytest.raises(InputError, match="no text has a letter or a number"):
         main(flags)
+
+
+@pytest.mark.slow
+def test_words_are_where_they_were_spoken(tmp_path: Path) -> None:
+    """Bound at toy size: four tones for four letters, a model of random weights. The figures of real words are in docs/inference.md."""
+    from arkfast.align import Aligner
+    from arkfast.audio import LogMel
+    from arkfast.data.collate import features_of
+    from arkfast.models import load_model
+
+    def clip(rng: np.random.Generator) -> tuple[np.ndarray, str, list[tuple[float, float]]]:
+        letters, times, parts, at = [], [], [], 0
+        for _ in range(6):
+            letter = int(rng.integers(4))
+            pause, length = int(rng.integers(1600, 6400)), int(rng.integers(2400, 6400))
+            time = np.arange(length) / 16000
+            tone = 0.3 * sum(np.sin(2 * np.pi * (300 + 700 * letter) * k * time) / k for k in (1, 2, 3))
+            parts += [np.zeros(pause), tone]
+            times.append(((at + pause) / 16000, (at + pause + length) / 16000))
+            at += pause + length
+            letters.append("abcd"[letter])
+        samples = np.concatenate([*parts, np.zeros(3200)])
+        return (samples + 0.002 * rng.standard_normal(len(samples))).astype(np.float32), " ".join(letters), times
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(64):
+        samples, text, _ = clip(rng)
+        rows.append(json.dumps({"audio": str(write_wav(tmp_path / f"{number}.wav", samples)), "text": text}) + "\n")
+    manifest = tmp_path / "tones.jsonl"
+    manifest.write_text("".join(rows), encoding="utf-8")
+    model = tiny_checkpoint(tmp_path / "wide", initializer_range=0.1)
+    more = {"max_steps": 300, "per_device_train_batch_size": 8, "learning_rate": 5e-3, "lr_scheduler_type": "cosine", "warmup_steps": 20}
+    CtcHeadRun(config((model, manifest), tmp_path / "head", **more, num_threads=1, feature_cache_mb=256)).run()
+    head = load_head(tmp_path / "head", checkpoint=model, hidden_size=48, device=torch.device("cpu"))
+    test = [clip(rng) for _ in range(12)]
+    log_mel = LogMel(128)
+    found = Aligner(load_model(model), head)([features_of(samples, log_mel, "") for samples, _, _ in test], [text for _, text, _ in test])
+    errors = []
+    for (_, _, times), words in zip(test, found, strict=True):
+        assert not isinstance(words, str)
+        errors += [abs(a - b) for word, (start, end) in zip(words, times, strict=True) for a, b in ((word.start, start), (word.end, end))]
+    print(f"median {1000 * np.median(errors):.0f} ms, 95th percentile {1000 * np.percentile(errors, 95):.0f} ms")
+    assert np.median(errors) < 0.08
+    assert np.percentile(errors, 95) < 0.3
+    assert math.isfinite(max(errors))
