@@ -1,6 +1,6 @@
 """How far the times of words are from where the words are: synthetic speech whose word times are known exactly.
 
-Words of the quickstart's vocabulary are spoken one by one by espeak-ng, cut to their sound and laid one behind the other, with pauses of 0
+Twenty English words and digits are spoken one by one by espeak-ng, cut to their sound and laid one behind the other, with pauses of 0
 to 0.3 s in noise. A model of the quickstart's size is trained on such clips for ``--model_steps``, then a head on the frozen model for
 ``--head_steps`` (``arkfast train``, stages sft and ctc_head, from the transcripts alone). Test clips have other words in a row, voices and
 noise. The error of a time is its distance from the truth; starts and ends are counted alike.

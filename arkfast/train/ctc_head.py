@@ -178,6 +178,7 @@ class CtcHeadRun:
             Interrupted: a signal told the run to stop; the step was finished and its state written.
         """
         config, stop = self.config, StopRequest(self._parallel)
+        text = f"step {self._step}/{self.total_steps}"
         try:
             with self._console, stop, closing(self._feed.windows(self._cursor)) as windows:
                 self._console.begin(unit="step", total=self.total_steps, done=self._step)

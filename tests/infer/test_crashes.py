@@ -342,7 +342,7 @@ def test_a_long_recording_that_was_begun_is_gone_on_with(folder: Path, recording
     assert len(Path("whole").read_text().split()) == 19
     journal = Path("out.jsonl.journal")
     child = forked(lambda: run("out.jsonl", pause=0.01), folder / "said")
-    assert wait_until(lambda: journal.exists() and journal.read_bytes().count(b'"segment"') >= 6, child) is None
+    assert wait_until(lambda: journal.exists() and journal.read_bytes().count(b'"segment": ') >= 6, child) is None
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     entries = [_entry(line) for line in journal.read_bytes().splitlines(keepends=True)]
@@ -496,7 +496,7 @@ def test_a_cut_recording_is_gone_on_with_where_the_device_was_lost(
     with monkeypatch.context() as lost:
         lost.setattr(Engine, "step", losing)
         assert main(["in.jsonl", "--output", "out.jsonl", *flags]) == 2
-    assert Path("out.jsonl.journal").read_bytes().count(b'"segment"') == 3
+    assert Path("out.jsonl.journal").read_bytes().count(b'"segment": ') == 3
     submitted: list[str] = []
     submit = Transcriber.submit
 
