@@ -16,8 +16,8 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.originals import WITHOUT_EFFECT, without_original_flags
 
 DESCRIPTION = (
-    "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft); or a head beside it that tells "
-    "when words were said (ctc_head)."
+    "Train an ARK-ASR model: on-policy distillation (opd), teacher data (td) or supervised fine-tuning (sft); or a head beside it that "
+    "tells when words were said (ctc_head)."
 )
 
 SMALLER = "Lower --per_device_train_batch_size or --batch_seconds, give --activation_checkpointing True, or shard over more processes."

@@ -47,7 +47,9 @@ def test_every_field_of_a_result_comes_back(tmp_path: Path) -> None:
     given = {
         "utterance": utterance(), "text_raw": "naïve 你好 \ud800\u2028", "finish_reason": "length", "seconds": 0.1 + 0.2,
         "warnings": ("one", "two"), "used": {"channel": [1, 2], "channels": 3},
-        "words": ({"word": "naïve", "start": 0.1, "end": 0.2},), "words_error": "the rest has no times", "vad": "energy", "segments": ({"start": 0.0, "end": 1.5, "text": "a"}, {"start": 1.5, "end": 2.1, "text": None, "error": "bad"}),
+        "words": ({"word": "naïve", "start": 0.1, "end": 0.2},), "words_error": "the rest has no times",
+        "scores": {"no_speech": True, "confidence": 0.25}, "vad": "energy",
+        "segments": ({"start": 0.0, "end": 1.5, "text": "a"}, {"start": 1.5, "end": 2.1, "text": None, "error": "bad"}),
     }  # fmt: skip
     full = Result(**given)
     plain = {f.name for f in fields(Result) if getattr(full, f.name) == f.default and f.default_factory is MISSING}

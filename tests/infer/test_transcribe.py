@@ -139,7 +139,8 @@ def test_stale_fields_of_the_input_never_reach_the_output(transcribe: Callable[.
     assert code == 1
     assert "OLD VALUE" not in json.dumps([good, bad])
     always = {
-        "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason", "audio_seconds",
+        "audio", "text", "pred_text", "pred_text_raw", "begin_time", "end_time", "id", "language", "status", "finish_reason",
+        "audio_seconds",
     }  # fmt: skip
     assert list(good) == [name for name in OUTPUT_FIELDS if name in always]
     assert (good["status"], bad["status"], bad["pred_text"]) == ("ok", "error", None)
