@@ -129,11 +129,15 @@ class Config:
     num_stages: int = 2
     blocks: Mapping[str, int] = field(default_factory=dict)
     """Block sizes: the kernel's constexpr arguments by name."""
+    most_registers: int | None = None
+    """Registers a thread that the assembler may use; None for its own choice. Said where a few less let one more program on a
+    multiprocessor and cost no spill."""
 
     def kwargs(self) -> dict[str, int]:
         """The launch options, which go beside the kernel's arguments."""
+        limit = {} if self.most_registers is None else {"maxnreg": self.most_registers}
         # Said, because its default changes from on to off in Triton 3.10, and with it the last bits of a sum.
-        return {**self.blocks, "num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
+        return {**self.blocks, **limit, "num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": True}
 
 
 @dataclass(frozen=True, kw_only=True)

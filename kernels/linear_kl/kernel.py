@@ -7,7 +7,7 @@ divergence and the gradient; they read the rows again rather than keep them.
 import triton
 import triton.language as tl
 
-from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores, online
+from arkfast.kernels.log_softmax.kernel import NEG_INF, finite_base, load_scores
 
 FORWARD: tl.constexpr = tl.constexpr(0)
 REVERSE: tl.constexpr = tl.constexpr(1)
@@ -111,6 +111,19 @@ def score_grad(xs, xt, lse_s, lse_t, gap, beta, row_sum, DIVERGENCE: tl.constexp
 
 
 @triton.jit
+def online(m, s, x):
+    """(m, Σ e^(x−m)) with one more block x [BLOCK]: one maximum for the row, a sum for each lane. Milakov & Gimelshein 2018.
+
+    A maximum for each lane, as ``row_log_softmax_fwd`` has it, would spill here on capability 10.0: two rows are read at once.
+    """
+    top = tl.maximum(m, tl.max(x, 0))
+    base = finite_base(top)
+    # At most 0 even where m is finite and top is +inf, whose base is 0.
+    shrink = tl.exp(tl.minimum(m - base, 0.0))
+    return top, s * shrink + tl.exp(x - base)
+
+
+@triton.jit
 def linear_kl_rows(
     student_ptr,
     teacher_ptr,
@@ -150,13 +163,13 @@ def linear_kl_rows(
     for start in range(0, inside, BLOCK):
         xs = load_scores(s_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
         xt = load_scores(t_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
-        m_s, s_s, _ = online(m_s, s_s, 0.0, xs, False)
-        m_t, s_t, _ = online(m_t, s_t, 0.0, xt, False)
+        m_s, s_s = online(m_s, s_s, xs)
+        m_t, s_t = online(m_t, s_t, xt)
     if inside < V:
         xs = load_scores(s_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
         xt = load_scores(t_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
-        m_s, s_s, _ = online(m_s, s_s, 0.0, xs, False)
-        m_t, s_t, _ = online(m_t, s_t, 0.0, xt, False)
+        m_s, s_s = online(m_s, s_s, xs)
+        m_t, s_t = online(m_t, s_t, xt)
     log_s = tl.log(tl.sum(s_s, 0))
     log_t = tl.log(tl.sum(s_t, 0))
     lse_s = finite_base(m_s) + log_s

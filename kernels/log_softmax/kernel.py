@@ -1,7 +1,7 @@
 """Triton kernels of the log-softmax over one row of logits a program: log-sum-exp, log-probabilities at a few ids, entropy, and dL/dlogits.
 
-Letters: V columns, U ids a row. A row is read in blocks with a running maximum m and per-lane sums of e^(x−m), so each logit is read once
-and exponentiated once. Rows are on grid axis 0 and their offsets are int64.
+Letters: V columns, U ids a row. A row is read in blocks with a running maximum m and a sum of e^(x−m) for each lane, so each logit is
+read once and exponentiated once. Rows are on grid axis 0 and their offsets are int64.
 """
 
 import triton
@@ -46,17 +46,26 @@ def finite_base(m):
 
 @triton.jit
 def online(m, s, e, x, HAS_ENTROPY: tl.constexpr):
-    """(m, Σ e^(x−m), Σ e^(x−m)(x−m)) with one more block; the sums are per lane. Milakov & Gimelshein 2018, with the first moment added."""
-    top = tl.maximum(m, tl.max(x, 0))
+    """(m, Σ e^(x−m), Σ e^(x−m)(x−m)), each [lanes], with one more block x [lanes, PART]. Milakov & Gimelshein 2018, with the first moment
+    added."""
+    top = tl.maximum(m, tl.max(x, 1))
     base = finite_base(top)
-    # At most 0 even where m is finite and top is +inf, whose base is 0.
-    shrink = tl.exp(tl.minimum(m - base, 0.0))
-    w = tl.exp(x - base)
+    s, e = moved_to(m, s, e, base, HAS_ENTROPY)
+    away = x - base[:, None]
+    w = tl.exp(away)
     if HAS_ENTROPY:
-        moved = tl.where(m == NEG_INF, 0.0, m - base)
-        e = (e + s * moved) * shrink + tl.where(w == 0.0, 0.0, w * (x - base))
-    s = s * shrink + w
-    return top, s, e
+        e += tl.sum(tl.where(w == 0.0, 0.0, w * away), 1)
+    return top, s + tl.sum(w, 1), e
+
+
+@triton.jit
+def moved_to(m, s, e, base, HAS_ENTROPY: tl.constexpr):
+    """The sums (Σ e^(x−m), Σ e^(x−m)(x−m)) with ``base`` subtracted in the place of m."""
+    # At most 0 even where m is finite and the new maximum is +inf, whose base is 0.
+    shrink = tl.exp(tl.minimum(m - base, 0.0))
+    if HAS_ENTROPY:
+        e = (e + s * tl.where(m == NEG_INF, 0.0, m - base)) * shrink
+    return s * shrink, e
 
 
 @triton.jit(do_not_specialize=["U"])
@@ -83,10 +92,12 @@ def row_log_softmax_fwd(
     own_ptr = ranges_ptr
     if RANGES:
         own_ptr = ranges_ptr + row * (2 * RANGES)
-    block = tl.arange(0, BLOCK)
-    m = NEG_INF
-    s = tl.zeros([BLOCK], tl.float32)
-    e = tl.zeros([BLOCK], tl.float32)
+    # Columns that a thread loads as 16 bytes are one lane. Each lane has a maximum of its own, so threads meet once a row.
+    PART: tl.constexpr = 128 // logits_ptr.dtype.element_ty.primitive_bitwidth
+    block = tl.arange(0, BLOCK // PART)[:, None] * PART + tl.arange(0, PART)[None, :]
+    m = tl.full([BLOCK // PART], NEG_INF, tl.float32)
+    s = tl.zeros([BLOCK // PART], tl.float32)
+    e = tl.zeros([BLOCK // PART], tl.float32)
     inside = V // BLOCK * BLOCK
     for start in range(0, inside, BLOCK):
         x = load_scores(row_ptr, dead_ptr, own_ptr, start + block, V, inv_tau, HAS_DEAD, RANGES, True)
@@ -94,9 +105,11 @@ def row_log_softmax_fwd(
     if inside < V:
         x = load_scores(row_ptr, dead_ptr, own_ptr, inside + block, V, inv_tau, HAS_DEAD, RANGES, False)
         m, s, e = online(m, s, e, x, HAS_ENTROPY)
+    base = finite_base(tl.max(m, 0))
+    s, e = moved_to(m, s, e, base, HAS_ENTROPY)
     total = tl.sum(s, 0)
     log_total = tl.log(total)
-    lse = finite_base(m) + log_total
+    lse = base + log_total
     tl.store(lse_ptr + row, lse)
     if HAS_ENTROPY:
         # H = lse − Σ p x = log Σ e^(x−m) − Σ e^(x−m)(x−m) / Σ e^(x−m)

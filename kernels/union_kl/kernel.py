@@ -175,12 +175,15 @@ def union_kl_sparse(
 
     # A product and not tl.where, which Triton 3.6 cannot lay out here; it is 0 where an id is not on.
     base = (found * live * valid).to(tl.int64) * weight_stride
-    student = tl.zeros((UB,), tl.float32)
+    # A thread loads PART neighbours of a row and sums them alone; threads meet once, after the loop.
+    PART: tl.constexpr = min(BH, 128 // weight.dtype.element_ty.primitive_bitwidth)
+    sums = tl.zeros((UB, BH // PART), tl.float32)
     for j in range(NH):
         c = j * BH + tl.arange(0, BH)
         h = tl.load(hidden + t * hidden_stride + c, mask=c < H, other=0.0).to(tl.float32)
         w = tl.load(weight + base[:, None] + c[None, :], mask=known[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
-        student += tl.sum(w * h[None, :], 1)
+        sums += tl.sum(tl.reshape(w * h[None, :], (UB, BH // PART, PART)), 2)
+    student = tl.sum(sums, 1)
     # An id past the end cannot raise here; its score shows it, and with it the row's loss and gradients.
     student = tl.where(on & (found >= V), float("nan"), student)
 

@@ -25,9 +25,13 @@ ROW_TABLE = (
     Rule(config=Config(num_warps=1, num_stages=1), max_width=64),
     Rule(config=Config(num_warps=4, num_stages=1)),
 )
-# TILE is the number of gathered weight elements in flight: 16 KB over 8 warps leave registers for four programs on a multiprocessor, which
-# cover each other's waits. The rows come from the L2 cache and are read twice, for the scores and for the hidden gradient.
+# Width is the number of slots. TILE is the number of gathered weight elements in flight: 16 KB over 8 warps and 64 registers a thread leave
+# room for four programs on a multiprocessor, which cover each other's waits. The assembler's own choice on 9.0 is 78 registers; on other
+# GPUs, and with more slots, a limit of 64 would spill. The rows come from the L2 cache and are read twice, for the scores and for the
+# hidden gradient.
 SPARSE_TABLE = (
+    Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 8192}), itemsize=2, min_arch=100),
+    Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 8192}, most_registers=64), itemsize=2, min_arch=90, max_width=64),
     Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 8192}), itemsize=2),
     Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 4096})),
 )
@@ -163,8 +167,8 @@ def launch_sparse(
     )
     if not positions:
         return out
-    config = pick(SPARSE_TABLE, device=device, width=features, dtype=weight.dtype).kwargs()
     slot_block = block_of(slots)
+    config = pick(SPARSE_TABLE, device=device, width=slot_block, dtype=weight.dtype).kwargs()
     feature_block = block_of(features, most=min(256, config.pop("TILE") // slot_block))
     hidden, weight, teacher_scores = unit_rows(hidden), unit_rows(weight), unit_rows(teacher_scores)
     student_ids, teacher_ids = unit_rows(student_ids), unit_rows(teacher_ids)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from arkfast.kernels import rotary, sparse_weight_grad, topk_lse
+from arkfast.kernels import opd_union_kl, rotary, row_log_softmax, sparse_weight_grad, topk_lse
 from arkfast.kernels.row_topk.launcher import BLOCK
 
 pytestmark = pytest.mark.slow
@@ -47,3 +47,27 @@ def test_the_rotation_of_queries_and_keys(compile_launches):
     assert rows.load == 128
     assert rows.registers <= 48
     assert rows.shared <= 4096
+
+
+@pytest.mark.parametrize("arch", [90], ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+def test_the_pass_of_a_log_softmax(compile_launches, dtype):
+    """No barrier stands in the loop: each lane has a maximum of its own. 48 and 52 registers while the threads met for each block."""
+    logits, ids = torch.zeros(2, 151680, dtype=dtype), torch.zeros(2, 64, dtype=torch.int64)
+    (forward,) = compile_launches(lambda: row_log_softmax(logits, ids, backend="triton"))
+    assert forward.kernel == "row_log_softmax_fwd"
+    assert forward.loop / (2048 / THREADS) <= 13.6
+    assert forward.load == 128
+    assert forward.registers <= 40, "twelve blocks of 128 threads a multiprocessor"
+
+
+@pytest.mark.parametrize("arch", [90], ids=lambda arch: f"sm_{arch}")
+def test_the_loss_of_a_position(compile_launches):
+    """78 registers where the assembler chooses, with which three programs fit a multiprocessor."""
+    ids, scores = torch.zeros(2, 32, dtype=torch.int32), torch.zeros(2, 64)
+    hidden, weight = (torch.zeros(rows, 1024, dtype=torch.bfloat16, requires_grad=True) for rows in (2, 8))
+    (sparse,) = compile_launches(lambda: opd_union_kl(hidden, weight, ids, ids, scores, backend="triton"))
+    assert sparse.registers <= 64, "four programs of 256 threads a multiprocessor"
+    assert sparse.loop / (8192 / 256) <= 7.4
+    assert sparse.load == 128
+    assert sparse.shared <= 2048
