@@ -50,6 +50,8 @@ class Ready:
     """From the child, once: the model is loaded and has decoded something."""
 
     n_mels: int
+    slots: int
+    """Most clips decoded together."""
     device: str
     dtype: str
     commit: str | None
@@ -90,6 +92,7 @@ def main(connection: Connection, config: ServeConfig) -> None:
     connection.send(
         Ready(
             n_mels=transcriber.interface.n_mels or 0,
+            slots=transcriber.batch_size,
             device=str(transcriber.device),
             dtype=transcriber.dtype,
             commit=transcriber.model_commit,

@@ -267,7 +267,7 @@ class Engines:
     def _pump(self) -> None:
         """Give the engine as many clips as it takes."""
         engine = self._current
-        while engine is not None and engine.is_ready and len(engine.clips) < AHEAD * self.config.slots:
+        while engine is not None and engine.is_ready and len(engine.clips) < AHEAD * engine.ready.result().slots:
             wanted = self._turns.take()
             if wanted is None:
                 return

@@ -36,8 +36,9 @@ class ServeConfig:
     """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
     attn_impl: Attention = "auto"
     """Attention of the decoder; auto is sdpa, and flash_attention_2 is taken for it."""
-    slots: int = 40
-    """Most clips decoded together; transcripts do not depend on it."""
+    slots: int | None = None
+    """Most clips decoded together; as many as the device's free memory holds by default, up to 256, and 40 on a CPU. Transcripts do not
+    depend on it."""
     max_new_tokens: int = 256
     """Token limit of a clip's transcript, and the most that a request may ask for; a transcript that reaches it says so."""
     max_audio_seconds: float = 30.0
