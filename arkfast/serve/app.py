@@ -23,7 +23,7 @@ from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 from arkfast.serve import description, fields
 from arkfast.serve.answers import answer, events, json_answer, original_answer
-from arkfast.serve.body import Bounded, check_length
+from arkfast.serve.body import Bounded, check_length, passed_over
 from arkfast.serve.description import Description
 from arkfast.serve.engines import Engines
 from arkfast.serve.errors import ApiError
@@ -337,6 +337,8 @@ def _add(app: FastAPI, path: str, method: str, route: Callable[..., Awaitable[Re
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    if error.close:
+        await passed_over(request.receive)
     return json_answer(error.body(), status=error.status, headers=error.headers())
 
 

@@ -9,6 +9,8 @@ from starlette.types import Message, Receive, Scope
 
 from arkfast.serve.errors import ApiError
 
+PASSED_BYTES, PASSED_SECONDS = 16_000_000, 2.0
+
 
 def check_length(scope: Scope, most: int) -> None:
     """Refuse a request whose headers cannot be trusted or promise too much.
@@ -25,6 +27,24 @@ def check_length(scope: Scope, most: int) -> None:
         raise ApiError(400, "The request's length is no number.", code="invalid_length", close=True)
     if lengths and int(lengths[0]) > most:
         raise too_large(most)
+
+
+async def passed_over(receive: Receive) -> bool:
+    """Read the rest of a request that is refused, and say whether it has come to its end.
+
+    A client that still sends when the connection closes may lose the answer, and with it the reason. What is more than ``PASSED_BYTES`` or
+    slower than ``PASSED_SECONDS`` is cut off all the same.
+    """
+    seen, ends = 0, time.monotonic() + PASSED_SECONDS
+    while seen <= PASSED_BYTES:
+        try:
+            message = await asyncio.wait_for(receive(), max(0.01, ends - time.monotonic()))
+        except asyncio.TimeoutError:
+            return False
+        if message["type"] != "http.request" or not message.get("more_body", False):
+            return True
+        seen += len(message.get("body", b""))
+    return False
 
 
 def too_large(most: int) -> ApiError:

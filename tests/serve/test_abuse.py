@@ -140,6 +140,12 @@ def test_two_lengths_are_refused(service: Running):
     assert raw(service, HEAD + "Content-Length: 10\nContent-Length: 11\n").split()[1] == b"400"
 
 
+def test_a_refusal_reaches_a_client_that_still_sends(service: Running):
+    with service.client as client:
+        for _ in range(20):
+            check(client.post("/v1/audio/translations", files={"file": ("a.wav", bytes(3_000_000))}), 400, code="unsupported_model")
+
+
 def test_foreign_pages_and_names_are_refused(service: Running, clips: Path):
     data = {"file": ("a.wav", (clips / "1.wav").read_bytes())}
     with service.client as client:
