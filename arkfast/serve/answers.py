@@ -33,7 +33,7 @@ def answer(transcript: Transcript, asked: Asked) -> Response:
         return PlainTextResponse(f"{transcript.text}\n")
     parts: list[tuple[Segment, JsonObject]] = [(Segment(said.begin, said.end, said.text), {}) for said in transcript.said]
     captions = written(Recording("", asked.language, parts), asked.format, CaptionLimits())
-    return Response(captions, media_type=_CAPTIONS[asked.format], headers={"X-Content-Type-Options": "nosniff"})
+    return Response(captions, media_type=_CAPTIONS[asked.format])
 
 
 def original_answer(transcript: Transcript, asked: Asked, seconds: float) -> Response:
@@ -69,9 +69,14 @@ async def events(transcript: Transcript, texts: AsyncIterator[Said]) -> AsyncIte
             if said.delta:
                 yield _event({"type": "transcript.text.delta", "delta": said.delta})
     except ApiError as error:
-        yield _event({"type": "error"} | error.body())
+        yield error_event(error)
         return
     yield _event({"type": "transcript.text.done", "text": transcript.text, "usage": usage(transcript)} | _warnings(transcript))
+
+
+def error_event(error: ApiError) -> bytes:
+    """The event that ends a stream which cannot be completed."""
+    return _event({"type": "error"} | error.body())
 
 
 def _event(value: JsonObject) -> bytes:

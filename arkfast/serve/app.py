@@ -22,7 +22,7 @@ from arkfast import __version__
 from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 from arkfast.serve import description, fields
-from arkfast.serve.answers import answer, events, json_answer, original_answer
+from arkfast.serve.answers import answer, error_event, events, json_answer, original_answer
 from arkfast.serve.body import Bounded, check_length, passed_over
 from arkfast.serve.description import Description
 from arkfast.serve.engines import Engines
@@ -252,9 +252,11 @@ class Service:
                 except StopAsyncIteration:
                     break
                 except asyncio.TimeoutError:
-                    break  # without transcript.text.done, which is how a client knows
+                    yield error_event(_too_long())
+                    break
                 yield event
-        self._count(request, owner, transcript)
+        if transcript.is_complete:
+            self._count(request, owner, transcript)
 
     async def _attended(self, request: Request, work: Awaitable[T], ends: float) -> T:
         """The work's result; it is cancelled when the client goes away or the time is over.
@@ -270,7 +272,7 @@ class Service:
                 return task.result()
             if gone.done():
                 raise ClientDisconnect
-            raise ApiError(503, "The request took too long.", code="timeout", retry_after=10)
+            raise _too_long()
         finally:
             for each in (task, gone):
                 each.cancel()
@@ -322,6 +324,10 @@ async def _complete(owner: str, work: Work, transcript: Transcript, asked: Asked
     async with work.decoding(owner, transcript, asked) as texts:
         async for _ in texts:
             pass
+
+
+def _too_long() -> ApiError:
+    return ApiError(503, "The request took too long.", code="timeout", retry_after=10)
 
 
 async def _disconnected(request: Request) -> None:

@@ -72,7 +72,7 @@ def asked(form: Mapping[str, Sequence[str]], *, names: Sequence[str], max_new_to
     for name, values in form.items():
         if name not in taken:
             raise _bad(name, f"is not known here. Known are: {', '.join(sorted(taken))}.")
-        if len(values) > 1 and not name.endswith("[]") and name not in ("include", "timestamp_granularities"):
+        if len(values) > 1 and not name.endswith("[]") and name != "timestamp_granularities":
             raise _bad(name, f"was given {len(values)} times. Give it once.")
     one = {name: values[0] for name, values in form.items() if values}
     model = one.get("model", NAME)

@@ -44,6 +44,11 @@ class Transcript:
     prompt_tokens: int = 0
     warnings: list[str] = field(default_factory=list)
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all clips were taken."""
+        return len(self.said) == len(self.heard.clips)
+
     def take(self, clip: Clip, done: Done) -> Said:
         """The next clip's text."""
         text, reason = clean_transcript(done.text or ""), done.finish_reason or "stop"
