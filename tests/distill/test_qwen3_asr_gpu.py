@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_qwen3_asr import LANGUAGES, World
+from qwen3_asr_world import LANGUAGES, World
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")]
 
