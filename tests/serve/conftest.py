@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +39,22 @@ class Running:
         with self.client as client:
             files = {} if file is None else {"file": (file.name, file.read_bytes())}
             return client.post(path, data=fields, files=files or {"nothing": b""}, headers=headers)
+
+    def gauge(self, name: str) -> float:
+        """A figure of its metrics that has no labels."""
+        with self.client as client:
+            found = re.search(rf"^{name} ([\d.]+)$", client.get("/metrics").text, re.MULTILINE)
+        assert found is not None, name
+        return float(found[1])
+
+    def is_idle(self, seconds: float = 30.0) -> bool:
+        """Whether no request is under way and no clip waits or is decoded, within a time."""
+        until = time.monotonic() + seconds
+        while any(self.gauge(f"arkfast_{name}") for name in ("requests_inside", "clips_waiting", "clips_decoding")):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.1)
+        return True
 
     def stop(self) -> int:
         """End it as a terminal would; its exit code."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import time
 from collections.abc import Callable
@@ -40,17 +39,11 @@ def wait_for(what: Callable[[], bool], seconds: float = 60.0) -> bool:
     return True
 
 
-def gauge(service: Running, name: str) -> float:
-    found = re.search(rf"^{name} ([\d.]+)$", service.client.get("/metrics").text, re.MULTILINE)
-    assert found is not None
-    return float(found[1])
-
-
 def test_an_engine_that_is_killed_is_replaced_and_its_requests_are_told(start: Callable[..., Running], clips: Path):
     service = start("--max_requests_per_key", "64")
     with ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(service.post, file=clips / "70.wav") for _ in range(8)]
-        assert wait_for(lambda: gauge(service, "arkfast_clips_decoding") > 0)
+        assert wait_for(lambda: service.gauge("arkfast_clips_decoding") > 0)
         os.kill(engine(service), signal.SIGKILL)
         answers = [each.result() for each in asked]
     lost = [answer for answer in answers if answer.status_code != 200]
@@ -62,7 +55,7 @@ def test_an_engine_that_is_killed_is_replaced_and_its_requests_are_told(start: C
     assert service.client.get("/health").status_code == 200
     assert wait_for(lambda: service.client.get("/ready").status_code == 200), "it comes back by itself"
     assert service.post(file=clips / "1.wav").status_code == 200
-    assert gauge(service, "arkfast_engine_deaths") == 1
+    assert service.gauge("arkfast_engine_deaths") == 1
     before = children(service)
     service.process.kill()
     service.process.wait()
@@ -81,15 +74,14 @@ def test_clients_that_vanish_leave_no_busy_slot(service: Running, clips: Path):
     for number in range(6):
         with suppress(httpx.TimeoutException):
             httpx.post(f"{service.address}/asr", files={"file": ("a.wav", data)}, timeout=0.05 * (number + 1))
-    idle = ("arkfast_clips_decoding", "arkfast_clips_waiting", "arkfast_requests_inside")
-    assert wait_for(lambda: all(gauge(service, name) == 0 for name in idle), 30)
+    assert service.is_idle()
 
 
 def test_a_service_that_is_stopped_finishes_what_runs(start: Callable[..., Running], clips: Path, tmp_path: Path):
     service = start("--spool", str(tmp_path / "spool"))
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(service.post, file=clips / "70.wav")
-        assert wait_for(lambda: gauge(service, "arkfast_requests_inside") > 0 or asked.done())
+        assert wait_for(lambda: service.gauge("arkfast_requests_inside") > 0 or asked.done())
         assert service.stop() == 0
         assert asked.result().status_code == 200
     assert list((tmp_path / "spool").iterdir()) == [], "nothing of a recording is left"
