@@ -1,12 +1,13 @@
 """One decode step: a token a row through the decoder's layers.
 
 The modules and parameters are those of Transformers' Llama, Qwen2 or Qwen3, so a model that is being trained, wrapped or adapted decodes as
-it is. Between its matrix products stand four fused operations, because a layer of Transformers is some 45 kernel launches of a few
-microseconds each and a step of 64 rows is bound by them.
+it is. A layer is four matrix products with four fused operations between them, because a layer of Transformers is some 45 kernel launches
+of a few microseconds each and a step of 64 rows is bound by them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from inspect import unwrap
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from arkfast.engine.cache import SlotCache
+from arkfast.engine.products import LayerProducts
 from arkfast.kernels import add_rms_norm, decode_attention, rope_cache, swiglu
 
 
@@ -115,7 +117,9 @@ def _head_norms(attention: Any) -> dict[str, Any]:
     return {"q_norm": attention.q_norm.weight, "k_norm": attention.k_norm.weight, "eps": attention.q_norm.variance_epsilon}
 
 
-def decode_step(decoder: Any, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, limit: int) -> torch.Tensor:
+def decode_step(
+    decoder: Any, cache: SlotCache, tokens: torch.Tensor, positions: torch.Tensor, limit: int, products: Sequence[LayerProducts]
+) -> torch.Tensor:
     """Hidden states after the last norm of one more token for each of the cache's first b rows.
 
     Args:
@@ -124,6 +128,7 @@ def decode_step(decoder: Any, cache: SlotCache, tokens: torch.Tensor, positions:
         tokens: [b] int64.
         positions: [b] int64, where they stand.
         limit: no position reaches it, nor the cache's length.
+        products: what ``side_by_side`` gives for the decoder, as long as its weights have not moved since.
 
     Returns:
         [b, H].
@@ -131,13 +136,14 @@ def decode_step(decoder: Any, cache: SlotCache, tokens: torch.Tensor, positions:
     x, residual = decoder.embed_tokens(tokens), None
     cos, sin = (part[:, 0] for part in decoder.rotary_emb(x, positions[:, None]))
     lens = positions + 1
-    for layer, keys, values in zip(decoder.layers, cache.keys, cache.values, strict=True):
+    for layer, (qkv, gate_up), keys, values in zip(decoder.layers, products, cache.keys, cache.values, strict=True):
         attention, mlp, norm = layer.self_attn, layer.mlp, layer.input_layernorm
         x, residual = add_rms_norm(x, residual, norm.weight, norm.variance_epsilon)
-        q, k, v = attention.q_proj(x), attention.k_proj(x), attention.v_proj(x)
+        q, k, v = qkv(x) if qkv else (attention.q_proj(x), attention.k_proj(x), attention.v_proj(x))
         query = rope_cache(q, k, v, cos, sin, keys, values, positions, **_head_norms(attention))
         x = attention.o_proj(decode_attention(query, keys, values, lens, limit=limit, scale=attention.scaling))
         norm = layer.post_attention_layernorm
         x, residual = add_rms_norm(x, residual, norm.weight, norm.variance_epsilon)
-        x = mlp.down_proj(swiglu(mlp.gate_proj(x), mlp.up_proj(x)))
+        gate, up = gate_up(x) if gate_up else (mlp.gate_proj(x), mlp.up_proj(x))
+        x = mlp.down_proj(swiglu(gate, up))
     return add_rms_norm(x, residual, decoder.norm.weight, decoder.norm.variance_epsilon)[0]

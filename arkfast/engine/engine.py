@@ -7,7 +7,7 @@ the order.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
 from arkfast.engine.graphs import BUCKETS, bucket
 from arkfast.engine.memory import default_slots, footprint, free_memory, slots_within
+from arkfast.engine.products import side_by_side
 from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
 from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
 from arkfast.engine.slots import Slots
@@ -160,8 +161,11 @@ class Engine:
             number=0,
             sampling=request.sampling,
             phrases=request.phrases,
+            watched=request.watched,
         )
-        self._queue.add(Waiting(prompt=request.input_ids, mel=request.mel, entries=[entry]))
+        self._queue.add(
+            Waiting(prompt=request.input_ids, mel=request.mel, audio=request.audio, encoded=request.encoded, entries=[entry])
+        )
         return self._next_id
 
     @torch.no_grad()
@@ -189,6 +193,13 @@ class Engine:
     def pending(self) -> int:
         """Requests that have not been given back."""
         return len(self._queue.broken) + len(self._queue) + (len(self._slots.entries) if self._slots else 0)
+
+    def progress(self) -> Mapping[int, Sequence[int]]:
+        """The ids that watched requests (``Request.watched``) had produced at the end of the last ``step``, by their ids.
+
+        None of them changes any more: loops were cut before. They came with what that step read anyway, so nothing waits for the device.
+        """
+        return self._slots.told if self._slots else {}
 
     @property
     def decode_steps(self) -> int:
@@ -287,6 +298,7 @@ class Engine:
         if self._slots is not None and self._slots.entries:
             return self._slots  # slots in use stay; a walk over all weights would hold up every step
         length = -(-length // LENGTHS) * LENGTHS
+        products = side_by_side(self.model.model)  # before the walk, for it may move weights
         parts = (self.model.model, self.model.lm_head) if self._graphs else ()
         weights = tuple(p.data_ptr() for part in parts for p in part.parameters())
         if self._slots is None or weights != self._weights or not self._slots.fits(rows=rows, length=length, new=new):
@@ -300,7 +312,7 @@ class Engine:
                 most = bucket(most, most + BUCKETS[-1])
             self._slots = Slots(self.model, self._choosing, rows=most, length=length, new=new, graphs=self._graphs)
             self._weights = weights
-        self._slots.most = rows
+        self._slots.most, self._slots.products = rows, products
         return self._slots
 
     def _admit(self, slots: Slots, *, isolate: bool = True) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from operator import index
 from typing import Literal
@@ -80,6 +80,12 @@ class Request:
     sampling: Sampling = Sampling()
     phrases: Phrases | None = None
     """What gets a bonus while it is produced; None: nothing."""
+    audio: torch.Tensor | None = None
+    """[N, H] audio embeddings, on the model's device and of its type, where they are known; ``mel`` is None then."""
+    encoded: Callable[[torch.Tensor], None] | None = None
+    """Is given the audio embeddings [N, H] when ``mel`` has been encoded. They share memory with other clips': who keeps them copies them."""
+    watched: bool = False
+    """Whether ``Engine.progress`` tells its ids before it has ended."""
 
     def check(self, model: SpeechModel, *, max_len: int, max_new_tokens: int, width: int) -> None:
         """Raise ``InputError`` for what would be decoded wrongly, or would cost the requests beside it their transcripts.
@@ -96,7 +102,9 @@ class Request:
         ids = self.input_ids.cpu()  # one wait where they lie on a device, however much is asked of them
         if ids.ndim != 1 or not len(ids):
             raise InputError(f"Engine: a prompt must be one-dimensional and hold at least one id, got shape {list(ids.shape)}")
-        if self.mel is not None:
+        if self.audio is not None:
+            self._check_embeddings(self.audio, ids, model)
+        elif self.mel is not None:
             self._check_audio(self.mel, ids, heard)
         elif heard is not None and bool((ids == heard.placeholder_id).any()):
             raise InputError("Engine: a prompt with audio placeholders needs features; give the request's mel")
@@ -114,6 +122,17 @@ class Request:
             raise InputError(f"Engine: max_new_tokens must be 1 to {max_new_tokens}, got {self.max_new_tokens}")
         if (total := len(ids) + self.max_new_tokens) > max_len:
             raise InputError(f"Engine: prompt and new tokens take {total} positions, a slot has {max_len}; shorten the audio")
+
+    def _check_embeddings(self, audio: torch.Tensor, ids: torch.Tensor, model: SpeechModel) -> None:
+        heard, weight = model.audio_input, model.lm_head.weight
+        if heard is None or self.mel is not None:
+            raise InputError("Engine: a request has features or audio embeddings, and a model that hears; give one of them, to such a model")
+        wanted = (int((ids == heard.placeholder_id).sum()), model.config.hidden_size)
+        if tuple(audio.shape) != wanted or audio.dtype != weight.dtype or audio.device != weight.device:
+            raise InputError(
+                f"Engine: a prompt with {wanted[0]} audio placeholders needs embeddings {list(wanted)} of {weight.dtype} on {weight.device}, "
+                f"got {list(audio.shape)} of {audio.dtype} on {audio.device}"
+            )
 
     @staticmethod
     def _check_audio(mel: torch.Tensor, ids: torch.Tensor, heard: AudioInput | None) -> None:
@@ -145,6 +164,7 @@ class Entry:
     number: int
     sampling: Sampling
     phrases: Phrases | None = None
+    watched: bool = False
     produced: int = 0
     """Ids produced when the host last looked."""
 

@@ -159,10 +159,22 @@ class Rows:
         """Those that there are, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
-    def read(self, rows: int) -> tuple[list[int], list[int]]:
-        """(produced, state) of the first rows: the one place where the host waits for the device."""
-        produced, state = torch.stack((self.produced[:rows], self.state[:rows])).tolist()
-        return produced, state
+    def read(self, rows: int, *, last: int = 0) -> list[list[int]]:
+        """What the host must know of the first rows: the one place where it waits for the device.
+
+        Args:
+            rows: how many.
+            last: how many of the ids that each row produced last are read with it.
+
+        Returns:
+            Of each row ``produced``, ``state`` and the last ids; where it has fewer, those before its first mean nothing.
+        """
+        columns = [self.produced[:rows, None], self.state[:rows, None]]
+        if last:
+            place = self.produced[:rows, None] - last + torch.arange(last, device=self.produced.device)
+            columns.append(self.tokens[:rows].gather(1, place.clamp_min(0)))
+        read: list[list[int]] = torch.cat(columns, 1).tolist()
+        return read
 
     def choose(self, logits: torch.Tensor, mode: Mode, choosing: Choosing, tables: PhraseTables | None = None) -> None:
         """Take the next id of every row that has not ended.

@@ -17,6 +17,7 @@ from arkfast.engine.graphs import StepGraphs, bucket
 from arkfast.engine.guards import loop_ends
 from arkfast.engine.phrases import PhraseSets
 from arkfast.engine.prefill import Prefilled
+from arkfast.engine.products import side_by_side
 from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
 from arkfast.models.family import SpeechModel
@@ -42,7 +43,12 @@ class Slots:
         """The rows in use, in their order."""
         self.most = rows
         """How many rows may be in use at once; no more than there are."""
+        self.told: dict[int, list[int]] = {}
+        """The ids that each watched row in use had produced when the host last looked, by ``Entry.id``."""
+        self._unread = 0  # steps since then
         self._phrases = PhraseSets(weight.device)
+        self.products = side_by_side(model.model)
+        """The decoder's products; to be made anew where weights have moved."""
         self.steps = 0
         """Decode steps run so far."""
         self._use_graphs = graphs
@@ -122,6 +128,7 @@ class Slots:
             return
         steps = min(steps, max(entry.limit - max(entry.produced, 1) for entry in self.entries))
         mode = self._mode(self.entries)
+        self._unread += steps
         for _ in range(steps):
             self.steps += 1
             if self._use_graphs:
@@ -132,7 +139,7 @@ class Slots:
     def _step(self, rows: int, mode: Mode, limit: int | None = None) -> None:
         own = self.state[:rows]
         limit = self.cache.length if limit is None else limit
-        hidden = decode_step(self._model.model, self.cache, own.token, own.position, limit)
+        hidden = decode_step(self._model.model, self.cache, own.token, own.position, limit, self.products)
         own.choose(self._scores(hidden), mode, self._choosing, self._phrases.tables)
 
     def _scores(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -157,9 +164,16 @@ class Slots:
             return []
         if loops_since:
             self._cut_loops(self.state[:count], loops_since)
-        produced, states = self.state.read(count)
-        self.entries = [replace(entry, produced=n) for entry, n in zip(self.entries, produced, strict=True)]
-        return list(zip(self.entries, states, strict=True))
+        # an admitted row has one id before its first step
+        last = self._unread + 1 if any(entry.watched for entry in self.entries) else 0
+        self._unread = 0
+        looked = []
+        for entry, (produced, state, *ids) in zip(self.entries, self.state.read(count, last=last), strict=True):
+            if entry.watched:
+                self.told.setdefault(entry.id, []).extend(ids[last - (produced - entry.produced) :])
+            looked.append((replace(entry, produced=produced), state))
+        self.entries = [entry for entry, _ in looked]
+        return looked
 
     @staticmethod
     def _cut_loops(own: Rows, new: int) -> None:
@@ -176,6 +190,8 @@ class Slots:
         if wipe:
             self.cache.clear(self._on_device(wipe))
         gone = set(places)
+        for place in gone:
+            self.told.pop(self.entries[place].id, None)
         kept = len(self.entries) - len(gone)
         targets = sorted(place for place in gone if place < kept)
         sources = [place for place in range(kept, len(self.entries)) if place not in gone]

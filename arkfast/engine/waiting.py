@@ -30,6 +30,8 @@ class Waiting:
     """[n_mels, T] log-mel; None where there is nothing to hear, and once they are encoded, so that their memory goes."""
     audio: torch.Tensor | None = None
     """[N, H] embeddings where they are known."""
+    encoded: Callable[[torch.Tensor], None] | None = None
+    """``Request.encoded``."""
     entries: list[Entry]
 
 
@@ -132,6 +134,9 @@ class Queue:
         encoded: list[Waiting] = []
         for found, own in self._tried(lambda m: encode(self._model, [w.mel for w in m if w.mel is not None]), taken, isolate):
             encoded += [replace(w, mel=None, audio=audio) for w, audio in zip(own, found, strict=True)]
+        for w in encoded:
+            if w.encoded is not None and w.audio is not None:
+                w.encoded(w.audio)
         # The longest of a slotful first: what is admitted together should end together, and the last to be admitted should be short.
         # Slotfuls keep their order, so that no prompt waits for those that came after it.
         for part in reversed(list(_slotfuls(encoded, slotful))):

@@ -159,7 +159,10 @@ def stepped(causal: Any, prompt: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     slots.cache.admit(prefilled.cache, torch.tensor([0]), slice(0, 1))
     at = len(prompt) + torch.arange(len(tokens))
     return torch.cat(
-        [decode_step(causal.model, slots.cache, tokens[i : i + 1], at[i : i + 1], slots.cache.length) for i in range(len(tokens))]
+        [
+            decode_step(causal.model, slots.cache, tokens[i : i + 1], at[i : i + 1], slots.cache.length, slots.products)
+            for i in range(len(tokens))
+        ]
     )
 
 

@@ -151,8 +151,8 @@ def test_a_row_that_fails_beside_its_loop_harms_not_the_next_in_its_slot(monkeyp
     with torch.no_grad():
         steady.lm_head.weight.zero_()
 
-    def step(decoder, cache, tokens, positions, limit):
-        hidden = original(decoder, cache, tokens, positions, limit)
+    def step(decoder, cache, tokens, positions, *rest):
+        hidden = original(decoder, cache, tokens, positions, *rest)
         if next(calls) == fails_at and engine._slots.entries[0].id == 1:
             for part in (*cache.keys, *cache.values):
                 part[0, :, positions[0]] = float("nan")
