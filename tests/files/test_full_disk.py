@@ -82,7 +82,7 @@ def test_transcripts(world, tmp_path, disk, capsys, monkeypatch):
         "results",
         lambda self, items, **_: (i if isinstance(i, Result) else Result(utterance=i, text_raw="x", finish_reason="stop") for i in items),
     )
-    # A record that cannot be written is no error, since the output is complete then: tests/infer/test_crashes.py.
+    # A record that cannot be written is no error, since the output is complete then: tests/infer/test_run_record.py.
     monkeypatch.setattr("arkfast.infer.command.write_record", lambda *_, **__: None)
     rows_left = []
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import os
 import random
@@ -14,17 +12,15 @@ import subprocess
 import sys
 import time
 import warnings
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from stand_in import CLIPS, argv, forked, ids_in, make_recordings, manifest, run, size, transcript, wait_until
+from tiny_transcriptions import rows_of
 
 from arkfast import Transcriber
 from arkfast.audio import LogMel
@@ -33,165 +29,20 @@ from arkfast.engine import Engine
 from arkfast.engine.slots import Slots
 from arkfast.infer.command import main
 from arkfast.infer.journal import Journal, _entry
-from arkfast.infer.result import Result
 from arkfast.infer.stop import SIGNALS
-from arkfast.infer.stream import Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, Utterance
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
-
-CLIPS = 10
-WINDOW = 12
-
-
-class StandIn:
-    """In the place of a model: a transcript is a digest of the clip's features, after a while that depends on the clip.
-
-    Args:
-        log: a file that the id of every clip that is decoded is added to.
-        pause: seconds that a step takes.
-    """
-
-    def __init__(self, folder: Path, log: Path, *, pause: float = 0.0) -> None:
-        self.checkpoint = self.tokenizer = folder
-        self.device, self.dtype, self.model_commit, self.processing_seconds = SimpleNamespace(type="cpu"), "float32", None, 0.0
-        self.head_folder, self.batch_size = None, 40
-        self._log, self._pause = log, pause
-        self._queue: list[tuple[int, str]] = []
-        self._tickets = 0
-        self._log_mel = LogMel(128)
-
-    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
-        pipeline = FeaturePipeline(self._log_mel, workers=0, max_seconds=30, prepare=None, on_bad_audio="skip:1", isolate=True)
-        return in_parts(
-            items,
-            lambda clips: transcribe_stream(
-                clips, features=pipeline.features, decoder=self, window=WINDOW, frames_per_second=100, memory=memory
-            ),
-        )
-
-    def submit(self, utterance: Utterance, features: np.ndarray) -> int:
-        self._tickets += 1
-        self._queue.append((self._tickets, transcript(features)))
-        with self._log.open("a") as log:
-            log.write(utterance.id + "\n")
-        return self._tickets
-
-    def step(self) -> list[Outcome]:
-        time.sleep(self._pause)
-        ended = [entry for entry in self._queue[:4] if int(entry[1][0], 16) % 3 or entry is self._queue[0]]
-        self._queue = [entry for entry in self._queue if entry not in ended]
-        return [Outcome(ticket, text, "stop", None) for ticket, text in reversed(ended)]
-
-
-def in_parts(
-    items: Iterable[Utterance | Result], transcribe: Callable[[Iterable[Utterance | Result]], Iterator[Result]]
-) -> Iterator[Result]:
-    """Rows with a field ``parts`` are transcribed as so many clips of 20 ms, as a long recording is."""
-    rows: deque[tuple[Utterance | None, int]] = deque()
-
-    def clips() -> Iterator[Utterance | Result]:
-        for item in items:
-            parts = 0 if isinstance(item, Result) else int(item.extra.get("parts", 0))
-            rows.append((item, parts) if isinstance(item, Utterance) and parts else (None, 1))
-            if not isinstance(item, Utterance) or not parts:
-                yield item
-                continue
-            for part in range(parts):
-                yield replace(item, id=f"{item.id}@{part}", begin=0.02 * part, end=0.02 * (part + 1))
-
-    results = transcribe(clips())
-    for result in results:
-        utterance, parts = rows.popleft()
-        found = [result, *itertools.islice(results, parts - 1)]
-        texts = " ".join(part.text_raw or "" for part in found)
-        yield (
-            result
-            if utterance is None
-            else Result(utterance=utterance, text_raw=texts, finish_reason="stop", seconds=sum(part.seconds for part in found))
-        )
-
-
-def transcript(features: np.ndarray) -> str:
-    return hashlib.sha256(features.tobytes()).hexdigest()[:16]
+from arkfast.testing import synthetic_speech, write_wav
 
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audio")
-    for i in range(CLIPS):
-        write_wav(folder / f"{i}.wav", synthetic_speech(0.2 + 0.03 * i, seed=i))
-    for i in range(3):
-        (folder / f"bad{i}.wav").write_text(f"no audio {i}")
-    return folder
+    return make_recordings(tmp_path_factory.mktemp("audio"))
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def manifest(recordings: Path, rows: int, bad: Iterable[int]) -> list[str]:
-    """Write in.jsonl, with bad recordings in some rows; returns the ids of all."""
-    bad = list(bad)
-    lines = [
-        {"id": f"r{i}", "audio": str(recordings / (f"bad{bad.index(i) % 3}.wav" if i in bad else f"{i % CLIPS}.wav")), "pred_text": "stale"}
-        | ({"begin_time": 0.001 * (i // CLIPS)} if i not in bad else {})
-        for i in range(rows)
-    ]
-    Path("in.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return [str(line["id"]) for line in lines]
-
-
-def argv(output: str, *more: str) -> list[str]:
-    return ["in.jsonl", "--output", output, "--model_path", "model", *more]
-
-
-def run(output: str, *more: str, log: str = "log", pause: float = 0.0) -> int:
-    return main(argv(output, *more), load=lambda *_: StandIn(Path(), Path(log), pause=pause))  # type: ignore[return-value]
-
-
-def forked(work: Callable[[], int], said: Path) -> int:
-    """Run ``work`` in a child process whose exit code is what it returns; returns the child's id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        descriptor = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(descriptor, 1)
-        os.dup2(descriptor, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        code = work()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-def wait_until(ready: Callable[[], bool], child: int) -> int | None:
-    """Wait for something or for the child's end; returns its status if that came first."""
-    for _ in range(60_000):
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return status
-        if ready():
-            return None
-        time.sleep(0.001)
-    raise AssertionError("neither came")
-
-
-def ids_in(journal: Path, names: list[str]) -> set[str]:
-    entries = [_entry(line) for line in journal.read_bytes().splitlines(keepends=True)]
-    return {names[entry["row"]] for entry in entries if entry is not None and "row" in entry}
-
-
-def rows_of(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
 
 
 def test_ten_kills_cost_nothing_but_time(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -391,53 +242,6 @@ def test_an_output_that_is_written_through_has_no_journal(
     assert {path.name for path in folder.iterdir()} == {"in.jsonl", "log"}
 
 
-def test_a_record_says_what_ran(folder: Path, recordings: Path) -> None:
-    manifest(recordings, 4, [2])
-    (folder / "config.json").write_text("{}")
-    assert run("out.jsonl", "--max_new_tokens", "99") == 1
-    record = json.loads(Path("out.jsonl.run.json").read_text())
-    assert (record["rows"], record["failed"], record["resumed"]) == (4, 1, 0)
-    assert record["flags"] | {"max_new_tokens": 99, "output": "out.jsonl", "model_path": "model", "seed": 0} == record["flags"]
-    assert record["model"]["file config.json"] == hashlib.blake2b(b"{}", digest_size=16).hexdigest()
-    assert record["versions"]["torch"] == torch.__version__.partition("+")[0] or record["versions"]["torch"] == torch.__version__
-    assert len(record["reasons"]) == 1
-    assert "bad0.wav" in record["reasons"][0]
-    assert record["rtfx_end_to_end"] == pytest.approx(record["audio_seconds"] / record["wall_seconds"])
-    assert run("out.jsonl", "--max_new_tokens", "99", "--run_record", "again.json") == 1
-    again = json.loads(Path("again.json").read_text())
-    assert (again["resumed"], again["audio_seconds"]) == (4, 0)
-    assert again["resumed_seconds"] == pytest.approx(record["audio_seconds"]), "what another run did is no part of this one's speed"
-
-
-def test_a_record_of_several_inputs_names_them_and_takes_the_place_of_none(folder: Path, recordings: Path) -> None:
-    manifest(recordings, 2, [])
-    inputs = ["in.jsonl", str(recordings / "3.wav"), str(recordings / "4.wav")]
-    command = [*inputs, "--output", "out.jsonl", "--model_path", "model"]
-    assert main(command, load=lambda *_: StandIn(Path(), Path("log"))) == 0  # type: ignore[return-value]
-    flags = json.loads(Path("out.jsonl.run.json").read_text())["flags"]
-    assert [flags["input"], *flags["more_inputs"]] == inputs
-    before = (recordings / "4.wav").read_bytes()
-    assert main([*command, "--run_record", inputs[2]]) == 2
-    assert (recordings / "4.wav").read_bytes() == before
-
-
-@pytest.mark.parametrize("path", ["in.jsonl", "out.jsonl"])
-def test_a_record_takes_no_other_files_place(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str], path: str) -> None:
-    manifest(recordings, 2, [])
-    before = Path("in.jsonl").read_bytes()
-    assert run("out.jsonl", "--run_record", path) == 2
-    assert f"{path}: is an input or the output too" in capsys.readouterr().err
-    assert (Path("in.jsonl").read_bytes(), Path("out.jsonl").exists()) == (before, False)
-
-
-def test_a_record_that_cannot_be_written_costs_no_output(folder: Path, recordings: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest(recordings, 2, [])
-    Path("file").write_text("")
-    assert run("out.jsonl", "--run_record", "file/record.json") == 0
-    assert len(rows_of("out.jsonl")) == 2
-    assert "no record of the run, whose output is complete: file/record.json: cannot be written" in capsys.readouterr().err
-
-
 def test_a_full_disk_costs_nothing_but_time(folder: Path, recordings: Path) -> None:
     names = manifest(recordings, 40, [3])
     assert run("whole.jsonl", log="whole") == 1
@@ -456,21 +260,6 @@ def test_a_full_disk_costs_nothing_but_time(folder: Path, recordings: Path) -> N
     assert run("out.jsonl", log="last") == 1
     assert not set(Path("last").read_text().split()) & before
     assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-def test_ops_and_weights_stand_in_the_record_of_a_real_run(folder: Path, recordings: Path, model: Path) -> None:
-    manifest(recordings, 2, [])
-    assert main(["in.jsonl", "--output", "out.jsonl", "--model_path", str(model), "--device", "cpu", "--max_new_tokens", "4"]) == 0
-    record = json.loads(Path("out.jsonl.run.json").read_text())
-    assert len(record["model"]["file weights"]) == 32
-    assert record["ops"]
-    assert all(backends == ["torch"] for backends in record["ops"].values())
-    assert record["rtfx"] == pytest.approx(record["audio_seconds"] / record["processing_seconds"])
 
 
 @pytest.mark.parametrize("suffix", ["wav", "mp3"], ids=["clips are segments of the file", "clips are samples"])

@@ -1,83 +1,28 @@
 """Transcription with a tiny random model: every row accounted for, each transcript its clip's own, and no file lost."""
 
-import errno
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from tiny_transcriptions import SECONDS, TOKENS, rows_of
 from transformers import AutoTokenizer
 
 from arkfast import Transcriber
 from arkfast.audio import LogMel
 from arkfast.data import collate, extract
 from arkfast.engine import Engine
-from arkfast.infer.command import TranscribeConfig, _items, main
-from arkfast.infer.result import OUTPUT_FIELDS, Result
+from arkfast.infer.command import TranscribeConfig, _items
+from arkfast.infer.result import OUTPUT_FIELDS
 from arkfast.models import load_model
 from arkfast.models.arkasr.prompt import Prompt
-from arkfast.records import AllowedTokens, InputError, Utterance
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
-
-TOKENS = "24"
-SECONDS = (0.4, 1.3, 0.7, 2.1, 0.9)
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def audio(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("audio")
-    for i, seconds in enumerate(SECONDS):
-        write_wav(folder / f"{i}.wav", synthetic_speech(seconds, seed=i))
-    (folder / "empty.wav").write_bytes(b"")
-    (folder / "text.wav").write_text("not audio")
-    import soundfile
-
-    soundfile.write(folder / "nan.wav", np.full(8000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
-    return folder
-
-
-def rows_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_manifest(path: Path, lines: list[Any]) -> Path:
-    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines), encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def transcribe(tmp_path: Path, model: Path) -> Callable[..., tuple[int, Path]]:
-    """Run the command on manifest lines; returns its exit code and the output's path."""
-
-    def run(lines: list[Any], *flags: str) -> tuple[int, Path]:
-        manifest, output = write_manifest(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
-        base = [
-            "--input",
-            str(manifest),
-            "--output",
-            str(output),
-            "--model_path",
-            str(model),
-            "--max_new_tokens",
-            TOKENS,
-            "--device",
-            "cpu",
-        ]
-        return main([*base, *flags]), output
-
-    return run
+from arkfast.records import AllowedTokens, Utterance
+from arkfast.testing import synthetic_speech
 
 
 def test_every_line_has_one_row_and_good_ones_equal_those_transcribed_alone(
@@ -239,122 +184,6 @@ def test_a_loop_is_cut_and_said(tmp_path: Path, model: Path, audio: Path) -> Non
     assert (whole["finish_reason"], len(whole["pred_text_raw"])) == ("length", 80)
 
 
-def test_an_existing_output_survives_a_crash(
-    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    lines = [{"audio": str(audio / "0.wav")}] * 3
-    code, output = transcribe(lines)
-    assert code == 0
-    before = output.read_bytes()
-    written = 0
-    original = Result.row
-
-    def crash(self: Result) -> dict[str, Any]:
-        nonlocal written
-        written += 1
-        if written == 3:
-            raise OSError("disk on fire")
-        return original(self)
-
-    monkeypatch.setattr(Result, "row", crash)
-    with pytest.raises(OSError, match="disk on fire"):
-        transcribe(lines)
-    assert output.read_bytes() == before
-    assert len(rows_of(output.with_name("out.jsonl.partial"))) == 2
-    assert "stopped after 2 of 3 rows" in capsys.readouterr().err
-
-
-def test_an_interrupt_keeps_the_old_output_and_the_rows_so_far(
-    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    (tmp_path / "out.jsonl").write_text("{}\n")
-    monkeypatch.setattr(Transcriber, "results", interrupted)
-    code, output = transcribe([{"audio": str(audio / "0.wav")}] * 2)
-    assert code == 130
-    assert output.read_text() == "{}\n"
-    assert [row["pred_text"] for row in rows_of(tmp_path / "out.jsonl.partial")] == ["first"]
-
-
-def interrupted(_: Transcriber, items: Iterator[Utterance], **_options: object) -> Iterator[Result]:
-    yield Result(utterance=next(items), text_raw="first", finish_reason="stop")
-    raise KeyboardInterrupt
-
-
-def test_a_lost_device_keeps_the_rows_so_far_and_is_no_failed_row(
-    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    step, done = Engine.step, []
-
-    def losing(self: Engine) -> Any:
-        if done:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        done.extend(found := step(self))
-        return found
-
-    monkeypatch.setattr(Engine, "step", losing)
-    code, output = transcribe([{"audio": str(audio / "0.wav")}] * 3, "--batch_size", "1")
-    assert code == 2
-    assert not output.exists()
-    assert len(rows_of(output.with_name("out.jsonl.partial"))) == 1
-    said = capsys.readouterr().err
-    assert "stopped after 1 of 3 rows" in said
-    assert "error: the device cpu failed and cannot go on in this process; run again (CUDA error: an illegal memory access" in said
-
-
-def test_a_full_disk_is_no_failed_row(
-    transcribe: Callable[..., tuple[int, Path]], audio: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    code, output = transcribe([{"audio": str(audio / "0.wav")}])
-    assert code == 2
-    assert not output.exists()
-    assert "out.jsonl: cannot be written any further (No space left on device); the 1 rows" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (["--model_path", "/nowhere/model"], "/nowhere/model"),
-        (["--max_new_tokens", "100000000"], "max_new_tokens 100000000 take 100000404 positions, the model has 4096"),
-        (["--max_audio_seconds", "1e300"], "max_audio_seconds 1e+300 and max_new_tokens 24 take "),
-        (["--device", "cuda:99"], "device cuda:99: torch sees"),
-        (["--device", "toaster"], "device toaster: not a device that torch knows"),
-        (["--input", "/nowhere/in.jsonl"], "/nowhere/in.jsonl: cannot be read"),
-    ],
-)
-def test_unusable_arguments_end_the_run_before_the_output_is_touched(
-    transcribe: Callable[..., tuple[int, Path]],
-    audio: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    flags: list[str],
-    message: str,
-) -> None:
-    (tmp_path / "out.jsonl").write_text("{}\n")
-    code, output = transcribe([{"audio": str(audio / "0.wav")}], *flags)
-    assert code == 2
-    assert output.read_text() == "{}\n"
-    assert not list(tmp_path.glob("*.partial*"))
-    assert message in capsys.readouterr().err
-
-
-def test_the_input_is_never_the_output(transcribe: Callable[..., tuple[int, Path]], audio: Path, tmp_path: Path) -> None:
-    code, _ = transcribe([{"audio": str(audio / "0.wav")}], "--output", str(tmp_path / "in.jsonl"))
-    assert code == 2
-    assert len(rows_of(tmp_path / "in.jsonl")) == 1
-
-
-@pytest.mark.parametrize("flags", [["--batch_size", "0"], ["--max_new_tokens", "-1"], ["--max_audio_seconds", "nan"], ["--beam", "3"]])
-def test_wrong_flags_are_refused(transcribe: Callable[..., tuple[int, Path]], capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        transcribe([{}], *flags)
-    assert caught.value.code == 2
-    assert flags[0].lstrip("-") in capsys.readouterr().err
-
-
 def test_samples_in_memory(model: Path) -> None:
     transcriber = Transcriber(model, device="cpu", max_new_tokens=8)
     samples = synthetic_speech(0.8, seed=5)
@@ -382,11 +211,6 @@ def test_a_further_call_ends_the_iterator_before_it(model: Path, begun: int) -> 
         next(first)
     assert list(second) == want[1:]
     assert list(transcriber(clips)) == want
-
-
-def test_arguments_are_checked_before_anything_is_loaded() -> None:
-    with pytest.raises(InputError, match="batch_size must be at least 1, got 0"):
-        Transcriber("/nowhere", batch_size=0)
 
 
 def test_processing_time_is_that_of_features_and_steps(model: Path, audio: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that several files of tests share
 
 LARGE = (".safetensors", ".bin", ".gguf", ".onnx")
 """Files that the Hub keeps elsewhere: asked for one, it answers with an address that is signed."""

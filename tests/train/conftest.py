@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+sys.path.insert(0, str(Path(__file__).parent))  # for the modules that several files of tests share
+
 LAUNCHER = Path(__file__).resolve().parents[2] / "scripts" / "launch_hostfile.sh"
 
 # As sshd does: the words joined by blanks, read by a plain shell, in an environment of its own.

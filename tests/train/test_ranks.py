@@ -1,157 +1,21 @@
 """Several processes train as one does: same losses, same gradients, same weights, whatever their number, and a resume may change it."""
 
-import importlib.util
 import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from safetensors.torch import load_file, save_file
+from rank_runs import CLIPS, ONE, PART, alone, assert_same_first_gradients, assert_same_run, log, losses, make_world, together
+from safetensors.torch import load_file
 
 from arkfast.models import load_model
-from arkfast.records import InputError
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
-from arkfast.train.config import TrainConfig
 from arkfast.train.rollout_copy import decide
-
-RANKS = Path(__file__).with_name("ranks.py")
-_spec = importlib.util.spec_from_file_location("ranks", RANKS)
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-play = _module.play
-CLIPS = 7
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two checkpoints of one vocabulary, one whose configuration calls two tensors one, and a manifest of seven clips."""
-    root = tmp_path_factory.mktemp("world")
-    tiny_checkpoint(root / "student", seed=1)
-    tiny_checkpoint(root / "teacher", seed=2, hidden_size=64, num_attention_heads=4)
-    rows = []
-    for i in range(CLIPS):
-        write_wav(root / f"{i}.wav", synthetic_speech(0.4 + 0.13 * i, seed=i))
-        rows.append(json.dumps({"audio": f"{i}.wav", "text": "one two three"[: 3 + i], "id": f"clip{i}"}) + "\n")
-    (root / "train.jsonl").write_text("".join(rows))
-    apart = shutil.copytree(root / "student", root / "apart") / "model.safetensors"
-    tensors = load_file(apart)
-    head = tensors["model.embed_tokens.weight"].clone()
-    head[: len(head) // 2] += 0.01
-    save_file({**tensors, "lm_head.weight": head}, apart, metadata={"format": "pt"})
-    (root / "junk.wav").write_bytes(b"RIFF and nothing more")
-    bad = json.dumps({"audio": "junk.wav", "text": "one", "id": "bad", "duration": 0.5}) + "\n"
-    (root / "bad.jsonl").write_text("".join([*rows, bad]))
-    return root
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
-def fields(world, out, **overrides):
-    if "student_model" in overrides:
-        overrides["student_model"] = world / overrides["student_model"]
-    values = {
-        "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
-        "output_dir": out, "per_device_train_batch_size": 1, "max_steps": 20, "learning_rate": 1e-4, "opd_top_k": 8,
-        "asr_opd_max_new_tokens": 8, "dataloader_num_workers": 0, "seed": 3, "model_dtype": "float32", "num_threads": 1, "device": "cpu",
-        "log_freq": 5, "gates": "off",
-    }  # fmt: skip
-    return {**values, **overrides}
-
-
-def scenario(world, out, **options):
-    """What ``ranks.play`` takes."""
-    extra = {key: options.pop(key) for key in ("halt", "free", "stale") if key in options}
-    config = fields(world, out, **options)
-    return {"config": {key: str(value) if isinstance(value, Path) else value for key, value in config.items()}, **extra}
-
-
-def together(world, root, runs, ranks=2, seconds=300):
-    """Runs of ``ranks`` processes, one after the other: (folder under ``root``, options). They meet in a store that this process holds."""
-    path = root / "scenarios.json"
-    path.write_text(json.dumps([scenario(world, root / name, **options) for name, options in runs]))
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    logs = [root / f"rank{rank}.log" for rank in range(ranks)]
-    processes = []
-    for rank, log in enumerate(logs):
-        with log.open("wb") as file:
-            words = [sys.executable, RANKS, path, str(rank), str(ranks)]
-            processes.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, env=environment))
-    codes = outcome(processes, seconds)
-    assert codes == [0] * ranks, f"exit codes {codes}\n" + "\n".join(log.read_text(errors="replace")[-6000:] for log in logs)
-
-
-def outcome(processes, seconds):
-    """Exit codes, as soon as all have ended or one has failed; those that go on then are told to say where they stand, and killed."""
-    deadline = time.monotonic() + seconds
-    while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
-        if time.monotonic() > deadline:
-            break
-        time.sleep(0.05)
-    codes = [process.poll() for process in processes]
-    left = [process for process in processes if process.poll() is None]
-    for process in left:
-        process.send_signal(signal.SIGUSR2)
-    if left:
-        time.sleep(2)
-    for process in left:
-        process.kill()
-        process.wait()
-    return codes
-
-
-def alone(world, out, **options):
-    """A run of this one process."""
-    play(scenario(world, out, **options))
-
-
-def log(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(out):
-    return [(row["step"], row["epoch"], row["loss"], row["grad_norm"], row["positions"]) for row in log(out) if "loss" in row]
-
-
-def assert_same_run(a, b, key_biases=1e-5):
-    """Losses, gradient norms and weights are the same but for rounding.
-
-    The gradient of a key's bias is next to nothing but rounding (what it adds to a query's scores is nearly alike for all keys, which the
-    softmax ignores), and Adam divides it by its own size: of 20 updates of up to 1e-4 it may differ by a part of one.
-    """
-    ours, theirs = losses(a), losses(b)
-    assert len(ours) == len(theirs)
-    for x, y in zip(ours, theirs, strict=True):
-        assert x[:2] == y[:2]
-        assert x[4] == y[4]
-        assert y[2] == pytest.approx(x[2], rel=1e-6)
-        assert y[3] == pytest.approx(x[3], rel=1e-5)
-    one, other = (load_file(out / "last" / "model.safetensors") for out in (a, b))
-    assert one.keys() == other.keys()
-    for name in one:
-        bound = key_biases if name.endswith("k_proj.bias") else 1e-6
-        assert (one[name] - other[name]).abs().max() <= bound, name
-
-
-def assert_same_first_gradients(a, b):
-    one, other = (torch.load(out / "first_gradients.pt", weights_only=True) for out in (a, b))
-    assert one.keys() == other.keys()
-    assert len(one) > 20
-    for name in one:
-        error = torch.linalg.vector_norm(one[name] - other[name]) / torch.linalg.vector_norm(one[name])
-        assert error <= 1e-6, name
-
-
-PART = {"save_freq": 3, "max_steps": 8}
-ONE = {"micro_batches_per_step": 2}
 COPY = {"max_steps": 4, "learning_rate": 3e-3, "calibration_batches": 0}
 """Steps so large that the next rollouts are other ones."""
 APART = {"student_model": "apart", "max_steps": 3, "learning_rate": 1e-3}
@@ -348,66 +212,6 @@ def test_three_ranks_in_bfloat16_measure_wer_and_resume(world, tmp_path):
     assert evaluations[0]["eval_utterances"] == CLIPS
 
 
-RANK_WITH_A_CHECKPOINT_OF_ITS_OWN = """
-import sys
-from pathlib import Path
-from arkfast.cli import main
-root, rank = Path(sys.argv[1]), sys.argv[2]
-flags = {"stage": "sft", "student_model": root / f"rank{rank}", "train_data": root / "train.jsonl", "output_dir": root / "run",
-         "max_steps": 1, "device": "cpu", "dataloader_num_workers": 0, "distributed_timeout": 60}
-sys.exit(main(["train", *(word for name, value in flags.items() for word in (f"--{name}", str(value)))]))
-"""
-
-
-@pytest.mark.parametrize("broken", [0, 1])
-def test_a_rank_whose_checkpoint_does_not_load_ends_all_before_a_collective(world, tmp_path, broken):
-    """Both ranks load on their own; the one that has loaded must not wait in a collective of the sharded model for the one that failed."""
-    for rank in range(2):
-        shutil.copytree(world / "student", tmp_path / f"rank{rank}")
-    weights = tmp_path / f"rank{broken}" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
-    for path in (*world.glob("*.wav"), world / "train.jsonl"):
-        shutil.copy(path, tmp_path)
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK_WITH_A_CHECKPOINT_OF_ITS_OWN, str(tmp_path), str(rank)], stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [rank.communicate(timeout=180)[0] for rank in ranks]
-    where = "" if broken == 0 else " (seen by rank 1 of 2)"
-    assert "Traceback" not in "".join(said)
-    assert f"{weights}: not a complete safetensors file" in said[0]
-    assert said[0].strip().endswith(f"copy the checkpoint again{where}")
-    assert "safetensors" not in said[1], "one rank speaks for all"
-    assert ranks[1].returncode == 2
-
-
-def test_settings_of_several_processes_that_make_no_sense_are_named(world, tmp_path, monkeypatch):
-    from arkfast.train.models import is_sharded
-    from arkfast.train.parallel import Parallel
-
-    class Eight(Parallel):
-        def open(self):
-            pass
-
-    place = {"WORLD_SIZE": "8", "RANK": "3", "LOCAL_RANK": "3", "MASTER_ADDR": "a", "MASTER_PORT": "1"}
-    eight = Eight("cpu", environment=place)
-    assert (eight.rank, eight.is_first, eight.backend) == (3, False, "gloo")
-    with pytest.raises(InputError, match="--sharding none: there are 8 processes"):
-        is_sharded(TrainConfig(**fields(world, tmp_path, sharding="none")), eight)
-    with pytest.raises(InputError, match="--shard_group_size 3: 8 processes are no multiple of it"):
-        eight.groups(3)
-    assert eight.groups(4) == (2, 4)
-    assert eight.groups() == (1, 8)
-
-
 def test_gates_on_two_ranks_leave_the_run_as_it_is(world, tmp_path):
     """The first look has more clips than one rank and fewer than both take; gates warn, so that a random student goes on."""
     more = {"max_steps": 4, "calibration_batches": 3, "eval_data": world / "train.jsonl"}
@@ -420,39 +224,3 @@ def test_gates_on_two_ranks_leave_the_run_as_it_is(world, tmp_path):
     assert said.count("warning: preflight: ") >= 2
     assert "rollouts do not end within --asr_opd_max_new_tokens 8" in said
     assert "warning: preflight: " not in (tmp_path / "rank1.log").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("full", "limit"), [(0, 1000), (0, 60_000), (1, 60_000)])
-def test_a_disk_that_is_full_on_one_rank_is_one_sentence(world, tmp_path, full, limit):
-    """With 1,000 bytes the run's description does not fit, with 60,000 a checkpoint's tensors do not."""
-    out = tmp_path / "run"
-    options = fields(world, out, max_steps=12, save_freq=6, gates="off", log_freq=1)
-    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    environment = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }  # fmt: skip
-    command = [sys.executable, Path(__file__).with_name("full_rank.py")]
-    processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(full), str(limit), *words],
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-            env=environment,
-        )
-        for rank in range(2)
-    ]
-    try:
-        said = [process.communicate(timeout=240)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [2, 2], said
-    (sentence,) = (line for line in "".join(said).splitlines() if "error" in line.lower())
-    assert sentence.startswith("arkfast train: error: ")
-    assert "File too large" in sentence
-    assert "Traceback" not in "".join(said)
-    assert not any((out / "checkpoints").glob("*")), "nothing of the save is left"
