@@ -13,10 +13,10 @@ import torch
 from arkfast.device import CUDNN, choose_attention, use_device
 from arkfast.distill.teachers.direct import DirectTeacher
 from arkfast.engine.prefill import side_by_side
+from arkfast.engine.readback import Readback
 from arkfast.records import InputError, Utterance
 from arkfast.train.feed import batch_of
 from arkfast.train.logging.phases import Phases
-from arkfast.train.logging.readback import Readback
 
 SECOND = torch.device("cuda", 1)
 

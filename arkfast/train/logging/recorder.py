@@ -15,13 +15,13 @@ import torch
 from arkfast.data.bad_audio import BadAudioLimit
 from arkfast.distill import LossSum, metric_names
 from arkfast.distill.languages import COUNTED, counted, names_a_reference
+from arkfast.engine.readback import Readback
 from arkfast.models.family import Cost
 from arkfast.records import Batch, InputError
 from arkfast.train.checkpoints.run_folder import TrainerState
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP
 from arkfast.train.logging.phases import Phases
-from arkfast.train.logging.readback import Readback
 from arkfast.train.logging.step_metrics import StepMetrics
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
