@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -271,6 +271,31 @@ class Interface(Protocol):
         ...
 
 
+class Heard(NamedTuple):
+    """What a model wrote before its transcript."""
+
+    language: str | None
+    """The language that it heard, by the model's name for it; None where it named none."""
+    begin: int
+    """How many of its ids stand before the transcript."""
+
+
+@runtime_checkable
+class NamesLanguages(Protocol):
+    """An ``Interface`` whose prompts are told the language of an utterance, and whose model names it itself where they are not."""
+
+    languages: tuple[str, ...]
+    """Those that a prompt can be told, by the model's names."""
+
+    def told(self, language: str | None) -> str | None:
+        """What a prompt is told of an utterance with this ``Utterance.language``; None: nothing."""
+        ...
+
+    def heard(self, answer: Sequence[int]) -> Heard:
+        """What the model wrote before its transcript where it was told nothing, of an answer without its end token."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class _OnDevice:
     """Moves records of tensors to a device."""
@@ -396,7 +421,11 @@ class TeacherScores(_OnDevice):
     valid: torch.Tensor
     """[N] bool: False where the teacher could not score the position."""
     lse: torch.Tensor | None = None
-    """[N] float32 log-sum-exp over the allowed ids, or None when it was not asked for."""
+    """[N] float32 log-sum-exp of its logits, divided by the loss's temperature, over the allowed ids; None when it was not asked for."""
+    states: torch.Tensor | None = None
+    """[N, Ht] its hidden states that predict the produced tokens, for a loss over all ids; None when they were not asked for."""
+    head: torch.Tensor | None = None
+    """[Vt, Ht] the head that makes its logits of them; its leading rows are the student's ids."""
     sampled_scores: torch.Tensor | None = None
     """[N] float32 its logits at the tokens that were produced, which lie outside the student's top-k at times; None when they were not
     asked for."""

@@ -6,6 +6,7 @@ How clips share a batch, how long they may be and what the result holds is decid
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -32,15 +33,16 @@ class LogMel:
         n_mels: mel filters; 80 or 128 in Whisper's models.
         threads: how many threads share the clips of a call, the caller's among them; 0 leaves all work to the caller's thread, as is
             right in a worker process. In a child of ``fork``, the caller's thread works alone.
+        least_samples: a shorter clip counts as zero-padded to so many.
         instruction_set: one of ``arkfast._C.instruction_sets()``; None takes that of the environment variable ARKFAST_ISA, or else the
             fastest that this machine has.
 
     Raises:
-        ValueError: n_mels is outside 1..149 (from 150 on, a filter would cover no frequency bin), threads is outside 0..1024, or this
-            machine does not support the instruction set.
+        ValueError: n_mels is outside 1..149 (from 150 on, a filter would cover no frequency bin), threads is outside 0..1024,
+            least_samples is below 400, or this machine does not support the instruction set.
 
     Attributes:
-        n_mels, threads: as given.
+        n_mels, threads, least_samples: as given.
         sampling_rate: 16000 Hz.
         hop_length: 160 samples, 10 ms per frame.
         backend: "c++", or "numpy" where the extension was not built.
@@ -50,10 +52,15 @@ class LogMel:
     sampling_rate = SAMPLING_RATE
     hop_length = HOP_LENGTH
 
-    def __init__(self, n_mels: int = 128, threads: int = 0, *, instruction_set: str | None = None) -> None:
+    def __init__(
+        self, n_mels: int = 128, threads: int = 0, *, least_samples: int = WINDOW_LENGTH, instruction_set: str | None = None
+    ) -> None:
+        if least_samples < WINDOW_LENGTH:
+            raise ValueError(f"LogMel: least_samples must be at least {WINDOW_LENGTH}, got {least_samples}")
         compiled = extension()
         self.n_mels = n_mels
         self.threads = threads
+        self.least_samples = least_samples
         self.backend: Literal["c++", "numpy"]
         self.instruction_set: str
         self._plan: Plan
@@ -65,8 +72,9 @@ class LogMel:
             plan = compiled.LogMelPlan(n_mels, threads, instruction_set or "")
             self.backend, self.instruction_set, self._plan = "c++", plan.instruction_set, plan
 
-    def __reduce__(self) -> tuple[type[LogMel], tuple[int, int]]:
-        return LogMel, (self.n_mels, self.threads)  # the instruction set is chosen anew: the other machine may have another
+    def __reduce__(self) -> tuple[object, ...]:
+        # the instruction set is chosen anew: the other machine may have another
+        return partial(LogMel, least_samples=self.least_samples), (self.n_mels, self.threads)
 
     def __repr__(self) -> str:
         return f"LogMel(n_mels={self.n_mels}, threads={self.threads}, backend={self.backend!r}, instruction_set={self.instruction_set!r})"
@@ -85,8 +93,8 @@ class LogMel:
     ) -> tuple[NDArray[np.float32] | torch.Tensor, NDArray[np.int64]]:
         """Features of a batch of clips.
 
-        A clip has frames = ⌊L / 160⌋ columns, L being its samples after truncation; a clip under 400 samples counts as zero-padded to
-        400, which gives 2. T is the most frames of any clip, rounded up to ``pad_to_multiple_of``.
+        A clip has frames = ⌊L / 160⌋ columns, L being its samples after truncation; a clip under ``least_samples`` counts as zero-padded
+        to them, and 400 samples give 2. T is the most frames of any clip, rounded up to ``pad_to_multiple_of``.
 
         Args:
             waveforms: B clips of 16 kHz samples, each [n], n ≥ 1: float32 (not copied when contiguous), float64 (rounded to float32) or
@@ -121,7 +129,7 @@ class LogMel:
         if not waveforms:
             raise ValueError("LogMel: the list of waveforms is empty")
         clips = [_clip(f"waveform {i}", item, max_samples, overlong) for i, item in enumerate(waveforms)]
-        lengths = [max(len(clip), WINDOW_LENGTH) for clip in clips]
+        lengths = [max(len(clip), self.least_samples) for clip in clips]
         longest = max(lengths)
         padded = np.array(lengths, dtype=np.int64)
         frames = padded // HOP_LENGTH
@@ -153,9 +161,11 @@ class LogMel:
             max_samples: the longest clip allowed, 30 s unless told otherwise; None allows any.
 
         Raises:
-            ValueError: an option has no such value.
+            ValueError: an option has no such value, or clips have at least more than 400 samples, to which a stream pads none.
         """
         _check_options("single", dtype, max_samples, "raise", None)
+        if self.least_samples > WINDOW_LENGTH:
+            raise ValueError(f"LogMel: a stream pads no clip to least_samples = {self.least_samples}")
         return LogMelStream(self._plan, self.n_mels, dtype, max_samples)
 
 

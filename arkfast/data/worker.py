@@ -53,7 +53,7 @@ class Features:
 
     def __reduce__(self) -> tuple[object, ...]:
         instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
-        return _restored, (self.log_mel.n_mels, instruction_set, self.max_seconds, self.prepare)
+        return _restored, (self.log_mel.n_mels, self.log_mel.least_samples, instruction_set, self.max_seconds, self.prepare)
 
     def __call__(self, utterance: Utterance) -> tuple[NDArray[np.float32], object, tuple[str, ...], Used]:
         """Features, float32 [n_mels, T], the prepared value (None without ``prepare``), and ``warnings`` and ``used`` as in ``Loaded``.
@@ -68,8 +68,8 @@ class Features:
         return features, None if self.prepare is None else self.prepare(clip.samples), clip.warnings, clip.used
 
 
-def _restored(n_mels: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
-    return Features(LogMel(n_mels, instruction_set=instruction_set), max_seconds, prepare)
+def _restored(n_mels: int, least_samples: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
+    return Features(LogMel(n_mels, least_samples=least_samples, instruction_set=instruction_set), max_seconds, prepare)
 
 
 def dump(value: object, room: memoryview) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,7 +13,7 @@ from arkfast.files.inputs import is_stream
 from arkfast.files.outlets import is_outlet
 from arkfast.infer.long import Vad
 from arkfast.infer.options import TranscribeOptions
-from arkfast.metrics import NormalizerName, NormalizerOption, canonical, is_known, near
+from arkfast.metrics import NormalizerName, NormalizerOption
 from arkfast.records import InputError
 
 
@@ -48,7 +47,8 @@ class EvaluateConfig(TranscribeOptions):
     pred_field: str = "pred_text"
     """Input field with the transcript."""
     language: str | None = None
-    """Language of rows that carry none, as a code or a name; it decides the unit and the normaliser's rules."""
+    """Language of rows that carry none, as a code or a name; it decides the unit and the normaliser's rules, and models whose prompt knows
+    languages are told it. Without it the script of the references decides what is counted."""
     preset: str | None = None
     """Name of the test set, for rows that carry none; the input's name by default, without test_ in front and its ending."""
     unit: UnitChoice = "auto"
@@ -87,8 +87,6 @@ class EvaluateConfig(TranscribeOptions):
             )
         if not self.max_regression >= 0:
             raise InputError(f"max_regression must be percentage points of at least 0, got {self.max_regression}")
-        if self.language is not None:
-            _check_language(self.language)
         asked = [name for name in ("disable_text_normalize", "text_normalize_python", "leaderboard_path") if getattr(self, name)]
         if len(asked) > 1:
             raise InputError(f"--{' and --'.join(asked)} ask for different normalisers; give one of them")
@@ -125,17 +123,4 @@ class EvaluateConfig(TranscribeOptions):
             language=self.language,
             preset=self.preset if self.preset is not None else None if is_stream(self.input) else self.input.stem.removeprefix("test_"),
             group_by=self.group_by,
-        )
-
-
-def _check_language(language: str) -> None:
-    """Refuse what is no language; a code of three letters may be one that the table lacks, and then the script of the texts decides."""
-    code = canonical(language)
-    if code is None:
-        raise InputError(f"--language '{language}' names no language; give a code such as zh, or leave it out")
-    if not is_known(code) and not re.fullmatch("[a-z]{3}", code):
-        meant = f"; did you mean {' or '.join(near(language))}" if near(language) else ""
-        raise InputError(
-            f"--language '{language}' is not known{meant}; give a code of ISO 639 such as zh or yue, or leave it out: then the script "
-            "of the references decides what is counted"
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from arkfast.data.transcript import clean_transcript
+from arkfast.infer.result import DETECTED
 from arkfast.metrics.languages import tokenize, without_word_spaces
 from arkfast.records import JsonObject, JsonRow, TokenizerLike
 
@@ -123,7 +124,8 @@ def joined_scores(parts: Iterable[tuple[float, JsonRow]], *, text: str) -> JsonO
 
     Returns:
         Those names that every clip has: ``avg_logprob`` as the mean over seconds of audio, ``repetition`` the largest, ``no_speech`` where
-        no clip has speech, ``no_speech_prob`` the least; the words of all clips and the mean of their confidences.
+        no clip has speech, ``no_speech_prob`` the least; the words of all clips and the mean of their confidences;
+        ``detected_language`` the one of most seconds, None where no clip has any.
     """
     given = list(parts)
     names = set.intersection(*(set(scores) for _, scores in given)) if given else set()
@@ -132,6 +134,12 @@ def joined_scores(parts: Iterable[tuple[float, JsonRow]], *, text: str) -> JsonO
         found["no_speech_prob"] = min(scores["no_speech_prob"] for _, scores in given)
     if "no_speech" in names and all(scores["no_speech"] for _, scores in given):
         found["no_speech"] = True
+    if DETECTED in names:
+        heard: dict[str, float] = {}
+        for seconds, scores in given:
+            if scores[DETECTED] is not None:
+                heard[scores[DETECTED]] = heard.get(scores[DETECTED], 0.0) + seconds
+        found[DETECTED] = max(heard, key=heard.__getitem__, default=None)
     if "avg_logprob" in names:
         said = [(seconds, scores["avg_logprob"]) for seconds, scores in given if scores["avg_logprob"] is not None]
         words = [word for _, scores in given for word in scores["word_confidence"]]

@@ -5,6 +5,7 @@ Among them are those of open-audio-opd that have nothing to do here.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -17,6 +18,7 @@ from arkfast.data import Fields
 from arkfast.infer.long import Vad
 from arkfast.infer.speech import NoSpeech
 from arkfast.infer.transcriber import Attention, DType, Timestamps, check_limits
+from arkfast.metrics import canonical, is_known, near
 from arkfast.records import InputError, OnTruncated
 
 if TYPE_CHECKING:
@@ -100,6 +102,8 @@ class TranscribeOptions(ConsoleOptions):
     average of all by default."""
     audio_track: int | None = None
     """Which audio track of a container such as mp4 is heard in rows that do not say it, from 0; the first by default."""
+    language: str | None = None
+    """Language of the speech in rows that do not say it, as a code or a name; models whose prompt knows languages are told it."""
     on_truncated: OnTruncated = "warn"
     """What becomes of an Ogg file that ends on a page's boundary without the mark of its end, as some encoders leave it and as a broken
     download may: warn reads it and says so, fail refuses it. Every other truncated recording is refused."""
@@ -128,6 +132,8 @@ class TranscribeOptions(ConsoleOptions):
             audio_gain=self.audio_gain,
         )
         check_choice(self.channel, self.audio_track)
+        if self.language is not None:
+            check_language(self.language)
         self._check()
 
     def _check(self) -> None:
@@ -192,3 +198,13 @@ class TranscribeOptions(ConsoleOptions):
         if self.attn_impl == "flash_attention_2":
             notes.append("--attn_impl flash_attention_2: sdpa is used, which takes PyTorch's own flash kernels where they serve")
         return notes
+
+
+def check_language(language: str) -> None:
+    """Raise ``InputError`` for what is no language; a code of three letters may be one that the table lacks."""
+    code = canonical(language)
+    if code is None:
+        raise InputError(f"--language '{language}' names no language; give a code such as zh, or leave it out")
+    if not is_known(code) and not re.fullmatch("[a-z]{3}", code):
+        meant = f"; did you mean {' or '.join(near(language))}" if near(language) else ""
+        raise InputError(f"--language '{language}' is not known{meant}; give a code of ISO 639 such as zh or yue, or leave it out")

@@ -17,7 +17,12 @@ from arkfast.records import JsonObject, JsonRow, Utterance
 
 FinishReason = Literal["stop", "length", "repetition", "no_speech"]
 
-SCORES = ("no_speech", "no_speech_prob", "avg_logprob", "compression_ratio", "repetition", "confidence", "word_confidence")
+DETECTED = "detected_language"
+"""The language that the model heard, by its own name for it and None where it named none; in rows whose language it was not told, where it
+is a model that names languages."""
+SCORES = (
+    "no_speech", "no_speech_prob", "avg_logprob", "compression_ratio", "repetition", "confidence", "word_confidence", DETECTED,
+)  # fmt: skip
 """What may be said of a transcript beside its text (``arkfast.infer.scored``)."""
 
 CUT_SHORT: tuple[FinishReason, ...] = ("length", "repetition")

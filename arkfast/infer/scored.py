@@ -10,12 +10,16 @@ from numpy.typing import NDArray
 
 from arkfast.data.transcript import clean_transcript
 from arkfast.infer.confidence import clip_scores, compression_ratio
+from arkfast.infer.result import FinishReason
 from arkfast.infer.speech import NO_SPEECH, THRESHOLD, NoSpeech, no_speech_prob, silence_in
 from arkfast.infer.stream import Outcome
 from arkfast.records import InputError, TokenizerLike
 
 if TYPE_CHECKING:
     from arkfast.engine import Finished
+
+NO_TICKET = 0
+"""Of an outcome that nobody submitted."""
 
 
 class Scored:
@@ -72,6 +76,16 @@ class Scored:
         found = found | {"no_speech": True, "no_speech_prob": round(probability, 4)}
         if self._no_speech == "skip":
             return outcome._replace(
-                text="", finish_reason="no_speech", scores={**found, "word_confidence": []} if self.confidence else found
+                text="", tokens=(), finish_reason="no_speech", scores={**found, "word_confidence": []} if self.confidence else found
             )
         return outcome._replace(scores=found)
+
+    def unheard(self) -> Outcome:
+        """The outcome of a clip in which nothing is heard, so that nothing has to be decoded."""
+        found = {}
+        if self.confidence:
+            found = clip_scores([], [], text="", tokenizer=self._tokenizer, calibrated=self._calibrated)
+        if self.judges:
+            found = found | {"no_speech": True, "no_speech_prob": 1.0}
+        reason: FinishReason = "no_speech" if self._no_speech == "skip" else "stop"
+        return Outcome(NO_TICKET, "", reason, None, scores=found)

@@ -44,6 +44,10 @@ class Outcome(NamedTuple):
     """``Result.words_error``."""
     scores: JsonRow | None = None
     """``Result.scores``; None where there are none."""
+    warnings: tuple[str, ...] = ()
+    """What is doubtful, beside what is doubtful about the recording."""
+    tokens: Sequence[int] = ()
+    """The ids that wrote the text, without the end token."""
 
 
 class Decoder(Protocol):
@@ -165,7 +169,7 @@ def _result(place: _Place, outcome: Outcome) -> Result:
         finish_reason=None if failed else outcome.finish_reason,
         error=f"{place.utterance.name}: {outcome.error}" if failed else None,
         seconds=0.0 if failed else place.seconds,
-        warnings=place.warnings,
+        warnings=(*place.warnings, *outcome.warnings),
         used=place.used,
         scores=outcome.scores or {},
         words=outcome.words,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from arkfast.audio import LogMel
     from arkfast.engine import Sampling
     from arkfast.infer.words import WordTimes
+    from arkfast.models.family import AudioInput
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Timestamps = Literal["segment", "word", "character"]
@@ -69,6 +70,8 @@ class Transcriber:
         no_speech: what becomes of the transcript of a clip without speech: ``mark`` says ``no_speech``, ``skip`` leaves it out too,
             ``keep`` judges nothing.
         hotwords: phrases that are preferred, with what each adds to the scores of its ids; a row's own field ``hotwords`` adds to them.
+        language: of utterances that do not say theirs, as a code or a name. Prompts of models that know languages are told it; where they
+            are not, a ``RuntimeWarning`` says so.
         timestamps: ``word`` gives the times of words, by a CTC head; ``character`` those of their letters and numbers too.
         aligner: folder of the head; None takes the one beside the checkpoint's weights.
 
@@ -83,6 +86,7 @@ class Transcriber:
         model_commit: the commit of the repository that the model came from; None for a folder.
         head_folder: the folder of the head that gives the times of words; None where none were asked for.
         interface: the model's ids and features.
+        audio_input: what it hears.
         vocab_size: how many ids the model scores.
         session: what decodes. A service gives it clips one by one, in no order.
         processing_seconds: this process' time in log-mel, encoding, prefill, decoding and turning ids into text so far. Reading,
@@ -111,6 +115,7 @@ class Transcriber:
         calibration: Path | None = None,
         no_speech: NoSpeech = "mark",
         hotwords: Mapping[str, float] | None = None,
+        language: str | None = None,
         timestamps: Timestamps = "segment",
         aligner: Path | None = None,
     ) -> None:
@@ -128,7 +133,7 @@ class Transcriber:
         from arkfast.infer.calibration import Calibration
         from arkfast.infer.session import EngineSession
         from arkfast.infer.words import WordTimes, head_folder
-        from arkfast.models import find_family
+        from arkfast.models.family import SpeechModel, find_decodable
         from arkfast.models.hub import checkpoint_folder, commit_of
 
         self.device = use_device(device, flag="device")
@@ -139,19 +144,19 @@ class Transcriber:
             tokenizer = checkpoint_folder(processor_path, flag="processor_path", contents="processor")
         if dtype == "auto":
             dtype = "bfloat16" if self.device.type == "cuda" else "float32"
-        family = find_family(folder)
-        model = family.load(
+        family = find_decodable(folder)
+        model: SpeechModel = family.load(
             folder,
             dtype=getattr(torch, dtype),
             attn_implementation="eager" if attn_implementation == "eager" else "sdpa",
             device=self.device,
         )
         interface = family.interface(family.tokenizer(tokenizer), model, where=str(tokenizer))
-        if interface.n_mels is None:
+        if model.audio_input is None:
             raise InputError(f"{folder}: the model hears nothing; give a checkpoint that transcribes")
-        self.interface, self.vocab_size = interface, model.config.vocab_size
+        self.interface, self.audio_input, self.vocab_size = interface, model.audio_input, model.config.vocab_size
         self._gain = audio_gain
-        self._log_mel = _timed_log_mel(interface.n_mels, self._spend)
+        self._log_mel = _timed_log_mel(model.audio_input, self._spend)
         self.session = EngineSession(
             model,
             interface,
@@ -165,6 +170,7 @@ class Transcriber:
             no_speech=no_speech,
             calibrated=None if calibration is None else Calibration.read(calibration),
             hotwords=hotwords,
+            language=language,
         )
         self._words: WordTimes | None = None
         self.head_folder: Path | None = None
@@ -222,7 +228,7 @@ class Transcriber:
             frames_per_second=FRAMES_PER_SECOND,
             memory=memory,
         )
-        results = transcribe_long(items, transcribe=transcribe, splitter=self._splitter)
+        results = transcribe_long(items, transcribe=transcribe, splitter=self._splitter, unheard=self._unheard)
         return self._served(results, self._iterators)
 
     def _served(self, results: Generator[Result, None, None], which: int) -> Iterator[Result]:
@@ -240,9 +246,19 @@ class Transcriber:
                 yield result
 
     @property
+    def word_times(self) -> WordTimes | None:
+        """What adds times of words to outcomes of ``session``; None where none were asked for."""
+        return self._words
+
+    @property
     def batch_size(self) -> int:
         """Most clips decoded together: what was asked for or what memory holds, and fewer once it ran out."""
         return self.session.slots
+
+    def _unheard(self, utterance: Utterance) -> Outcome:
+        """What is said of a recording in which nothing is heard, so that no clip of it is decoded."""
+        outcome = self.session.unheard(utterance)
+        return outcome if self._words is None else outcome._replace(words=[])
 
     def _spend(self, seconds: float) -> None:
         self.processing_seconds += seconds
@@ -264,8 +280,9 @@ class Transcriber:
         return outcomes
 
 
-def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> LogMel:
-    """A ``LogMel`` that tells how long its calls take; workers get a plain one, since what they do takes none of this process's time."""
+def _timed_log_mel(heard: AudioInput, spend: Callable[[float], None]) -> LogMel:
+    """The model's ``LogMel``, which tells how long its calls take; workers get a plain one, since what they do takes none of this process's
+    time."""
     from arkfast.audio import LogMel
 
     class Timed(LogMel):
@@ -276,7 +293,7 @@ def _timed_log_mel(n_mels: int, spend: Callable[[float], None]) -> LogMel:
             finally:
                 spend(time.perf_counter() - started)
 
-    return Timed(n_mels)
+    return Timed(heard.n_mels, least_samples=heard.least_samples)
 
 
 def clips_under_way(slots: int) -> int:

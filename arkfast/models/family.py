@@ -1,8 +1,8 @@
 """What a model family is: all that the engine, the losses, the trainer and the commands ask of one kind of model.
 
 A family lives in ``arkfast/models/<model_type>/family.py`` as the object ``family`` and is found by the ``model_type`` of a checkpoint's
-``config.json``; nothing else has to be edited for it. Shape letters: B rows, P prompt ids, T mel frames, N audio embeddings, H decoder
-width, V vocabulary.
+``config.json``; nothing else has to be edited for it. One that is decoded and not trained lives in ``decodable.py`` there as the object
+``decodable``. Shape letters: B rows, P prompt ids, T mel frames, N audio embeddings, H decoder width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 
+from arkfast.audio.reference import WINDOW_LENGTH
 from arkfast.files.json_input import parse_json, parse_json_object
 from arkfast.records import Batch, InputError, Interface, Prompt, TokenizerLike, Utterance
 
@@ -40,6 +41,8 @@ class AudioInput:
     """The prompt's id that one audio embedding replaces."""
     token_count: Callable[[int], int]
     """Mel frames of a clip → its audio embeddings: the family's token-count law."""
+    least_samples: int = WINDOW_LENGTH
+    """Samples at 16 kHz that a clip has at least; a shorter one is padded with zeros, and their frames count."""
 
 
 class SpeechModel(Protocol):
@@ -167,11 +170,8 @@ class Cost(Protocol):
 M = TypeVar("M")
 
 
-class Family(Protocol[M]):
-    """One kind of model, ``M``, of which it is handed none but those that it made."""
-
-    parts: Mapping[str, tuple[str, ...]]
-    """What ``--freeze`` can name, each with the beginnings of its parameters' names."""
+class Decodable(Protocol[M]):
+    """One kind of model, ``M``, as transcription, evaluation and the service need it; it is handed none but those that it made."""
 
     def load(self, folder: Path, *, dtype: str | torch.dtype, attn_implementation: str, device: str | torch.device | None = None) -> M:
         """The checkpoint's model, whole, in evaluation mode.
@@ -187,24 +187,8 @@ class Family(Protocol[M]):
         """
         ...
 
-    def shell(self, folder: Path, *, attn_implementation: str) -> M:
-        """The same model without weights, on the meta device; the files' tensors have been compared with it as ``load`` does."""
-        ...
-
-    def fill_buffers(self, model: M, device: torch.device) -> None:
-        """Compute on the device what of a shell no checkpoint stores, such as rotary tables."""
-        ...
-
     def tokenizer(self, folder: Path) -> TokenizerLike:
         """The tokenizer of a folder, which may hold nothing else.
-
-        Raises:
-            InputError: it cannot be loaded.
-        """
-        ...
-
-    def processor(self, folder: Path) -> Processor:
-        """All that an exported checkpoint holds beside the model.
 
         Raises:
             InputError: it cannot be loaded.
@@ -224,6 +208,29 @@ class Family(Protocol[M]):
         """
         ...
 
+
+class Family(Decodable[M], Protocol[M]):
+    """One kind of model, ``M``, that can be trained too."""
+
+    parts: Mapping[str, tuple[str, ...]]
+    """What ``--freeze`` can name, each with the beginnings of its parameters' names."""
+
+    def shell(self, folder: Path, *, attn_implementation: str) -> M:
+        """The same model without weights, on the meta device; the files' tensors have been compared with it as ``load`` does."""
+        ...
+
+    def fill_buffers(self, model: M, device: torch.device) -> None:
+        """Compute on the device what of a shell no checkpoint stores, such as rotary tables."""
+        ...
+
+    def processor(self, folder: Path) -> Processor:
+        """All that an exported checkpoint holds beside the model.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        ...
+
     def shard_units(self, model: M) -> ShardUnits:
         """The parts to shard one by one."""
         ...
@@ -239,15 +246,22 @@ AnyFamily: TypeAlias = Family[Any]
 
 def families() -> list[str]:
     """The model types that there are families of."""
-    here = sys.modules[__package__].__path__
-    return sorted(module.name for module in iter_modules(here) if module.ispkg and _has_family(module.name))
+    return [kind for kind in _kinds() if _module(kind, "family")]
 
 
-def _has_family(kind: str) -> bool:
-    try:
-        return find_spec(f"arkfast.models.{kind}.family") is not None
-    except ModuleNotFoundError:
-        return False
+def _kinds() -> list[str]:
+    return sorted(module.name for module in iter_modules(sys.modules[__package__].__path__) if module.ispkg)
+
+
+def _module(kind: str, *names: str) -> str | None:
+    """The first of these modules that a kind of model has, by its whole name; None where it has none."""
+    for name in names:
+        try:
+            if find_spec(f"arkfast.models.{kind}.{name}") is not None:
+                return f"arkfast.models.{kind}.{name}"
+        except ModuleNotFoundError:
+            pass
+    return None
 
 
 def find_family(folder: str | Path) -> AnyFamily:
@@ -256,16 +270,32 @@ def find_family(folder: str | Path) -> AnyFamily:
     Raises:
         InputError: there is no such folder or file, it is not JSON, or it names a kind of model that there is no family of.
     """
-    folder = Path(folder)
+    family: AnyFamily = import_module(_named(Path(folder), "family")).family
+    return family
+
+
+def find_decodable(folder: str | Path) -> Decodable[SpeechModel]:
+    """What decodes with a checkpoint folder: the family of its model, or what there is of one that is not trained.
+
+    Raises:
+        InputError: as ``find_family``.
+    """
+    module = import_module(_named(Path(folder), "family", "decodable"))
+    found: Decodable[SpeechModel] = module.family if module.__name__.endswith(".family") else module.decodable
+    return found
+
+
+def _named(folder: Path, *names: str) -> str:
+    """The module of these names that belongs to a checkpoint's kind of model."""
     kind = read_config(folder).get("model_type")
     # The name comes out of a file from elsewhere: nothing but a module of this package is ever imported by it.
-    if not isinstance(kind, str) or not re.fullmatch(r"[a-z0-9_]+", kind) or not _has_family(kind):
+    module = _module(kind, *names) if isinstance(kind, str) and re.fullmatch(r"[a-z0-9_]+", kind) else None
+    if module is None:
+        known = [name for name in _kinds() if _module(name, *names)]
         raise InputError(
-            f"{folder / 'config.json'}: model_type is {kind!r}, expected {' or '.join(map(repr, families()))}; give a checkpoint of such a "
-            "model"
+            f"{folder / 'config.json'}: model_type is {kind!r}, expected {' or '.join(map(repr, known))}; give a checkpoint of such a model"
         )
-    family: AnyFamily = import_module(f"arkfast.models.{kind}.family").family
-    return family
+    return module
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -292,7 +322,7 @@ def check_head(model: SpeechModel, *, where: str) -> None:
         raise InputError(f"{where}: its head has a bias, which the losses would leave out; give a model whose lm_head is a weight alone")
 
 
-def check_positions(model: SpeechModel, prompt: Prompt, *, frames: int, new_tokens: int, asked: str) -> int:
+def check_positions(model: SpeechModel, prompt: Prompt, *, frames: int, new_tokens: int, asked: str, languages: Sequence[str] = ()) -> int:
     """Positions that the longest prompt and the longest answer take together.
 
     Args:
@@ -301,16 +331,18 @@ def check_positions(model: SpeechModel, prompt: Prompt, *, frames: int, new_toke
         frames: mel frames of the longest clip.
         new_tokens: ids of the longest answer.
         asked: the options that say both, for the error.
+        languages: that a prompt may be told, where it may.
 
     Raises:
         InputError: they are more than the model has.
     """
-    nobody = Utterance(id="", audio=None, text="")  # of whom nothing is known but the length of the clip
+    # of whom nothing is known but the length of the clip, and perhaps the language
+    nobodies = [Utterance(id="", audio=None, text="", language=language) for language in (None, *languages)]
     if model.audio_input is None:
-        longest = len(prompt.ids(0, nobody))
+        longest = max(len(prompt.ids(0, nobody)) for nobody in nobodies)
     else:
         count = model.audio_input.token_count
-        longest = len(prompt.ids(1, nobody)) - count(1) + count(frames)
+        longest = max(len(prompt.ids(1, nobody)) for nobody in nobodies) - count(1) + count(frames)
     positions, most = longest + new_tokens, int(model.config.max_position_embeddings)
     if positions > most:
         raise InputError(f"{asked} take {positions} positions, the model has {most}; give less of one of them")

@@ -34,7 +34,7 @@ class Packing:
         self.lens = tuple(lens)
         row, place = counted_off(np.asarray(self.lens))
         bounds = np.concatenate([[0], np.cumsum(self.lens)]).astype(np.int32)
-        self.row, self.place, self.bounds = (torch.from_numpy(index).to(device, non_blocking=True) for index in (row, place, bounds))
+        self.row, self.place, self.bounds = (sent(torch.from_numpy(index), device) for index in (row, place, bounds))
 
     def pack(self, padded: Tensor) -> Tensor:
         """[B, S, …] → [P, …]."""
@@ -66,6 +66,12 @@ class Packing:
         attend: Attend = own or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale))
         parts = zip(*(x.transpose(0, 1)[None].split(self.lens, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([attend(*part) for part in parts], dim=2)[0].transpose(0, 1)
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """``values`` of the host on ``device``. A GPU fetches them from pinned memory, for which the host waits neither for them nor for what
+    the device was given before."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def on_gpu(tensor: Tensor) -> bool:

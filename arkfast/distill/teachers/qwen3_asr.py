@@ -16,6 +16,7 @@ from arkfast.data.teacher_features import TeacherLogMel
 from arkfast.distill.languages import DETECTED, by_reference, skipped
 from arkfast.distill.prefix import at_predicting_positions_after
 from arkfast.distill.references import put_in, references
+from arkfast.distill.teachers import direct
 from arkfast.distill.teachers.base import TeacherRequest
 from arkfast.distill.teachers.direct import DirectTeacher
 from arkfast.distill.teachers.vocabulary import check_direct_ids, check_ends
@@ -24,12 +25,12 @@ from arkfast.kernels import linear_log_softmax
 from arkfast.models.family import Audio, named_ends
 from arkfast.models.qwen3_asr.cost import Qwen3AsrCost
 from arkfast.models.qwen3_asr.languages import Spoken, spoken
-from arkfast.models.qwen3_asr.load import least_samples, load_model, load_tokenizer
+from arkfast.models.qwen3_asr.load import load_model, load_tokenizer
 from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel
 from arkfast.models.qwen3_asr.prompt import END_OF_TEXT, LANGUAGES, Prompts
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
 
-OPTIONS = ("teacher_full_attention", "unsupported_language")
+OPTIONS = ("teacher_full_attention", "unsupported_language", *direct.OPTIONS)
 """Flags that only some teachers obey, and this one does."""
 
 
@@ -57,7 +58,16 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
     # Official files name the end of a text too, with which no turn of a chat ends.
     unused = [tokenizer.convert_tokens_to_ids(END_OF_TEXT)]
     check_ends(student, tokenizer, ends, folder, allowed=request.allowed, unused=unused)
-    return Qwen3AsrTeacher(model, tokenizer, folder, allowed=request.allowed, top_k=request.top_k, unsupported=request.unsupported_language)
+    return Qwen3AsrTeacher(
+        model,
+        tokenizer,
+        folder,
+        allowed=request.allowed,
+        top_k=request.top_k,
+        unsupported=request.unsupported_language,
+        lse_temperature=request.lse_temperature,
+        states=request.states,
+    )
 
 
 class Qwen3AsrTeacher(DirectTeacher):
@@ -67,7 +77,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         model: the teacher, on its device.
         tokenizer: its own.
         folder: of the checkpoint, for its settings and for messages.
-        allowed, top_k: see ``DirectTeacher``.
+        allowed, top_k, lse_temperature, states: see ``DirectTeacher``.
         unsupported: what becomes of rows in languages that it does not know; see ``TeacherRequest.unsupported_language``.
 
     Raises:
@@ -85,6 +95,8 @@ class Qwen3AsrTeacher(DirectTeacher):
         allowed: AllowedTokens,
         top_k: int,
         unsupported: Literal["skip", "sft", "none"] = "skip",
+        lse_temperature: float | None = None,
+        states: bool = False,
     ) -> None:
         device = model.lm_head.weight.device
         self._prompts = prompts = Prompts(tokenizer, where=f"--teacher_model {folder}", device=device)
@@ -99,9 +111,10 @@ class Qwen3AsrTeacher(DirectTeacher):
                 f"--teacher_model {folder}: its turns end with id {prompts.end_id}, the student's with {sorted(allowed.stop_ids)}; "
                 "the end would mean something else to each; give a teacher of the student's vocabulary"
             )
-        super().__init__(model, allowed=allowed, top_k=top_k, cost=Qwen3AsrCost(model, around=prompts.before + prompts.after + 3))
-        n_mels = model.audio_input.n_mels
-        self.prepare = TeacherLogMel(n_mels, least_samples=least_samples(folder, n_mels))
+        cost = Qwen3AsrCost(model, around=prompts.before + prompts.after + 3)
+        super().__init__(model, allowed=allowed, top_k=top_k, cost=cost, lse_temperature=lse_temperature, states=states)
+        heard = model.audio_input
+        self.prepare = TeacherLogMel(heard.n_mels, least_samples=heard.least_samples)
         self._skip, self._teach = unsupported != "none", unsupported == "sft"
 
     def _spoken(self, batch: Batch) -> list[Spoken]:

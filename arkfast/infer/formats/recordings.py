@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from arkfast.infer.formats.captions import Segment
 from arkfast.infer.long.texts import join_texts
-from arkfast.infer.result import SCORES
+from arkfast.infer.result import DETECTED, SCORES
 from arkfast.records import JsonObject, JsonRow
 
 
@@ -59,7 +59,7 @@ def recordings_of(rows: Iterable[JsonRow]) -> Iterator[Recording]:
         if row.get("status") != "ok":
             recording.failed += 1
             continue
-        languages.setdefault(name, set()).add(row.get("language"))
+        languages.setdefault(name, set()).add(row.get("language") or row.get(DETECTED))
         recording.warnings += [warning for warning in row.get("warnings", ()) if warning not in recording.warnings]
         recording.parts += _segments(row)
         if row.get("words") is not None:

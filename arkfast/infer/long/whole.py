@@ -12,6 +12,7 @@ from arkfast.infer.confidence import joined_scores
 from arkfast.infer.long.split import Known, Splitter
 from arkfast.infer.long.texts import join_texts
 from arkfast.infer.result import CUT_SHORT, FinishReason, Result, later
+from arkfast.infer.stream import Outcome
 from arkfast.records import InputError, JsonObject, Utterance
 
 MOST_WARNINGS = 20  # of the clips of one recording
@@ -20,9 +21,13 @@ NO_SPEECH = "no speech was found in the recording, so nothing was transcribed"
 
 Transcribe = Callable[[Iterable["Utterance | Result"]], Generator[Result, None, None]]
 """One result for each item, in order; results pass through."""
+Unheard = Callable[[Utterance], Outcome]
+"""What is said of a recording in which nothing is heard; its finish reason, scores and words count."""
 
 
-def transcribe_long(items: Iterable[Utterance | Result], *, transcribe: Transcribe, splitter: Splitter) -> Generator[Result, None, None]:
+def transcribe_long(
+    items: Iterable[Utterance | Result], *, transcribe: Transcribe, splitter: Splitter, unheard: Unheard | None = None
+) -> Generator[Result, None, None]:
     """One result for each item, in order; those of long recordings have ``segments``.
 
     A recording is read as fast as ``transcribe`` takes its clips. Where one clip has no transcript, or the recording cannot be read any
@@ -32,9 +37,10 @@ def transcribe_long(items: Iterable[Utterance | Result], *, transcribe: Transcri
         items: utterances, and results that are already known, which pass through in their places.
         transcribe: transcribes clips.
         splitter: cuts long recordings.
+        unheard: what is said of a long recording in which nothing is heard, beside its empty text; None: nothing.
     """
     rows: deque[_Row] = deque()
-    with closing(transcribe(_clips(items, rows, splitter))) as results:
+    with closing(transcribe(_clips(items, rows, splitter, unheard))) as results:
         for result in results:
             while rows[0].done:
                 yield rows.popleft().result()
@@ -45,14 +51,16 @@ def transcribe_long(items: Iterable[Utterance | Result], *, transcribe: Transcri
             yield rows.popleft().result()
 
 
-def _clips(items: Iterable[Utterance | Result], rows: deque[_Row], splitter: Splitter) -> Iterator[Utterance | Result]:
+def _clips(
+    items: Iterable[Utterance | Result], rows: deque[_Row], splitter: Splitter, unheard: Unheard | None
+) -> Iterator[Utterance | Result]:
     """What is to be transcribed; each item's row is in ``rows`` before its first clip is given."""
     for item in items:
         if isinstance(item, Result) or not splitter.is_long(item):
             rows.append(_Row(None, splitter.vad))
             yield item
             continue
-        row = _Row(item, splitter.vad)
+        row = _Row(item, splitter.vad, unheard)
         rows.append(row)
         try:
             for piece in splitter.pieces(item, tell=row.known):
@@ -69,10 +77,11 @@ class _Row:
     Args:
         utterance: the long recording; None for a row that is one clip.
         vad: what cut it.
+        unheard: see ``transcribe_long``.
     """
 
-    def __init__(self, utterance: Utterance | None, vad: str) -> None:
-        self._utterance, self._vad = utterance, vad
+    def __init__(self, utterance: Utterance | None, vad: str, unheard: Unheard | None = None) -> None:
+        self._utterance, self._vad, self._unheard = utterance, vad, unheard
         self.times: list[tuple[float, float]] = []
         self.known: list[Known] = []
         self.error: str | None = None
@@ -99,7 +108,7 @@ class _Row:
         known = self.known[0] if self.known else Known((), {})
         warnings = dict.fromkeys([*known.warnings, *(warning for result in results for warning in result.warnings)])
         if not results and error is None:
-            warnings = dict.fromkeys([*known.warnings, NO_SPEECH if self._vad == "silero" else NOTHING_HEARD])
+            return self._of_nothing(utterance, known)
         reasons = [result.finish_reason for result in results]
         text = join_texts(clean_transcript(result.text_raw or "") for result in results)
         ended: FinishReason = "no_speech" if reasons and set(reasons) == {"no_speech"} else "stop"
@@ -121,6 +130,20 @@ class _Row:
                 if result.words_error is not None
             )
             or None,
+        )
+
+    def _of_nothing(self, utterance: Utterance, known: Known) -> Result:
+        """The result of a recording without a clip."""
+        said = self._unheard(utterance) if self._unheard else None
+        return Result(
+            utterance=utterance,
+            text_raw="",
+            finish_reason=said.finish_reason if said else "stop",
+            warnings=tuple([*known.warnings, NO_SPEECH if self._vad == "silero" else NOTHING_HEARD][:MOST_WARNINGS]),
+            used=known.used,
+            scores=(said.scores if said else None) or {},
+            vad=self._vad,
+            words=said.words if said else None,
         )
 
 

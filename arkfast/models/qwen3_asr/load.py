@@ -19,13 +19,11 @@ from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncode
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH
 from arkfast.files.json_input import parse_json_object
 from arkfast.models.family import read_config
-from arkfast.models.qwen3_asr.modeling import Qwen3AsrModel
+from arkfast.models.qwen3_asr.modeling import LEAST_SAMPLES, Qwen3AsrModel, encoder_config
 from arkfast.models.weights import fitting_shell, tied_names, weight_files
 from arkfast.records import InputError, TokenizerLike
 
 KIND = "qwen3_asr"
-LEAST_SAMPLES = 8000
-"""Shorter clips are padded with zeros to half a second, as the model's own library does."""
 
 _LAYOUT = (
     (re.compile(r"^thinker\.audio_tower\.proj1\."), "model.multi_modal_projector.linear_1."),
@@ -104,15 +102,17 @@ def load_model(
         full_attention: see ``Qwen3AsrModel``.
 
     Raises:
-        InputError: the folder, its configuration or its weights cannot be read, or tensors are missing, unexpected or wrongly shaped (the
-            first of each are listed).
+        InputError: the folder, its configuration or its weights cannot be read, its features are others than ``LogMel`` makes, or tensors
+            are missing, unexpected or wrongly shaped (the first of each are listed).
     """
 
     def build(config: Qwen3ASRConfig) -> Qwen3ASRForConditionalGeneration:
         with torch.device("meta"):
             return Qwen3ASRForConditionalGeneration._from_config(config, attn_implementation=attn_implementation)
 
-    shell = fitting_shell(folder, load_config(folder), build, renamed=transformers_name)
+    config = load_config(folder)
+    least = least_samples(folder, encoder_config(config).num_mel_bins)
+    shell = fitting_shell(folder, config, build, renamed=transformers_name)
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
@@ -130,7 +130,7 @@ def load_model(
     absent = [name for name, tensor in (*shell.named_parameters(), *shell.named_buffers()) if tensor.is_meta]
     assert not absent, f"tensors that nothing fills: {absent}"
     PreTrainedModel.to(shell, device)  # called on the class: its wrapper hides from a type checker that it is a method
-    return Qwen3AsrModel(shell.eval(), full_attention=full_attention)
+    return Qwen3AsrModel(shell.eval(), full_attention=full_attention, least_samples=least)
 
 
 def load_tokenizer(folder: Path) -> TokenizerLike:
@@ -173,4 +173,4 @@ def least_samples(folder: Path, n_mels: int) -> int:
     for name, value in expected.items():
         if found.get(name, value) != value:
             raise InputError(f"{folder}: its features have {name} = {found[name]}, expected {value}; give an official checkpoint")
-    return int(found.get("min_length", LEAST_SAMPLES))
+    return max(int(found.get("min_length", LEAST_SAMPLES)), WINDOW_LENGTH)

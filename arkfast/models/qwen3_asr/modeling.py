@@ -23,6 +23,8 @@ from arkfast.models.packing import Packing
 
 Count = TypeVar("Count", int, Tensor)
 
+LEAST_SAMPLES = 8000
+"""Shorter clips are padded with zeros to half a second, as the model's own library does."""
 CONVOLVED = 512
 """Chunks of a second that the convolutions take at once: they hold some 6 MB each in float32."""
 
@@ -58,11 +60,14 @@ class Qwen3AsrModel(nn.Module):
         whole: Transformers' model.
         full_attention: let each encoder position attend to its whole clip, as the model's first implementation did without flash
             attention, instead of its window of 8 s.
+        least_samples: see ``AudioInput``.
     """
 
-    def __init__(self, whole: Qwen3ASRForConditionalGeneration, *, full_attention: bool = False) -> None:
+    def __init__(
+        self, whole: Qwen3ASRForConditionalGeneration, *, full_attention: bool = False, least_samples: int = LEAST_SAMPLES
+    ) -> None:
         super().__init__()
-        self.whole, self.full_attention = whole, full_attention
+        self.whole, self.full_attention, self._least_samples = whole, full_attention, least_samples
         tower = encoder_config(whole.config)
         self.chunk, self.window = 2 * tower.n_window, tower.n_window_infer // (2 * tower.n_window)
         """Mel frames of a chunk, and chunks of a window."""
@@ -97,6 +102,7 @@ class Qwen3AsrModel(nn.Module):
             n_mels=encoder_config(config).num_mel_bins,
             placeholder_id=config.audio_token_id,
             token_count=lambda frames: token_count(frames, self.chunk),
+            least_samples=self._least_samples,
         )
 
     def get_input_embeddings(self) -> nn.Embedding:

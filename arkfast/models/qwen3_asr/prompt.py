@@ -40,10 +40,14 @@ class Prompts:
         missing = [token for token, id_ in special.items() if id_ is None or id_ == tokenizer.unk_token_id]
         if missing:
             raise InputError(f"{where}: its tokenizer has no {', '.join(missing)}: it is not Qwen3-ASR's; give a complete checkpoint")
-        self.audio_id, self.end_id = special[AUDIO], special[END]
+        self.audio_id, self.end_id, self.transcript_id = special[AUDIO], special[END], special[TRANSCRIPT]
         encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
         tails = [encode(AFTER + language_prefix(name)) for name in LANGUAGES] + [encode(AFTER)]
         before, after = encode(BEFORE), tails[-1]
+        self.first: tuple[int, ...] = tuple(before)
+        """The ids before the placeholders."""
+        self.last: dict[str | None, tuple[int, ...]] = dict(zip((*LANGUAGES, None), map(tuple, tails), strict=True))
+        """Those after them, by the language that is told; None: no language is."""
         for text, ids in ((BEFORE, before), (AFTER + language_prefix(LANGUAGES[0]), tails[0])):
             apart = [token for token, id_ in special.items() if text.count(token) != ids.count(id_)]
             if apart or tokenizer.decode(ids, skip_special_tokens=False) != text:
