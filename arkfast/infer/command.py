@@ -8,7 +8,7 @@ import shlex
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,13 +23,14 @@ from arkfast.files import destination, is_outlet, is_standard_output
 from arkfast.infer.dry_run import dry_run
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
 from arkfast.infer.formats import CaptionLimits, Form
-from arkfast.infer.hotwords import read_hotwords
 from arkfast.infer.inputs import Input, named, sources
 from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
+from arkfast.infer.loading import Load, load_transcriber
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.outputs import Outputs, planned
-from arkfast.infer.ranks import Lengths, Shard, Tally, Team, follow, for_rank, lead, take_in, team_of, wrote_something
+from arkfast.infer.ranks import Lengths, Shard, Team, follow, for_rank, lead, of_all_ranks, take_in, team_of, wrote_something
+from arkfast.infer.ray import OnRay, RayOptions
 from arkfast.infer.record import record_path, write_record
 from arkfast.infer.result import CUT_SHORT, Result, bad_line
 from arkfast.infer.resume import Rows, Turn, decided, journal_of, tell
@@ -37,7 +38,6 @@ from arkfast.infer.row_files import RowFiles
 from arkfast.infer.stop import Stopped, stopping
 from arkfast.infer.stream import DeviceLost
 from arkfast.infer.summary import Summary
-from arkfast.infer.transcriber import Transcriber
 from arkfast.records import InputError, Utterance
 
 DEFAULT_MODEL = "AutoArk-AI/ARK-ASR-0.6B"
@@ -46,7 +46,7 @@ PROGRESS_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class TranscribeConfig(TranscribeOptions):
+class TranscribeConfig(RayOptions, TranscribeOptions):
     """The flags of ``arkfast transcribe``."""
 
     headings: ClassVar[dict[str, str]] = {"input": command_line.FIRST, "output_dir": command_line.OUTPUT}
@@ -89,6 +89,7 @@ class TranscribeConfig(TranscribeOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_ray()
         if not 0 < self.rank_timeout < math.inf:
             raise InputError(f"--rank_timeout must be above 0 and finite, got {self.rank_timeout}")
         if self.shard is not None:
@@ -109,41 +110,6 @@ class TranscribeConfig(TranscribeOptions):
         return [*super().notes(), *used]
 
 
-def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcriber:
-    """The checkpoint, loaded as the flags ask.
-
-    Raises:
-        InputError: as ``Transcriber``.
-    """
-    return Transcriber(
-        model_path,
-        revision=options.revision,
-        device=options.device,
-        dtype=options.dtype,
-        attn_implementation=options.attn_impl,
-        processor_path=options.processor_path,
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens,
-        max_audio_seconds=options.max_audio_seconds,
-        max_tokens_per_second=options.max_tokens_per_second,
-        cut_loops=options.cut_loops,
-        sampling=options.sampling(),
-        audio_gain=options.audio_gain,
-        num_workers=options.num_workers,
-        vad=options.vad,
-        confidence=options.confidence,
-        calibration=options.calibration,
-        no_speech=options.no_speech,
-        hotwords=None if options.hotwords is None else read_hotwords(options.hotwords),
-        timestamps=options.timestamps,
-        aligner=options.aligner,
-    )
-
-
-Load = Callable[[Path, TranscribeOptions], Transcriber]
-"""As ``load_transcriber``; what serves several manifests gives one that is loaded already."""
-
-
 def transcribe_file(
     input: Input,
     output: Path,
@@ -153,6 +119,7 @@ def transcribe_file(
     load: Load = load_transcriber,
     shard: Shard | None = None,
     team: Team | None = None,
+    ray: RayOptions | None = None,
     files: RowFiles | None = None,
 ) -> Summary:
     """Transcribe manifests and recordings into a JSONL file, one output row for each row of the input, in order.
@@ -169,6 +136,7 @@ def transcribe_file(
         load: gives the model.
         shard: the part of the rows that is transcribed; None takes all.
         team: other ranks that do a share of the rows, and this one, which is rank 0; None where this process is alone.
+        ray: where actors of Ray do the rows; None where this process does them.
         files: the files that the rows go into in the end; ``output`` is then their ``base``. None is the file ``output``.
 
     Raises:
@@ -181,7 +149,7 @@ def transcribe_file(
     from arkfast.models.bars import without_loading_bars
 
     without_loading_bars()
-    lengths = Lengths() if shard is not None or team is not None else None
+    lengths = Lengths() if any(one is not None for one in (shard, team, ray)) else None
     intake = look_through(input, fields=options.row_fields, allow_repeats=options.allow_repeats, see=lengths)
     rows_in_all, part = intake.rows, slice(None)
     if shard is not None and lengths is not None:
@@ -197,7 +165,8 @@ def transcribe_file(
     with ExitStack() as ending, AtomicJsonl(output, kept=kept, finish=finish) as writer:
         journal: Journal | None = None
         try:
-            transcriber = load(model_path, options)
+            cluster = None if ray is None else ending.enter_context(OnRay(ray, model_path, options, load=load))
+            transcriber = load(model_path, options) if cluster is None else cluster
             before, decides, shared, began = transcriber.processing_seconds, None, None, time.perf_counter()
             with Console(quiet=options.quiet, log_file=options.log_file, every=PROGRESS_SECONDS) as console:
                 if place is not None:
@@ -206,26 +175,32 @@ def transcribe_file(
                     journal = Journal(place, rows=rows_in_all, decides=decides, resume=options.resume, retry_failed=options.retry_failed)
                     ending.callback(journal.close)
                     tell(journal, intake, console)
-                    if team is not None and lengths is not None:
-                        shared = lead(
-                            team,
-                            transcriber=transcriber,
-                            items=partial(_items, input, options),
-                            lengths=lengths,
-                            rows=rows_in_all,
-                            place=place,
-                            decides=decides,
-                            options=options,
-                            held=journal.held,
-                            console=console,
-                        )
+                    if lengths is not None and (cluster is not None or team is not None):
+                        items = partial(_items, input, options)
+                        if cluster is not None:
+                            shared = cluster.hand_out(
+                                items, lengths=lengths, rows=rows_in_all, decides=decides, journal=journal, console=console
+                            )
+                        elif team is not None:
+                            shared = lead(
+                                team,
+                                transcriber=transcriber,
+                                items=items,
+                                lengths=lengths,
+                                rows=rows_in_all,
+                                place=place,
+                                decides=decides,
+                                options=options,
+                                held=journal.held,
+                                console=console,
+                            )
                         journal.close()
                         journal = Journal(place, rows=rows_in_all, decides=decides)
                         ending.callback(journal.close)
                 rows = Rows(islice(enumerate(_items(input, options)), part.start, part.stop), journal)
                 summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(named(input)))
                 if shared is not None:
-                    summary = _of_all_ranks(summary, shared, wall_seconds=time.perf_counter() - began)
+                    summary = of_all_ranks(summary, shared, wall_seconds=time.perf_counter() - began)
                 if summary.failed == summary.rows and place is not None and _holds_something(files.standing() if files else [writer.path]):
                     raise InputError(_every_row_failed(writer, summary))
                 console.keep(f"{summary.line()} → {files.output if files else output}")
@@ -240,18 +215,6 @@ def transcribe_file(
                 again = "" if place is None else "; the same command goes on from there"
                 print(f"stopped after {writer.rows} of {intake.rows} rows; they are in {writer.partial}{again}", file=sys.stderr)
             raise
-
-
-def _of_all_ranks(summary: Summary, shared: Tally, *, wall_seconds: float) -> Summary:
-    """The summary of a run whose rows were all in journals when the output was written: what its ranks did is this run's, not another's."""
-    ours = min(shared.rows, summary.resumed)
-    return replace(
-        summary,
-        audio_seconds=summary.audio_seconds + shared.seconds,
-        wall_seconds=wall_seconds,
-        resumed=summary.resumed - ours,
-        resumed_seconds=max(summary.resumed_seconds - shared.seconds, 0.0) if summary.resumed > ours else 0.0,
-    )
 
 
 def _finish(files: RowFiles, options: TranscribeOptions, rows: Path, count: int) -> None:
@@ -368,6 +331,10 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
             rows_per_shard=config.rows_per_shard,
         ) as outputs:
             team = team_of(timeout=config.rank_timeout)
+            if config.ray and (team is not None or config.shard is not None):
+                raise InputError("--ray hands out the whole input itself; leave out torchrun and --shard")
+            if config.ray and (is_outlet(outputs.rows) or outputs.temporary):
+                raise InputError("--ray needs a journal beside the output; give --output a file")
             if team is None:
                 return _main(config, outputs, arguments, load)
             if config.shard is not None:
@@ -409,7 +376,15 @@ def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], 
         shard = None if config.shard is None else Shard.parse(config.shard)
         with stopping(), team or nullcontext():
             summary = transcribe_file(
-                config.inputs, rows, config.model_path, config, load=load, shard=shard, team=team, files=outputs.files
+                config.inputs,
+                rows,
+                config.model_path,
+                config,
+                load=load,
+                shard=shard,
+                team=team,
+                ray=config if config.ray else None,
+                files=outputs.files,
             )
             if record is not None:
                 _record(record, config, summary)

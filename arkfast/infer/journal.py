@@ -197,20 +197,34 @@ class Journal:
             segment: the clip's name within the row; None for the row.
         """
         place = self._places[row] if segment is None else self._clips.get(row, {}).get(segment, -1)
+        entry = self._at(place, key)
+        if entry is None:
+            return None
+        result = restored(entry["result"], utterance)
+        if result is not None:
+            self.lacking |= _lacks(entry["result"])
+        return result
+
+    def clips(self, row: int, key: str) -> dict[str, JsonObject]:
+        """What is known of clips of a row that is not complete: ``stored`` results by the clips' names.
+
+        Args:
+            row, key: as for ``find``.
+        """
+        found: dict[str, JsonObject] = {}
+        for segment, place in self._clips.get(row, {}).items():
+            if entry := self._at(place, key):
+                found[segment] = entry["result"]
+        return found
+
+    def _at(self, place: int, key: str) -> JsonObject | None:
+        """The entry at a byte's number; None where there is none, or one of another key."""
         if self._reader is None or place < 0:
             return None
         with naming(self.path):
             self._reader.seek(place)
             entry = _entry(self._reader.readline())
-        if entry is None or entry.get("key") != key:
-            return None
-        stored = entry["result"]
-        known = {f.name for f in fields(Result)} - {"utterance"}
-        if stored.pop("where", utterance.where) != utterance.where or not stored.keys() <= known:
-            return None
-        self.lacking |= _lacks(stored)
-        values: JsonObject = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
-        return Result(utterance=utterance, **values)
+        return entry if entry is not None and entry.get("key") == key else None
 
     def add(self, row: int, key: str, result: Result, *, segment: str | None = None) -> None:
         """Write the result of a row or of a clip of it down; arguments are those of ``find``.
@@ -218,10 +232,14 @@ class Journal:
         Raises:
             InputError: the system refuses, as on a full disk.
         """
-        values: JsonObject = {f.name: getattr(result, f.name) for f in fields(Result) if f.name != "utterance"}
-        values = {name: value for name, value in values.items() if value not in (None, (), {})}
-        if result.failed:
-            values["where"] = result.utterance.where  # an error begins with it, and must not name another line
+        self.add_stored(row, key, stored(result), segment=segment)
+
+    def add_stored(self, row: int, key: str, values: JsonRow, *, segment: str | None = None) -> None:
+        """``add`` of a result as ``stored`` gives it.
+
+        Raises:
+            InputError: the system refuses.
+        """
         self.lacking |= _lacks(values)
         with naming(self.path):
             if self._lines is None:
@@ -264,6 +282,29 @@ class Journal:
         if remove:
             with naming(self.path):
                 self.path.unlink(missing_ok=True)
+
+
+def stored(result: Result) -> JsonObject:
+    """What the journal keeps of a result: all but its utterance."""
+    values: JsonObject = {f.name: getattr(result, f.name) for f in fields(Result) if f.name != "utterance"}
+    values = {name: value for name, value in values.items() if value not in (None, (), {})}
+    if result.failed:
+        values["where"] = result.utterance.where  # an error begins with it, and must not name another line
+    return values
+
+
+def restored(values: JsonRow, utterance: Utterance) -> Result | None:
+    """The result that ``stored`` gave, as a result of this utterance; None where it is of another place or another version.
+
+    Args:
+        values: as they come from a file.
+        utterance: what is asked for now.
+    """
+    known = {f.name for f in fields(Result)} - {"utterance"}
+    kept: JsonObject = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items() if name != "where"}
+    if values.get("where", utterance.where) != utterance.where or not kept.keys() <= known:
+        return None
+    return Result(utterance=utterance, **kept)
 
 
 def _lacks(result: JsonRow) -> bool:

@@ -6,15 +6,15 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from arkfast.console import Console
 from arkfast.files import naming
 from arkfast.infer.first_rows import Intake
 from arkfast.infer.journal import Journal, deciding, key_of
+from arkfast.infer.loading import Transcribes
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import Result
-from arkfast.infer.transcriber import Transcriber
 from arkfast.records import JsonObject, Utterance
 
 
@@ -23,7 +23,7 @@ def journal_of(output: Path) -> Path:
     return output.with_name(output.name + ".journal")
 
 
-def decided(transcriber: Transcriber, options: TranscribeOptions) -> JsonObject:
+def decided(transcriber: Transcribes, options: TranscribeOptions) -> JsonObject:
     """What all transcripts of a run depend on (``journal.deciding``)."""
     from arkfast.infer.words import weights_of_head
     from arkfast.models.contents import contents_of_model
@@ -52,6 +52,21 @@ def tell(journal: Journal, intake: Intake, console: Console) -> None:
         console.warn(f"{journal.path}: {journal.damaged} damaged line{'s' if journal.damaged > 1 else ''} passed over; done anew")
 
 
+class Known(Protocol):
+    """What is known of rows, and where new results are written down: a ``Journal``, or what stands for one in another process."""
+
+    held: int
+
+    def holds(self, row: int) -> bool:
+        """See ``Journal.holds``."""
+
+    def find(self, row: int, key: str, utterance: Utterance, *, segment: str | None = None) -> Result | None:
+        """See ``Journal.find``."""
+
+    def add(self, row: int, key: str, result: Result, *, segment: str | None = None) -> None:
+        """See ``Journal.add``."""
+
+
 class Turn(NamedTuple):
     """A row on its way."""
 
@@ -75,7 +90,7 @@ class Rows:
         clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
     """
 
-    def __init__(self, items: Iterable[tuple[int, Utterance | Result]], journal: Journal | None) -> None:
+    def __init__(self, items: Iterable[tuple[int, Utterance | Result]], journal: Known | None) -> None:
         self._items, self._turns = items, deque[Turn]()
         self._row, self._key = -1, ""
         self._whole: Utterance | None = None

@@ -19,12 +19,14 @@ from arkfast.console import Console
 from arkfast.files import json_text
 from arkfast.files.json_input import parse_json_object
 from arkfast.infer.journal import Journal
+from arkfast.infer.loading import Transcribes
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.ranks.journals import own_journal, take_in
 from arkfast.infer.ranks.plan import Lengths
 from arkfast.infer.ranks.team import Tally, Team
 from arkfast.infer.result import Result
 from arkfast.infer.resume import Rows
+from arkfast.infer.summary import Summary
 from arkfast.infer.transcriber import MOST_WORKERS, Transcriber
 from arkfast.records import InputError, JsonObject, Utterance
 
@@ -58,7 +60,7 @@ def for_rank(options: Options, team: Team) -> Options:
 def lead(
     team: Team,
     *,
-    transcriber: Transcriber,
+    transcriber: Transcribes,
     items: Items,
     lengths: Lengths,
     rows: int,
@@ -161,7 +163,7 @@ def follow(team: Team, *, load: Callable[[], Transcriber], items: Items, place: 
 def work(
     team: Team,
     *,
-    transcriber: Transcriber,
+    transcriber: Transcribes,
     items: Items,
     starts: array[int],
     rows: int,
@@ -226,3 +228,15 @@ def work(
             tell()
             time.sleep(WAIT_SECONDS)
         left = team.not_ended(left)
+
+
+def of_all_ranks(summary: Summary, shared: Tally, *, wall_seconds: float) -> Summary:
+    """The summary of a run whose rows were all in journals when the output was written: what its ranks did is this run's, not another's."""
+    ours = min(shared.rows, summary.resumed)
+    return replace(
+        summary,
+        audio_seconds=summary.audio_seconds + shared.seconds,
+        wall_seconds=wall_seconds,
+        resumed=summary.resumed - ours,
+        resumed_seconds=max(summary.resumed_seconds - shared.seconds, 0.0) if summary.resumed > ours else 0.0,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -29,20 +30,28 @@ class Lengths:
     def __call__(self, row: Row) -> None:
         self._seconds.append(0.0 if row.utterance is None else seconds_of(row.utterance))
 
-    def chunks(self, world: int) -> array[int]:
+    def chunks(
+        self, world: int, *, seconds: float = CHUNK_SECONDS, rows: int = CHUNK_ROWS, done: Callable[[int], bool] = lambda row: False
+    ) -> array[int]:
         """The first row of each chunk, ascending; a chunk ends where the next begins.
 
         Args:
             world: how many ranks there are.
+            seconds: most audio of a chunk, unless one row has more.
+            rows: most rows of a chunk.
+            done: says of a row that nothing is left to do of it, so that it does not count.
         """
-        most_seconds = min(CHUNK_SECONDS, sum(self._seconds) / (CHUNKS_PER_RANK * world))
-        most_rows = max(1, min(CHUNK_ROWS, len(self._seconds) // (CHUNKS_PER_RANK * world)))
-        starts, seconds, first = array("q"), 0.0, 0
-        for row, length in enumerate(self._seconds):
-            if not starts or row - first >= most_rows or seconds + length > most_seconds:
+        left = array("f", (-1.0 if done(row) else length for row, length in enumerate(self._seconds)))
+        most_seconds = min(seconds, sum(length for length in left if length > 0) / (CHUNKS_PER_RANK * world))
+        most_rows = max(1, min(rows, sum(length >= 0 for length in left) // (CHUNKS_PER_RANK * world)))
+        starts, so_far, count = array("q", [0] if left else []), 0.0, 0
+        for row, length in enumerate(left):
+            if length < 0:
+                continue
+            if count and (count >= most_rows or so_far + length > most_seconds):
                 starts.append(row)
-                seconds, first = 0.0, row
-            seconds += length
+                so_far, count = 0.0, 0
+            so_far, count = so_far + length, count + 1
         return starts
 
     def shard(self, shard: Shard) -> range:

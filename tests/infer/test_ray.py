@@ -1,0 +1,284 @@
+"""Rows that are handed out to actors of Ray: the output is that of one process, whoever is killed."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stand_in import make_recordings, manifest
+
+from arkfast.infer.command import main
+from arkfast.infer.journal import Journal, key_of
+from arkfast.infer.ranks.plan import Lengths
+from arkfast.infer.ray.chunk import Given, Notes, packed, unpacked
+from arkfast.infer.ray.lead import _chunks, environment
+from arkfast.infer.ray.options import RayOptions
+from arkfast.infer.result import Result
+from arkfast.infer.resume import Rows
+from arkfast.records import InputError, Utterance
+
+ROWS = 500
+BAD = sorted(random.Random(5).sample(range(ROWS), 15))
+
+
+def utterance(i: int, **more: Any) -> Utterance:
+    return Utterance(id=f"r{i}", audio=f"/nowhere/{i}.wav", where=f"in.jsonl:{i + 1}", **more)
+
+
+def test_a_chunk_travels_whole_but_for_what_no_transcript_depends_on() -> None:
+    asked = utterance(
+        3, begin=0.5, end=2.25, channel=(0, 2), audio_track=1, on_truncated="fail", text="said", language="zh",
+        extra={"hotwords": ["a"], "duration": 7.5, "note": "mine"},
+    )  # fmt: skip
+    clip = {"text_raw": "x", "finish_reason": "stop", "seconds": 1.0}
+    (back,) = unpacked(packed([Given(8, "k", asked, {"r3@0": clip})]))
+    assert (back.row, back.key, back.clips) == (8, "k", {"r3@0": clip})
+    assert back.utterance == utterance(
+        3, begin=0.5, end=2.25, channel=(0, 2), audio_track=1, on_truncated="fail", language="zh",
+        extra={"hotwords": ["a"], "duration": 7.5},
+    )  # fmt: skip
+
+
+def test_results_come_back_as_the_journal_keeps_them(tmp_path: Path) -> None:
+    rows = [Given(i, key_of(utterance(i)), utterance(i)) for i in range(4)]
+    notes = Notes(rows)
+    known = Rows(((given.row, given.utterance) for given in rows), notes)
+    blocks, journal = [], Journal(tmp_path / "j", rows=4, decides={})
+    for item in known.items():
+        assert isinstance(item, Utterance)
+        turn = known.next()
+        failed = item.id == "r2"
+        result = Result(utterance=item, error=f"{item.where}: bad") if failed else Result(utterance=item, text_raw=item.id, seconds=2.0)
+        assert turn.key is not None
+        notes.add(turn.row, turn.key, result)
+        blocks += [entries for entries in [notes.take(3)] if entries]
+    blocks.append(notes.take(1))
+    assert [len(entries) for entries in blocks] == [3, 1]
+    for entry in map(json.loads, [entry for entries in blocks for entry in entries]):
+        journal.add_stored(entry["row"], entry["key"], entry["result"])
+    journal.close()
+    again = Journal(tmp_path / "j", rows=4, decides={})
+    assert again.held == 4
+    found = [again.find(given.row, given.key, given.utterance) for given in rows]
+    assert [result and result.text_raw for result in found] == ["r0", "r1", None, "r3"]
+    assert found[2] is not None
+    assert found[2].error == "in.jsonl:3: bad"
+
+
+def test_what_the_journal_holds_is_not_handed_out_and_clips_of_a_broken_off_row_go_along(tmp_path: Path) -> None:
+    items = [utterance(i) for i in range(40)]
+    journal = Journal(tmp_path / "j", rows=40, decides={})
+    for i in range(0, 30):
+        journal.add(i, key_of(items[i]), Result(utterance=items[i], text_raw="t", seconds=1.0))
+    clip = Result(utterance=utterance(35), text_raw="part", seconds=1.0)
+    journal.add(35, key_of(items[35]), clip, segment="r35@0")
+    journal.close()
+    journal = Journal(tmp_path / "j", rows=40, decides={})
+    lengths = Lengths()
+    lengths._seconds.extend([1.0] * 40)
+    starts = lengths.chunks(1, seconds=300, rows=256, done=journal.holds)
+    chunks = list(_chunks(iter(items), journal, starts))
+    assert [given.row for chunk in chunks for given in chunk] == list(range(30, 40))
+    assert len(chunks) > 4
+    assert [given.row for chunk in chunks for given in chunk if given.clips] == [35]
+    given = next(given for chunk in chunks for given in chunk if given.clips)
+    found = Notes([given]).find(35, "", utterance(35), segment="r35@0")
+    assert found is not None
+    assert found.text_raw == "part"
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"ray_address": "auto"}, "no effect without --ray"),
+        ({"ray_actors": "2"}, "no effect without --ray"),
+        ({"ray": True, "ray_address": "ray://head:10001"}, "Ray's client cannot do this"),
+        ({"ray": True, "ray_actors": "0"}, "expected a number from 1"),
+        ({"ray": True, "ray_actors": "4:2"}, "expected a number from 1"),
+    ],
+)
+def test_flags_that_make_no_sense(flags: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        RayOptions(**flags)._check_ray()
+
+
+def test_actors_as_a_number_or_between_two() -> None:
+    assert RayOptions().actors() is None
+    assert RayOptions(ray=True, ray_actors="3").actors() == (3, 3)
+    assert RayOptions(ray=True, ray_actors="2:16").actors() == (2, 16)
+
+
+def test_nothing_is_reported_and_a_ray_of_ones_own_is_this_machines_alone() -> None:
+    assert environment(None) == {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    assert environment("auto") == {"RAY_USAGE_STATS_ENABLED": "0"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def flags(model: Path, output: str) -> list[str]:
+    words = ["in.jsonl", "--output", output, "--model_path", str(model), "--device", "cpu"]
+    return [*words, "--max_new_tokens", "12", "--batch_size", "4"]
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    folder: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest(make_recordings(folder), 3, [])
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr("arkfast.infer.ray.lead.find_spec", lambda name: None if name == "ray" else find_spec(name))
+    assert main([*flags(model, "out.jsonl"), "--ray"]) == 2
+    assert "--ray needs the package ray, pip install -e '.[ray]'" in capsys.readouterr().err
+    assert not Path("out.jsonl").exists()
+
+
+def test_where_ray_cannot_go(folder: Path, model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest(make_recordings(folder), 3, [])
+    for words, said in (
+        (["--output", "-"], "give --output a file"),
+        (["--shard", "1/2"], "leave out torchrun and --shard"),
+        (["--device", "cuda:1"], "Ray gives each actor a GPU of its own"),
+    ):
+        assert main([*flags(model, "out.jsonl"), "--ray", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_importing_arkfast_or_its_command_line_does_not_import_ray() -> None:
+    code = "import sys, arkfast.cli, arkfast.infer.command; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def rows_of(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps its sockets and logs; its path is short, since a socket's name has an end."""
+    found = Path(tempfile.mkdtemp(prefix="arkfast-ray"))
+    yield found
+    shutil.rmtree(found, ignore_errors=True)
+
+
+@pytest.fixture
+def start(ray_folder: Path) -> Iterator[Callable[[Path], subprocess.Popen[str]]]:
+    started: list[subprocess.Popen[str]] = []
+
+    def run(model: Path) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "arkfast", "transcribe", *flags(model, "out.jsonl"), "--ray", "--ray_actors", "2"]
+        variables = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(ray_folder)}
+        with Path("said").open("w") as said:
+            started.append(subprocess.Popen(command, stdout=said, stderr=said, env=variables, text=True))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def results_in(path: str) -> int:
+    return Path(path).read_bytes().count(b'"row":') if Path(path).exists() else 0
+
+
+def until(process: subprocess.Popen[str], ready: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 300
+    while not ready():
+        assert process.poll() is None, Path("said").read_text()
+        assert time.monotonic() < deadline, Path("said").read_text()
+        time.sleep(0.02)
+
+
+def below(parent: int) -> dict[int, str]:
+    """The processes that a process has started, and those that they have, with their command lines."""
+    parents: dict[int, tuple[int, str]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat, line = (entry / "stat").read_text(), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:  # it has ended
+                continue
+            parents[int(entry.name)] = (int(stat.rpartition(")")[2].split()[1]), line)
+    found, grown = {parent}, True
+    while grown:
+        more = {pid for pid, (above, _) in parents.items() if above in found} - found
+        grown, found = bool(more), found | more
+    return {pid: parents[pid][1] for pid in found - {parent}}
+
+
+def listening(pids: set[int]) -> set[str]:
+    """The addresses, as the system writes them, on which any of some processes waits for connections."""
+    sockets = set()
+    for pid in pids:
+        for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+            try:
+                sockets.add(os.readlink(descriptor))
+            except OSError:
+                continue
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in sockets:
+                found.add(fields[1].partition(":")[0])
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000", "0000000000000000FFFF00000100007F"}
+
+
+@pytest.mark.slow
+def test_runs_on_ray_that_are_killed_end_as_one_that_was_not(
+    folder: Path, model: Path, start: Callable[[Path], subprocess.Popen[str]]
+) -> None:
+    manifest(make_recordings(folder), ROWS, BAD)
+    assert main(flags(model, "whole.jsonl")) == 1
+    chance, before = random.Random(int(os.environ.get("ARKFAST_KILLS_SEED", "11"))), 0
+
+    # Twice the whole run is killed, at any moment once results have begun to come.
+    for least in (1, 150):
+        process = start(model)
+        until(process, lambda goal=before + least: results_in("out.jsonl.journal") >= goal)  # type: ignore[misc]
+        time.sleep(chance.random() * 0.5)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+        assert not Path("out.jsonl").exists()
+        done = results_in("out.jsonl.journal")
+        assert before < done < ROWS, "it was killed in the middle"
+        before = done
+
+    # Then one of the two actors, and the run goes on.
+    process = start(model)
+    until(process, lambda: results_in("out.jsonl.journal") >= before + 20)
+    assert listening({process.pid, *below(process.pid)}) <= LOOPBACK
+    actors = [pid for pid, line in below(process.pid).items() if "ray::" in line and "ChunkTranscriber" in line]
+    assert len(actors) == 2, below(process.pid)
+    os.kill(actors[0], signal.SIGKILL)
+    assert process.wait(timeout=400) == 1, Path("said").read_text()
+
+    said = Path("said").read_text()
+    assert f"{before} of {ROWS} rows were done by an earlier run" in said
+    rows = rows_of("out.jsonl")
+    assert Path("out.jsonl").read_bytes() == Path("whole.jsonl").read_bytes()
+    assert len(rows) == ROWS
+    assert [i for i, row in enumerate(rows) if row["status"] == "error"] == BAD
+    assert all(f"in.jsonl:{i + 1}: " in rows[i]["error"] for i in BAD)
+    record = json.loads(Path("out.jsonl.run.json").read_text())
+    assert record["resumed"] == before
+    assert record["audio_seconds"] > 0
+    assert record["processing_seconds"] > 0
