@@ -76,7 +76,7 @@ class CMakeBuild(build_ext):
 check_links()
 setup(
     packages=find_packages(include=["arkfast", "arkfast.*"]),
-    package_data={"arkfast": ["py.typed", "*.pyi"], "arkfast.reports": ["templates/*"]},
+    package_data={"arkfast": ["py.typed", "*.pyi"], "arkfast.reports": ["templates/*"], "arkfast.serve.page": ["static/*"]},
     ext_modules=[Extension("arkfast._C", [], optional=True)],
     cmdclass={"build_ext": CMakeBuild, "build_py": FreshBuildPy},
 )

@@ -1,4 +1,4 @@
-"""What all tests share: real recordings, where somebody has them, and a disk that is full from a chosen moment on.
+"""What all tests share: real recordings, where somebody has them, a browser, and a disk that is full from a chosen moment on.
 
 A test reads nothing outside the checkout and its own temporary folder, but for the recordings, whose folder the environment variable
 ARKFAST_TEST_AUDIO names.
@@ -6,9 +6,11 @@ ARKFAST_TEST_AUDIO names.
 
 import errno
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,28 @@ def recordings() -> list[Path]:
     paths = sorted(p for p in Path(folder).iterdir() if p.suffix in {".wav", ".flac", ".mp3", ".ogg"})
     assert paths, f"ARKFAST_TEST_AUDIO={folder} holds no recordings"
     return paths
+
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+@pytest.fixture(scope="module")
+def open_browser() -> Iterator[Callable[..., Any]]:
+    """Starts Chromium, with further flags where a test gives some; the test skips where there is none. All are closed with the module."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="pages are looked at through playwright")
+    with playwright.sync_playwright() as driver:
+        executable = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+        if executable is None and not Path(driver.chromium.executable_path).exists():
+            pytest.skip("no Chromium here; apt-get install chromium, or playwright install chromium")
+        opened: list[Any] = []
+
+        def started(*flags: str) -> Any:
+            opened.append(driver.chromium.launch(executable_path=executable, args=["--no-sandbox", *flags]))
+            return opened[-1]
+
+        yield started
+        for browser in opened:
+            browser.close()
 
 
 class Disk:

@@ -106,7 +106,7 @@ def test_wheels_of_checkout_and_source_distribution_hold_every_file_of_the_packa
     """Modules and data files: what lies in the source tree, all of it, and beside it the extension alone."""
     walk = os.walk(built.checkout / "arkfast", followlinks=True)
     sources = {Path(folder, name).relative_to(built.checkout).as_posix() for folder, _, names in walk for name in names}
-    assert {Path(name).suffix for name in sources} == {".py", ".pyi", ".typed", ".html", ".css"}, (
+    assert {Path(name).suffix for name in sources} == {".py", ".pyi", ".typed", ".html", ".css", ".js", ".svg"}, (
         "a new kind of file: name it in package_data, then here"
     )
     for wheel in (built.wheel, built.wheel_of_sdist):

@@ -27,8 +27,9 @@ def checkout(tmp_path: Path) -> Path:
     (root / "scripts" / "test_slow.sh").write_text("echo slow\n")
     tools = tmp_path / "tools"
     tools.mkdir()
-    (tools / "chromium").write_text("#!/bin/sh\n")  # else .ci/run would install one
-    (tools / "chromium").chmod(0o755)
+    for name, does in (("chromium", ""), ("npm", "exit 1\n")):  # else .ci/run would install the one and fetch a package by the other
+        (tools / name).write_text(f"#!/bin/sh\n{does}")
+        (tools / name).chmod(0o755)
     return root
 
 

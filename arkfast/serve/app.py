@@ -32,8 +32,10 @@ from arkfast.serve.form import received
 from arkfast.serve.guard import Guard
 from arkfast.serve.hearing import Hearing, Limits
 from arkfast.serve.limits import House, Keys
+from arkfast.serve.logs import FIELDS
 from arkfast.serve.metrics import CONTENT_TYPE, Metrics
 from arkfast.serve.options import NAME, ServeConfig
+from arkfast.serve.page import INDEX, Page
 from arkfast.serve.spool import Spool
 from arkfast.serve.work import Transcript, Work
 
@@ -46,7 +48,7 @@ READY_SECONDS = 10.0
 MOST_ADMIN_BYTES = 10_000
 ROUTES = (
     "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/models", "/asr", "/token-mask", "/health", "/ready", "/metrics",
-    "/admin/model",
+    "/admin/model", "/", "/ui",
 )  # fmt: skip
 
 
@@ -71,6 +73,7 @@ class Service:
         self.house, self.metrics = House(config.max_requests, config.max_requests_per_key), Metrics()
         self.engines = Engines(config)
         self._spool = Spool(config.spool)
+        self._page = Page(config, keys=bool(self._keys))
         self._work: Work | None = None
         self._hearing: Hearing | None = None
         self._ready_until, self._readiness = 0.0, asyncio.Lock()
@@ -86,12 +89,13 @@ class Service:
         ready = await self.engines.start()
         limits = Limits(
             n_mels=ready.n_mels,
+            least_samples=ready.least_samples,
             longest_clip=self.config.max_audio_seconds,
             max_duration=self.config.max_duration,
             vad=self.config.vad,
         )
         self._hearing = Hearing(self.config.num_workers, limits, self.config.timeout)
-        self._work = Work(self.engines, self._hearing)
+        self._work = Work(self.engines, self._hearing, knows=self.config.encoder_cache_mb > 0, streams=self.config.no_speech != "skip")
         silence = np.zeros((ready.n_mels, 100), dtype=np.float32)
         np.save(self._silence, silence)
         log.info("ready: %s on %s in %s", self.model_name, ready.device, ready.dtype)
@@ -134,6 +138,10 @@ class Service:
             ("/health", "GET", self._health, description.HEALTH),
             ("/ready", "GET", self._ready, description.READY),
             ("/metrics", "GET", self._metrics, description.METRICS),
+            ("/", "GET", self._index, description.PAGE),
+            ("/ui", "GET", self._index, description.PAGE),
+            ("/page/settings.json", "GET", self._settings, description.SETTINGS),
+            ("/page/{name}", "GET", self._page_file, description.PAGE_FILE),
         ):
             _add(app, path, method, route, said)
         if self._admin:
@@ -189,8 +197,19 @@ class Service:
         metrics.busy.set(engines.busy)
         metrics.deaths.set(engines.deaths)
         metrics.crashes.set(0 if self._hearing is None else self._hearing.crashes)
+        metrics.known.set(engines.known)
+        metrics.unknown.set(engines.unknown)
         metrics.ready.set(engines.facts is not None)
         return Response(metrics.text(), media_type=CONTENT_TYPE)
+
+    async def _index(self) -> Response:
+        return self._page.file(INDEX)
+
+    async def _settings(self) -> Response:
+        return self._page.settings()
+
+    async def _page_file(self, request: Request) -> Response:
+        return self._page.file(request.path_params["name"])
 
     async def _model(self, request: Request) -> Response:
         self._admin.owner(request.headers.get("authorization"))
@@ -222,19 +241,22 @@ class Service:
     async def _transcribed(self, request: Request, *, original: bool) -> Response:
         started = time.perf_counter()
         owner = self._owner(request)
-        config, work = self.config, self._work
-        if work is None or self.engines.facts is None:
+        config, work, facts = self.config, self._work, self.engines.facts
+        if work is None or facts is None:
             raise ApiError(503, "The model is being loaded. Ask again in a moment.", code="engine_unavailable", retry_after=5, close=True)
         async with AsyncExitStack() as stack:
             stack.enter_context(self.house.entered(owner))
             folder = stack.enter_context(self._spool.folder())
             form = await received(request, folder, most=int(config.max_upload_mb * 1e6), seconds=config.upload_timeout)
             asked = fields.asked(form.fields, names=self.names, max_new_tokens=config.max_new_tokens, original=original)
-            if asked.words:
-                message = "Times of words are not known here. Leave out word, or ask for segment."
+            if asked.words and not facts.words:
+                message = (
+                    "Times of words are not known here: the model that is served has no head for them. Leave out word, or have the service "
+                    "started with --aligner and a head that arkfast train --stage ctc_head made for the model."
+                )
                 raise ApiError(400, message, param="timestamp_granularities[]", code="unsupported_value")
             ends = time.monotonic() + config.timeout
-            transcript = await self._attended(request, work.begin(form.recording, folder / "clips", asked), ends)
+            transcript = await self._attended(request, work.begin(owner, form.recording, folder / "clips", asked), ends)
             if asked.stream:
                 return _Streamed(self._events(request, owner, work, transcript, asked, ends), stack.pop_all())
             await self._attended(request, _complete(owner, work, transcript, asked), ends)
@@ -244,8 +266,8 @@ class Service:
     async def _events(
         self, request: Request, owner: str, work: Work, transcript: Transcript, asked: Asked, ends: float
     ) -> AsyncGenerator[bytes, None]:
-        async with work.decoding(owner, transcript, asked) as texts:
-            source = events(transcript, texts)
+        async with work.decoding(owner, transcript, asked) as deltas:
+            source = events(transcript, deltas)
             while True:
                 try:
                     event = await asyncio.wait_for(anext(source), max(0.01, ends - time.monotonic()))
@@ -280,9 +302,7 @@ class Service:
 
     async def _decode_silence(self) -> None:
         try:
-            await asyncio.wait_for(
-                self.engines.decode("", key="ready", features=self._silence, language=None, max_new_tokens=1, sampling={}), READY_SECONDS
-            )
+            await asyncio.wait_for(self.engines.decode("", key="ready", features=self._silence, max_new_tokens=1), READY_SECONDS)
         except asyncio.TimeoutError:
             raise ApiError(503, "The engine does not answer.", code="engine_unavailable", retry_after=10) from None
         except ApiError as error:
@@ -321,8 +341,8 @@ class _Streamed(StreamingResponse):
 
 
 async def _complete(owner: str, work: Work, transcript: Transcript, asked: Asked) -> None:
-    async with work.decoding(owner, transcript, asked) as texts:
-        async for _ in texts:
+    async with work.decoding(owner, transcript, asked) as deltas:
+        async for _ in deltas:
             pass
 
 
@@ -337,7 +357,7 @@ async def _disconnected(request: Request) -> None:
 
 def _add(app: FastAPI, path: str, method: str, route: Callable[..., Awaitable[Response]], said: Description) -> None:
     app.add_api_route(
-        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.form
+        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.extra
     )
 
 
@@ -363,5 +383,6 @@ async def _gone(request: Request, error: Exception) -> Response:
 
 
 async def _failed(request: Request, error: Exception) -> Response:
-    log.error("request %s failed: %s", request.scope.get("state", {}).get("request_id"), type(error).__name__, exc_info=error)
+    number = request.scope.get("state", {}).get("request_id")
+    log.error("a request failed: %s", type(error).__name__, exc_info=error, extra={FIELDS: {"request": number}})
     return json_answer(ApiError(500, "The service failed. Its log says why.", code="internal_error").body(), status=500)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from arkfast.records import JsonObject
-from arkfast.serve.fields import FORMATS, MOST_PENALTY, MOST_PROMPT, MOST_SEED, MOST_TEMPERATURE, MOST_TOP_K
+from arkfast.serve.fields import FORMATS, MOST_HOTWORDS_CHARACTERS, MOST_PENALTY, MOST_PROMPT, MOST_SEED, MOST_TEMPERATURE, MOST_TOP_K
 
 _NULLABLE_TEXT: JsonObject = {"anyOf": [{"type": "string"}, {"type": "null"}]}
 _ERROR: JsonObject = {
@@ -21,7 +21,8 @@ _ERROR: JsonObject = {
 }
 _SENTENCES = {
     400: "A field or the recording is wrong.", 401: "No key, or one that is not known.", 403: "A foreign page or host.",
-    404: "The model is not served.", 408: "The request arrived too slowly.", 413: "The request or the recording is too large.",
+    404: "The model is not served, or there is no such file.", 408: "The request arrived too slowly.",
+    413: "The request or the recording is too large.",
     415: "Not multipart/form-data.", 429: "Too many requests at once.", 500: "The service failed.", 503: "The engine is not ready.",
 }  # fmt: skip
 
@@ -49,6 +50,11 @@ _COMMON: JsonObject = {
     "top_p": _number(1e-6, 1, 1),
     "top_k": {"type": "integer", "minimum": 0, "maximum": MOST_TOP_K, "default": 0},
     "repetition_penalty": _number(1e-6, MOST_PENALTY, 1),
+    "hotwords": {
+        "type": "string",
+        "maxLength": MOST_HOTWORDS_CHARACTERS,
+        "description": "Phrases that are preferred, with commas or line feeds between.",
+    },
     "seed": {"type": "integer", "minimum": 0, "maximum": MOST_SEED, "default": 0},
 }
 _OPENAI: JsonObject = _COMMON | {
@@ -64,8 +70,8 @@ class Description(NamedTuple):
 
     summary: str
     responses: dict[int | str, JsonObject]
-    form: JsonObject | None = None
-    """The body that it takes."""
+    extra: JsonObject | None = None
+    """The body or the parameters that it takes."""
 
 
 def _form(properties: JsonObject) -> JsonObject:
@@ -78,6 +84,11 @@ _TEXT: JsonObject = {"text/plain": {"schema": {"type": "string"}}}
 _ANY: JsonObject = {
     **_JSON,
     **{kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/x-subrip", "text/vtt", "text/event-stream")},
+}
+_HTML: JsonObject = {"text/html": {"schema": {"type": "string"}}}
+_PAGE_FILE: JsonObject = {
+    **_HTML,
+    **{kind: {"schema": {"type": "string"}} for kind in ("text/css", "text/javascript", "image/svg+xml")},
 }
 _MODEL: JsonObject = {
     "type": "object",
@@ -95,6 +106,13 @@ TOKEN_MASK = Description("Which tokens a transcript may hold.", _answers(_JSON, 
 HEALTH = Description("Whether the service is alive.", _answers(_JSON, 403))
 READY = Description("Whether the engine decodes; it is asked to.", _answers(_JSON, 403, 503))
 METRICS = Description("Prometheus metrics.", _answers(_TEXT, 401, 403))
+PAGE = Description("The page on which people try the service.", _answers(_HTML, 403))
+SETTINGS = Description("What the page must know beforehand: whether a key is needed, and limits.", _answers(_JSON, 403))
+PAGE_FILE = Description(
+    "A file of the page.",
+    _answers(_PAGE_FILE, 403, 404),
+    {"parameters": [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]},
+)
 MODEL = Description(
     "Load another model beside the one that serves, and let it take over.",
     _answers(_JSON, 400, 401, 403, 413),
