@@ -206,10 +206,12 @@ def plot(rows: Sequence[Row], held: Sequence[tuple[float, int]], about: results.
     ):
         axis.set_title(title, fontsize=10)
         axis.set_xlabel(label)
-        axis.set_ylim(bottom=0)
+        axis.set_ylim(0, 1.1 * axis.get_ylim()[1])
         axis.grid(alpha=0.3)
+    numbers = sorted({each["concurrency"] for each in rows})
     for axis in axes[:2]:
         axis.set_xscale("log", base=2)
+        axis.set_xticks(numbers, labels=list(map(str, numbers)))
         axis.legend(fontsize=8)
     figure.suptitle(f"serving: {about['hardware'].get('gpu') or about['hardware']['cpu']}, {about['date']}", fontsize=10)
     figure.tight_layout()

@@ -5,6 +5,9 @@
 # MAX_NUM_SEQS (as many as memory holds), MAX_NEW_TOKENS (256), RUN_DIR (runs/vllm), PID_FILE, LOG_FILE. GPUS="0 1 2 3" runs one service a
 # GPU on ports from PORT on. START_SECONDS (600) is how long readiness is waited for, STOP_SECONDS (45) how long an end. SERVE_FLAGS holds
 # further flags of arkfast serve. GPU_MEMORY_UTILIZATION, MAX_NUM_BATCHED_TOKENS and MAX_MODEL_LEN have no effect: arkfast takes what it needs.
+#
+# LOG_FILE is the log, which the service rotates at 50 MB. What is printed besides, such as why a start failed, goes to LOG_FILE.console,
+# which each start begins anew.
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 HOST="${HOST:-127.0.0.1}" PORT="${PORT:-8025}" RUN_DIR="${RUN_DIR:-$root/runs/vllm}"
@@ -26,15 +29,19 @@ place() {
   if [ "${#gpus[@]}" -eq 1 ]; then
     pid_file="${PID_FILE:-$pid_file}" log_file="${LOG_FILE:-$log_file}"
   fi
+  case "$pid_file" in /*) ;; *) pid_file="$PWD/$pid_file" ;; esac
 }
 
-# Processes of the session that the service began: its own and those that it started. Zombies are none.
+# Processes of the session that the service began: its own and those that it started, zombies left out. The number in the file may be another
+# program's by now, so each must also have the mark that start_one put into the service's environment.
 members() {
   [ -f "$pid_file" ] || return 0
-  local session
+  local session pid
   session="$(head -n 1 "$pid_file")"
   [[ "$session" =~ ^[0-9]+$ ]] || return 0
-  ps -eo sid=,pid=,stat= | awk -v session="$session" '$1 == session && $3 !~ /^Z/ {print $2}'
+  for pid in $(ps -eo sid=,pid=,stat= | awk -v session="$session" '$1 == session && $3 !~ /^Z/ {print $2}'); do
+    if grep -qzxF "ARKFAST_SERVICE=$pid_file" "/proc/$pid/environ" 2>/dev/null; then echo "$pid"; fi
+  done
 }
 
 is_ready() {
@@ -55,13 +62,13 @@ start_one() {
   fi
   mkdir -p "$(dirname "$pid_file")" "$(dirname "$log_file")"
   [ -z "$gpu" ] || export CUDA_VISIBLE_DEVICES="$gpu"
-  local flags=(--host "$HOST" --port "$port" --max_new_tokens "${MAX_NEW_TOKENS:-256}")
+  local flags=(--host "$HOST" --port "$port" --max_new_tokens "${MAX_NEW_TOKENS:-256}" --log_file "$log_file" --log_to_console False)
   [ -z "${MAX_NUM_SEQS:-}" ] || flags+=(--slots "$MAX_NUM_SEQS")
   local more
   read -ra more <<<"${SERVE_FLAGS:-}"
-  cd "$root"
-  # A session of its own, so that stopping it reaches every process of it and nothing else.
-  setsid "$PYTHON_BIN" -m arkfast serve "$MODEL" "${flags[@]}" ${more[@]+"${more[@]}"} </dev/null >>"$log_file" 2>&1 &
+  # A session of its own, so that stopping it reaches every process of it and nothing else. Paths are meant from where the script was called.
+  ARKFAST_SERVICE="$pid_file" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" \
+    setsid "$PYTHON_BIN" -m arkfast serve "$MODEL" "${flags[@]}" ${more[@]+"${more[@]}"} </dev/null >"$log_file.console" 2>&1 &
   echo $! >"$pid_file"
 }
 
@@ -69,8 +76,8 @@ wait_ready() {
   local until=$((SECONDS + START_SECONDS))
   while ! is_ready; do
     if [ -z "$(members)" ]; then
-      echo "service: ended before it was ready on port $port; its log, $log_file, ends in:" >&2
-      tail -n 5 "$log_file" >&2
+      echo "service: ended before it was ready on port $port; what it said, in $log_file.console, ends in:" >&2
+      tail -n 5 "$log_file.console" >&2
       rm -f "$pid_file"
       return 1
     fi
@@ -123,6 +130,7 @@ status_one() {
   fi
 }
 
+# What $1 does, for each service; the code of the last one that failed.
 each() {
   local code=0 number
   for number in "${!gpus[@]}"; do

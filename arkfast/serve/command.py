@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from collections.abc import Sequence
-from logging.handlers import RotatingFileHandler
 
 from arkfast import command_line
 from arkfast.records import InputError
+from arkfast.serve.logs import log_as
 from arkfast.serve.options import ServeConfig
 
 DESCRIPTION = "An OpenAI-compatible transcription service: arkfast serve --model AutoArk-AI/ARK-ASR-0.6B"
 EXTRA = "arkfast serve needs the packages of its extra; install them with: pip install -e '.[serve]' (in a clone of arkfast)"
-LOG_BYTES, LOG_FILES = 50_000_000, 4
 
 
 def main(argv: Sequence[str]) -> int:
@@ -29,15 +26,5 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"{EXTRA} ({error.name} is missing)") from error
     from arkfast.serve.server import run
 
-    _log_to(config)
+    log_as(config)
     return asyncio.run(run(config))
-
-
-def _log_to(config: ServeConfig) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if config.log_file is not None:
-        try:
-            handlers.append(RotatingFileHandler(config.log_file, maxBytes=LOG_BYTES, backupCount=LOG_FILES, encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"--log_file {config.log_file}: cannot be written ({error.strerror})") from error
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)

@@ -12,9 +12,9 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from arkfast.files.json_text import json_text
 from arkfast.serve.answers import json_answer
 from arkfast.serve.errors import ApiError
+from arkfast.serve.logs import FIELDS
 from arkfast.serve.metrics import Metrics
 
 log = logging.getLogger("arkfast.serve")
@@ -77,7 +77,7 @@ class Guard:
             self._metrics.requests.labels(route, str(status or 499)).inc()
             self._metrics.latency.labels(route).observe(seconds)
             line = {"request": number, "method": scope["method"][:16], "route": route, "status": status or 499}
-            log.info(json_text(line | {"seconds": round(seconds, 4)} | state.get("log", {})))
+            log.info("request", extra={FIELDS: line | {"seconds": round(seconds, 4)} | state.get("log", {})})
 
     def _refused(self, scope: Scope) -> ApiError | None:
         host = _header(scope, b"host")

@@ -84,6 +84,8 @@ class ServeConfig:
     log_file: Path | None = None
     """Write the log, a JSON object a line without any transcript, to this file too; it is rotated at 50 MB, and
     four older ones are kept."""
+    log_to_console: bool = True
+    """Write the log to standard error; without it there must be a --log_file."""
 
     def __post_init__(self) -> None:
         check_limits(
@@ -101,6 +103,8 @@ class ServeConfig:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.drain_seconds < float("inf"):
             raise InputError(f"--drain_seconds must be at least 0 and finite, got {self.drain_seconds}")
+        if not self.log_to_console and self.log_file is None:
+            raise InputError("--log_to_console False: nobody would have the log; give --log_file FILE")
         if not 0 <= self.port < 1 << 16:
             raise InputError(f"--port must be 0 to 65535, got {self.port}")
         for origin in self.cors_origin:
