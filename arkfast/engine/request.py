@@ -83,7 +83,8 @@ class Request:
     audio: torch.Tensor | None = None
     """[N, H] audio embeddings, on the model's device and of its type, where they are known; ``mel`` is None then."""
     encoded: Callable[[torch.Tensor], None] | None = None
-    """Is given the audio embeddings [N, H] when ``mel`` has been encoded. They share memory with other clips': who keeps them copies them."""
+    """Is given the audio embeddings [N, H] when ``mel`` has been encoded. They share memory with those of other clips, so who keeps them
+    copies them."""
     watched: bool = False
     """Whether ``Engine.progress`` tells its ids before it has ended."""
 
@@ -126,12 +127,12 @@ class Request:
     def _check_embeddings(self, audio: torch.Tensor, ids: torch.Tensor, model: SpeechModel) -> None:
         heard, weight = model.audio_input, model.lm_head.weight
         if heard is None or self.mel is not None:
-            raise InputError("Engine: a request has features or audio embeddings, and a model that hears; give one of them, to such a model")
+            raise InputError("Engine: a request has either features or audio embeddings, and its model hears; give one of the two")
         wanted = (int((ids == heard.placeholder_id).sum()), model.config.hidden_size)
         if tuple(audio.shape) != wanted or audio.dtype != weight.dtype or audio.device != weight.device:
             raise InputError(
-                f"Engine: a prompt with {wanted[0]} audio placeholders needs embeddings {list(wanted)} of {weight.dtype} on {weight.device}, "
-                f"got {list(audio.shape)} of {audio.dtype} on {audio.device}"
+                f"Engine: a prompt with {wanted[0]} audio placeholders needs embeddings {list(wanted)} of {weight.dtype} on "
+                f"{weight.device}, got {list(audio.shape)} of {audio.dtype} on {audio.device}"
             )
 
     @staticmethod
@@ -167,6 +168,8 @@ class Entry:
     watched: bool = False
     produced: int = 0
     """Ids produced when the host last looked."""
+    at: int = 0
+    """Decode steps that the slots had run then."""
 
 
 def rollout_limits(max_new_tokens: int | Iterable[int], *, utterances: int, n: int) -> list[int]:

@@ -176,7 +176,7 @@ class EngineSession:
         request = Request(
             mel=None if mel is None else torch.from_numpy(mel),
             audio=None if known is None else known.audio,
-            encoded=None if keep is None else lambda audio: keep(Encoded(audio.clone(), frames, front)),
+            encoded=None if keep is None else partial(_keep, keep, frames=frames, front=front),
             watched=watched,
             input_ids=torch.tensor(self._prompt.ids(frames, utterance)),
             max_new_tokens=limit,
@@ -286,3 +286,11 @@ class EngineSession:
         self._engine.close()
         self._tickets.clear()
         self._asked.clear()
+
+
+def _keep(keep: Callable[[Encoded], None], audio: torch.Tensor, *, frames: int, front: float | None) -> None:
+    try:
+        copy = audio.clone()
+    except torch.OutOfMemoryError:  # the clip is encoded once more when it comes again
+        return
+    keep(Encoded(copy, frames, front))

@@ -40,6 +40,10 @@ class WordTimes:
         """Keep what was heard until its transcript is there."""
         self._features[ticket] = features
 
+    def forget(self, ticket: int) -> None:
+        """Let go of what was heard: its transcript will not come."""
+        self._features.pop(ticket, None)
+
     def clear(self) -> None:
         """Forget everything."""
         self._features.clear()

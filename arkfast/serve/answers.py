@@ -10,11 +10,19 @@ from arkfast.files.json_text import json_text
 from arkfast.infer.formats import CaptionLimits, written
 from arkfast.infer.formats.captions import Segment
 from arkfast.infer.formats.recordings import Recording
+from arkfast.infer.result import DETECTED
+from arkfast.metrics.languages import canonical
 from arkfast.records import JsonObject
 from arkfast.serve.errors import ApiError
 from arkfast.serve.fields import Asked
-from arkfast.serve.work import Said, Transcript
+from arkfast.serve.work import Transcript
 
+UNKNOWN_LANGUAGE = "und"
+"""ISO 639's code of a language that nobody has named; OpenAI's answers always hold one."""
+WARNINGS_HEADER, MOST_HEADER = "X-Transcript-Warnings", 4000
+SEEKS_PER_SECOND = 100
+"""Of Whisper's ``seek``, which counts frames of features."""
+_NO_SEGMENTS_FIELDS = ("word_confidence", DETECTED)
 _CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 
 
@@ -24,16 +32,16 @@ def json_answer(value: object, *, status: int = 200, headers: dict[str, str] | N
 
 
 def answer(transcript: Transcript, asked: Asked) -> Response:
-    """A complete transcript in the format that was asked for. In formats without room for warnings they are left out."""
+    """A complete transcript in the format that was asked for. In formats without room for warnings they stand in a header."""
     if asked.format == "json":
         return json_answer({"text": transcript.text, "usage": usage(transcript)} | _warnings(transcript))
     if asked.format == "verbose_json":
         return json_answer(_verbose(transcript, asked))
     if asked.format == "text":
-        return PlainTextResponse(f"{transcript.text}\n")
+        return PlainTextResponse(f"{transcript.text}\n", headers=_warnings_header(transcript))
     parts: list[tuple[Segment, JsonObject]] = [(Segment(said.begin, said.end, said.text), {}) for said in transcript.said]
     captions = written(Recording("", asked.language, parts), asked.format, CaptionLimits())
-    return Response(captions, media_type=_CAPTIONS[asked.format])
+    return Response(captions, media_type=_CAPTIONS[asked.format], headers=_warnings_header(transcript))
 
 
 def original_answer(transcript: Transcript, asked: Asked, seconds: float) -> Response:
@@ -51,7 +59,7 @@ def original_answer(transcript: Transcript, asked: Asked, seconds: float) -> Res
             "prompt_tokens": transcript.prompt_tokens,
             "sampling": asked.sampling() | {"max_new_tokens": asked.max_new_tokens},
             "finish_reason": _reason(transcript),
-            "segments": _segments(transcript),
+            "segments": _segments(transcript, asked),
         }
         | _warnings(transcript)
     )
@@ -62,12 +70,12 @@ def usage(transcript: Transcript) -> JsonObject:
     return {"type": "duration", "seconds": round(transcript.heard.seconds, 3)}
 
 
-async def events(transcript: Transcript, texts: AsyncIterator[Said]) -> AsyncIterator[bytes]:
-    """OpenAI's events: a ``transcript.text.delta`` for each clip and ``transcript.text.done``; ``error`` where it fails."""
+async def events(transcript: Transcript, deltas: AsyncIterator[str]) -> AsyncIterator[bytes]:
+    """OpenAI's events: a ``transcript.text.delta`` for each part of the transcript, then ``transcript.text.done``, or ``error`` where it
+    fails."""
     try:
-        async for said in texts:
-            if said.delta:
-                yield _event({"type": "transcript.text.delta", "delta": said.delta})
+        async for delta in deltas:
+            yield _event({"type": "transcript.text.delta", "delta": delta})
     except ApiError as error:
         yield error_event(error)
         return
@@ -84,26 +92,55 @@ def _event(value: JsonObject) -> bytes:
 
 
 def _verbose(transcript: Transcript, asked: Asked) -> JsonObject:
-    return {
+    whole: JsonObject = {
         "task": "transcribe",
-        "language": asked.language,
+        "language": asked.language or _heard_language(transcript) or UNKNOWN_LANGUAGE,
         "duration": round(max((said.end for said in transcript.said), default=transcript.heard.seconds), 3),
         "text": transcript.text,
-        "segments": _segments(transcript),
+        "segments": _segments(transcript, asked),
         "usage": usage(transcript),
         "finish_reason": _reason(transcript),
-    } | _warnings(transcript)
+    }
+    if asked.words:
+        whole["words"] = [word for said in transcript.said for word in said.words]
+    return whole | _warnings(transcript)
 
 
-def _segments(transcript: Transcript) -> list[JsonObject]:
+def _heard_language(transcript: Transcript) -> str | None:
+    """The language of which the model heard most, where it names languages."""
+    seconds: dict[str, float] = {}
+    for said in transcript.said:
+        name = said.scores.get(DETECTED)
+        if name is not None:
+            seconds[name] = seconds.get(name, 0.0) + said.end - said.begin
+    return canonical(max(seconds, key=seconds.__getitem__)) if seconds else None
+
+
+def _segments(transcript: Transcript, asked: Asked) -> list[JsonObject]:
+    """OpenAI's fields and, where they are known, ``confidence``, ``repetition`` and ``no_speech``; what is not known is left out."""
     return [
-        {"id": number, "start": round(said.begin, 3), "end": round(said.end, 3), "text": said.text, "finish_reason": said.finish_reason}
+        {
+            "id": number,
+            "seek": round(said.begin * SEEKS_PER_SECOND),
+            "start": round(said.begin, 3),
+            "end": round(said.end, 3),
+            "text": said.text,
+            "tokens": list(said.tokens),
+            "temperature": asked.temperature,
+            "finish_reason": said.finish_reason,
+        }
+        | {name: value for name, value in said.scores.items() if name not in _NO_SEGMENTS_FIELDS and value is not None}
         for number, said in enumerate(transcript.said)
     ]
 
 
 def _reason(transcript: Transcript) -> str:
     return next((said.finish_reason for said in transcript.said if said.finish_reason != "stop"), "stop")
+
+
+def _warnings_header(transcript: Transcript) -> dict[str, str]:
+    said = " ".join(transcript.warnings).encode("ascii", "replace").decode()
+    return {WARNINGS_HEADER: " ".join(said.split())[:MOST_HEADER]} if said else {}
 
 
 def _warnings(transcript: Transcript) -> JsonObject:

@@ -1,6 +1,7 @@
 """The process that holds the model: clips in, texts out, over one connection to the service.
 
-It decodes as long as clips are under way and takes new ones between two steps, so that a clip waits for a slot and never for a batch.
+It decodes as long as clips are under way and takes new ones between two steps, so that a clip waits for a slot and never for a batch. What
+the model heard in a clip is kept for a while, so that the same recording needs neither features nor the encoder when it comes again.
 """
 
 from __future__ import annotations
@@ -8,18 +9,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from arkfast.records import InputError, JsonObject, Utterance
+from arkfast.infer.hotwords import FIELD, read_hotwords
+from arkfast.records import InputError, JsonObject, JsonRow, Utterance
+from arkfast.serve.growing import Growing
 from arkfast.serve.hearing import end_with_parent
+from arkfast.serve.lru import Lru
 from arkfast.serve.options import ServeConfig
 
 if TYPE_CHECKING:
-    from arkfast.infer.session import EngineSession
+    import numpy as np
+
+    from arkfast.infer.session import Encoded
+    from arkfast.infer.stream import Outcome
     from arkfast.infer.transcriber import Transcriber
 
 NAMED_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio|>", "<|user|>", "<|assistant|>", "<|system|>")
 """Tokens that ``GET /token-mask`` tells of, where the tokenizer has them."""
+NO_HEAD = "the model that is served now has no head for them"
+NO_MEMORY = "the device had no memory to align them"
+
+Fault = Literal["decoding", "hotwords", "forgotten"]
+"""Why a clip has no transcript: its decoding failed; no transcript can hold one of its hotwords; it came without features, and what was
+heard in it is not known any more."""
 
 
 class Submit(NamedTuple):
@@ -28,11 +41,20 @@ class Submit(NamedTuple):
     ticket: int
     key: str
     """Decides what is drawn for it."""
-    features: Path
+    features: Path | None
+    """File of its float32 [n_mels, T] log-mel features; None where what was heard in it should be known by ``name``."""
+    name: str | None
+    """By which what is heard in it is kept; None: it is not."""
     language: str | None
     max_new_tokens: int | None
     sampling: JsonObject
     """Arguments of ``Sampling``."""
+    hotwords: tuple[str, ...]
+    """Phrases that are preferred in it, beside the service's own."""
+    words: bool
+    """Whether its words get times; features are there then."""
+    watched: bool
+    """Whether ``Grown`` tells its transcript before it is complete."""
 
 
 class Cancel(NamedTuple):
@@ -50,13 +72,22 @@ class Ready:
     """From the child, once: the model is loaded and has decoded something."""
 
     n_mels: int
+    least_samples: int
+    """A shorter clip counts as padded with zeros to so many."""
     slots: int
     """Most clips decoded together."""
     device: str
     dtype: str
     commit: str | None
+    words: bool
+    """Whether it can tell when words were said."""
     token_mask: JsonObject
     """What ``GET /token-mask`` answers."""
+
+    @property
+    def features(self) -> tuple[int, int]:
+        """What recordings must be made into: ``n_mels`` and ``least_samples``."""
+        return self.n_mels, self.least_samples
 
 
 class Refused(NamedTuple):
@@ -65,15 +96,35 @@ class Refused(NamedTuple):
     message: str
 
 
-class Done(NamedTuple):
-    """From the child: a clip's transcript."""
+class Grown(NamedTuple):
+    """From the child: a part of a clip's transcript that is certain, behind those before it."""
 
     ticket: int
-    text: str | None
-    finish_reason: str | None
-    prompt_tokens: int
-    error: str | None
-    """Why there is none."""
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """From the child: a clip's transcript, or why there is none."""
+
+    ticket: int
+    text: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    tokens: tuple[int, ...] = ()
+    """The ids that wrote the text, without the end token."""
+    scores: JsonRow | None = None
+    """``Result.scores``."""
+    words: list[JsonObject] | None = None
+    """``Result.words``, in seconds from the clip's start; None where they were not asked for or have no times."""
+    words_error: str | None = None
+    """Why they have none."""
+    warnings: tuple[str, ...] = ()
+    known: bool | None = None
+    """Whether what is heard in it was known, so that it was not encoded; None where nothing is kept of it."""
+    fault: Fault | None = None
+    error: str = ""
+    """What went wrong, for the log."""
 
 
 def main(connection: Connection, config: ServeConfig) -> None:
@@ -91,16 +142,18 @@ def main(connection: Connection, config: ServeConfig) -> None:
         return
     connection.send(
         Ready(
-            n_mels=transcriber.interface.n_mels or 0,
+            n_mels=transcriber.audio_input.n_mels,
+            least_samples=transcriber.audio_input.least_samples,
             slots=transcriber.batch_size,
             device=str(transcriber.device),
             dtype=transcriber.dtype,
             commit=transcriber.model_commit,
+            words=transcriber.word_times is not None,
             token_mask=token_mask(transcriber),
         )
     )
     try:
-        serve(connection, transcriber)
+        serve(connection, transcriber, config.encoder_cache_bytes)
     except (EOFError, BrokenPipeError, DeviceLost):  # the service sees that the process has ended
         return
 
@@ -111,12 +164,21 @@ def load(config: ServeConfig) -> Transcriber:
     Raises:
         InputError: as ``Transcriber``.
     """
-    from arkfast.infer.transcriber import Transcriber
+    import torch
 
-    return Transcriber(
+    from arkfast.align import find_head
+    from arkfast.device import use_device
+    from arkfast.infer.transcriber import Transcriber
+    from arkfast.models.hub import checkpoint_folder
+
+    folder = checkpoint_folder(config.model, revision=config.revision, flag="--model")
+    device = use_device(config.device, flag="--device")
+    # Slots take what memory is free, so the room of what is kept of clips is held while they are counted.
+    room = torch.empty(config.encoder_cache_bytes if device.type == "cuda" else 0, dtype=torch.uint8, device=device)
+    transcriber = Transcriber(
         config.model,
         revision=config.revision,
-        device=config.device,
+        device=device,
         dtype=config.dtype,
         attn_implementation=config.attn_impl,
         processor_path=config.processor_path,
@@ -124,8 +186,15 @@ def load(config: ServeConfig) -> Transcriber:
         max_new_tokens=config.max_new_tokens,
         max_audio_seconds=config.max_audio_seconds,
         max_tokens_per_second=config.max_tokens_per_second,
+        confidence=config.confidence,
+        no_speech=config.no_speech,
+        hotwords=None if config.hotwords is None else read_hotwords(config.hotwords),
+        timestamps="word" if config.aligner is not None or find_head(folder) is not None else "segment",
+        aligner=config.aligner,
         num_workers=0,
     )
+    del room
+    return transcriber
 
 
 def warm_up(transcriber: Transcriber) -> None:
@@ -136,7 +205,7 @@ def warm_up(transcriber: Transcriber) -> None:
     """
     import numpy as np
 
-    features = np.zeros((transcriber.interface.n_mels or 0, 100), dtype=np.float32)
+    features = np.zeros((transcriber.audio_input.n_mels, 100), dtype=np.float32)
     session = transcriber.session
     session.submit(Utterance(id="warm-up", audio=None), features, max_new_tokens=4)
     while session.pending:
@@ -158,48 +227,143 @@ def token_mask(transcriber: Transcriber) -> JsonObject:
     }
 
 
-def serve(connection: Connection, transcriber: Transcriber) -> None:
+def serve(connection: Connection, transcriber: Transcriber, cache_bytes: int) -> None:
     """Take clips and give transcripts back until ``Stop`` comes.
 
     Raises:
         EOFError, BrokenPipeError: the service is gone.
         DeviceLost: the device failed in a way that ends the process's use of it.
     """
-    desk = _Desk(connection, transcriber.session)
+    desk = _Desk(connection, transcriber, cache_bytes)
     while True:
-        while connection.poll(None if not desk.session.pending else 0):
+        while connection.poll(None if not transcriber.session.pending else 0):
             message = connection.recv()
             if isinstance(message, Stop):
                 return
             desk.take(message)
-        for outcome in desk.session.step():
-            ticket, tokens = desk.asked.pop(outcome.ticket)
-            connection.send(Done(ticket, outcome.text, outcome.finish_reason, tokens, outcome.error))
+        desk.step()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Clip:
+    """A clip that is under way."""
+
+    ticket: int
+    """The service's."""
+    prompt_tokens: int
+    known: bool | None
+    """``Done.known``."""
+    words: bool
+    """Whether times of its words were asked for."""
+    growing: Growing | None
+    """What has been told of its transcript; None where nobody asked."""
 
 
 class _Desk:
     """Which clip of the session is which of the service's."""
 
-    def __init__(self, connection: Connection, session: EngineSession) -> None:
-        self._connection, self.session = connection, session
-        self.asked: dict[int, tuple[int, int]] = {}
-        """The session's id → (the service's ticket, tokens of the prompt)."""
+    def __init__(self, connection: Connection, transcriber: Transcriber, cache_bytes: int) -> None:
+        self._connection, self._session, self._times = connection, transcriber.session, transcriber.word_times
+        self._tokenizer = transcriber.interface.tokenizer
+        self._heard: Lru[Encoded] = Lru(cache_bytes, _bytes)
+        self._clips: dict[int, _Clip] = {}  # by the session's ids
 
     def take(self, message: Submit | Cancel) -> None:
+        """Begin a clip, or forget one."""
         if isinstance(message, Cancel):
-            for id_, (ticket, _) in list(self.asked.items()):
-                if ticket == message.ticket:
-                    self.session.cancel(id_)
-                    del self.asked[id_]
+            for id_ in [id_ for id_, clip in self._clips.items() if clip.ticket == message.ticket]:
+                self._session.cancel(id_)
+                del self._clips[id_]
+                if self._times is not None:
+                    self._times.forget(id_)
             return
-        import numpy as np
+        fault: Fault = "decoding"
+        utterance = Utterance(id=message.key, audio=None, language=message.language, extra={FIELD: list(message.hotwords)})
+        try:
+            known = None if message.name is None else self._heard.find(message.name)
+            needed = known is None or message.words
+            features = _loaded(message.features) if message.features is not None and needed else None
+            given = features if known is None else known
+            if given is None:
+                self._connection.send(Done(ticket=message.ticket, fault="forgotten"))
+                return
+            fault = "hotwords"
+            self._session.check_hotwords(utterance)
+            fault = "decoding"
+            self._begin(message, utterance, given, features, known=None if message.name is None else known is not None)
+        except (InputError, ValueError, OSError) as error:  # one clip's fault must not cost the others
+            self._connection.send(Done(ticket=message.ticket, fault=fault, error=" ".join(str(error).split())))
 
+    def _begin(
+        self, message: Submit, utterance: Utterance, given: np.ndarray | Encoded, features: np.ndarray | None, *, known: bool | None
+    ) -> None:
         from arkfast.engine import Sampling
 
+        name = message.name
+        id_ = self._session.submit(
+            utterance,
+            given,
+            sampling=Sampling(**message.sampling),
+            max_new_tokens=message.max_new_tokens,
+            watched=message.watched,
+            keep=None if name is None or known else lambda heard: self._heard.keep(name, heard),
+        )
+        if message.words and self._times is not None and features is not None:
+            self._times.keep(id_, features)
+        self._clips[id_] = _Clip(
+            ticket=message.ticket,
+            prompt_tokens=self._session.prompt_tokens(id_),
+            known=known,
+            words=message.words,
+            growing=Growing(self._tokenizer) if message.watched else None,
+        )
+
+    def step(self) -> None:
+        """Decode on, and tell what has ended and what is certain of the rest."""
+        outcomes = self._session.step()
+        timed = {outcome.ticket: outcome for outcome in self._timed([each for each in outcomes if self._clips[each.ticket].words])}
+        for outcome in (timed.get(each.ticket, each) for each in outcomes):
+            self._connection.send(_done(self._clips.pop(outcome.ticket), outcome))
+        for id_, tokens in self._session.progress().items():
+            clip = self._clips[id_]
+            if clip.growing is not None and (text := clip.growing.add(tokens)):
+                self._connection.send(Grown(clip.ticket, text))
+
+    def _timed(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """The outcomes with times of words, or why they have none."""
+        import torch
+
+        if self._times is None:  # another model took over since they were asked for
+            return [outcome._replace(words_error=NO_HEAD) for outcome in outcomes]
         try:
-            features = np.load(message.features, allow_pickle=False)
-            utterance = Utterance(id=message.key, audio=None, language=message.language)
-            id_ = self.session.submit(utterance, features, sampling=Sampling(**message.sampling), max_new_tokens=message.max_new_tokens)
-            self.asked[id_] = message.ticket, self.session.prompt_tokens(id_)
-        except (InputError, ValueError, OSError) as error:  # one clip's fault must not cost the others
-            self._connection.send(Done(message.ticket, None, None, 0, " ".join(str(error).split())))
+            return self._times.add(outcomes)
+        except torch.OutOfMemoryError:  # which must not cost the other clips anything
+            return [outcome._replace(words_error=NO_MEMORY) for outcome in outcomes]
+
+
+def _loaded(path: Path) -> np.ndarray:
+    import numpy as np
+
+    features: np.ndarray = np.load(path, allow_pickle=False)
+    return features
+
+
+def _bytes(heard: Encoded) -> int:
+    return heard.audio.numel() * heard.audio.element_size()
+
+
+def _done(clip: _Clip, outcome: Outcome) -> Done:
+    if outcome.text is None:
+        return Done(ticket=clip.ticket, known=clip.known, fault="decoding", error=outcome.error or "")
+    return Done(
+        ticket=clip.ticket,
+        text=outcome.text,
+        finish_reason=outcome.finish_reason,
+        prompt_tokens=clip.prompt_tokens,
+        tokens=tuple(outcome.tokens),
+        scores=outcome.scores,
+        words=None if outcome.words is None else list(outcome.words),
+        words_error=outcome.words_error,
+        warnings=outcome.warnings,
+        known=clip.known,
+    )

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from arkfast.records import InputError, JsonObject
 from arkfast.serve import child
-from arkfast.serve.child import Cancel, Done, Ready, Refused, Stop, Submit
+from arkfast.serve.child import Cancel, Done, Grown, Ready, Refused, Stop, Submit
 from arkfast.serve.errors import ApiError
 from arkfast.serve.fair import Turns
 from arkfast.serve.options import ServeConfig
@@ -32,6 +32,10 @@ AHEAD = 2
 STOP_SECONDS = 5.0
 
 
+class Forgotten(Exception):
+    """What was heard in a clip is not known any more; it needs features."""
+
+
 class Wanted(NamedTuple):
     """A clip that an owner wants transcribed."""
 
@@ -40,6 +44,8 @@ class Wanted(NamedTuple):
     """Tells clips apart."""
     submit: Submit
     answer: asyncio.Future[Done]
+    grown: Callable[[str], None] | None
+    """Is called with each part of its transcript that is certain."""
 
 
 class Engine:
@@ -105,7 +111,12 @@ class Engine:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._gone)
 
-    def _received(self, message: Ready | Refused | Done) -> None:
+    def _received(self, message: Ready | Refused | Grown | Done) -> None:
+        if isinstance(message, Grown):
+            wanted = self.clips.get(message.ticket)
+            if wanted is not None and wanted.grown is not None:
+                wanted.grown(message.text)
+            return
         if isinstance(message, Ready):
             self.ready.set_result(message)
         elif isinstance(message, Refused):
@@ -140,8 +151,11 @@ class Engines:
         self._restart: asyncio.Task[None] | None = None
         self._stopping: list[asyncio.Task[None]] = []
         self._swapping = asyncio.Lock()
+        self._features: tuple[int, int] | None = None  # what recordings are made into
         self.deaths = 0
         """How often a process died."""
+        self.known, self.unknown = 0, 0
+        """Clips in which what is heard was known, and those that were encoded though it is kept."""
 
     @property
     def facts(self) -> Ready | None:
@@ -166,21 +180,51 @@ class Engines:
             InputError: it cannot load the model, or ends before it is ready.
         """
         self._current = Engine(self.config, self._moved)
-        return await asyncio.shield(self._current.ready)
+        ready = await asyncio.shield(self._current.ready)
+        self._features = ready.features
+        return ready
 
     async def decode(
-        self, owner: str, *, key: str, features: Path, language: str | None, max_new_tokens: int | None, sampling: JsonObject
+        self,
+        owner: str,
+        *,
+        key: str,
+        features: Path | None,
+        name: str | None = None,
+        language: str | None = None,
+        max_new_tokens: int | None = None,
+        sampling: JsonObject | None = None,
+        hotwords: tuple[str, ...] = (),
+        words: bool = False,
+        grown: Callable[[str], None] | None = None,
     ) -> Done:
         """A clip's transcript. Where the caller is cancelled, the clip's slot is freed.
 
+        Args:
+            owner: takes turns with the others.
+            key, features, name, language, max_new_tokens, sampling, hotwords, words: see ``Submit``.
+            grown: is called in the event loop with each part of the transcript that is certain before it is complete.
+
         Raises:
-            ApiError: 503, the engine died or is not there; 500, it could not decode the clip.
+            ApiError: 503, the engine died or is not there; 500, it could not decode the clip; 400, no transcript can hold a hotword.
+            Forgotten: there are no features, and what is heard is not known by its name any more.
         """
         if self.facts is None or self._closing:
             raise _restarting(self._wait_seconds())
         number = next(self._numbers)
-        submit = Submit(number, key, features, language, max_new_tokens, sampling)
-        wanted = Wanted(owner, number, submit, asyncio.get_running_loop().create_future())
+        submit = Submit(
+            ticket=number,
+            key=key,
+            features=features,
+            name=name,
+            language=language,
+            max_new_tokens=max_new_tokens,
+            sampling=sampling or {},
+            hotwords=hotwords,
+            words=words,
+            watched=grown is not None,
+        )
+        wanted = Wanted(owner, number, submit, asyncio.get_running_loop().create_future(), grown)
         self._turns.add(owner, wanted)
         self._pump()
         try:
@@ -188,22 +232,34 @@ class Engines:
         finally:
             if not wanted.answer.done() or wanted.answer.cancelled():
                 self._forget(wanted)
-        if done.error is not None:
+        if done.fault == "forgotten":
+            raise Forgotten
+        if done.fault == "hotwords":
+            message = "The field hotwords holds a phrase that no transcript can hold: the model takes a part of it for a special token."
+            raise ApiError(400, message, param="hotwords", code="invalid_value")
+        if done.fault is not None:
             log.error("clip failed: %s", done.error)
             raise ApiError(500, "The model could not decode the recording.", code="decoding_failed")
+        self.known += done.known is True
+        self.unknown += done.known is False
         return done
 
     async def exchange(self, model: Path, revision: str | None) -> Ready:
         """Load another model beside the one that serves, and let it take over; what the old one has, it finishes.
 
+        ``--aligner`` belongs to the model that it was given with, so another one has times of words by a head of its own alone.
+
         Raises:
-            InputError: the model cannot be loaded; the old one goes on.
+            InputError: the model cannot be loaded, or hears other features; the old one goes on.
         """
         async with self._swapping:
-            config = replace(self.config, model=model, revision=revision)
+            same = (model, revision) == (self.config.model, self.config.revision)
+            config = replace(self.config, model=model, revision=revision, aligner=self.config.aligner if same else None)
             engine = Engine(config, self._moved)
             try:
                 ready = await asyncio.shield(engine.ready)
+                if self._features not in (None, ready.features):
+                    raise InputError(f"{model}: hears other features than the model that is served; start a service of its own for it")
             except BaseException:
                 await engine.stop()
                 raise

@@ -15,6 +15,7 @@ from arkfast.serve.options import NAME
 Format = Literal["json", "text", "srt", "vtt", "verbose_json"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 MOST_PROMPT = 4096  # characters
+MOST_HOTWORDS, MOST_HOTWORDS_CHARACTERS = 100, 2000
 MOST_TEMPERATURE, MOST_PENALTY, MOST_TOP_K, MOST_SEED = 2.0, 10.0, 1_000_000, (1 << 63) - 1
 
 
@@ -25,13 +26,15 @@ class Asked:
     format: Format = "json"
     """How the answer is written."""
     stream: bool = False
-    """Whether it comes as server-sent events, a clip at a time."""
+    """Whether it comes as server-sent events, as the transcript grows."""
     words: bool = False
     """Whether times of words are wanted."""
     language: str | None = None
     """Code of the language of the speech, as the client says it."""
     prompt: str = ""
     """What the client says about the recording."""
+    hotwords: tuple[str, ...] = ()
+    """Phrases that are preferred."""
     begin: float | None = None
     """Where the wanted part of the recording begins, in seconds."""
     end: float | None = None
@@ -100,6 +103,7 @@ def asked(form: Mapping[str, Sequence[str]], *, names: Sequence[str], max_new_to
         words="word" in granularities,
         language=_language(one),
         prompt=_prompt(one),
+        hotwords=_hotwords(one),
         begin=begin,
         end=end,
         max_new_tokens=_whole(one, "max_new_tokens", None, least=1, most=max_new_tokens),
@@ -111,7 +115,10 @@ def asked(form: Mapping[str, Sequence[str]], *, names: Sequence[str], max_new_to
     )
 
 
-_SHARED = {"begin_time", "end_time", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "model", "language"}
+_SHARED = {
+    "begin_time", "end_time", "max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed", "model", "language",
+    "hotwords",
+}  # fmt: skip
 _ORIGINAL = frozenset(_SHARED)
 _OPENAI = frozenset(
     _SHARED | {"prompt", "response_format", "stream", "timestamp_granularities[]", "timestamp_granularities", "chunking_strategy"}
@@ -186,3 +193,14 @@ def _prompt(form: Mapping[str, str]) -> str:
     if len(text) > MOST_PROMPT:
         raise _bad("prompt", f"may have at most {MOST_PROMPT} characters, got {len(text)}.")
     return text
+
+
+def _hotwords(form: Mapping[str, str]) -> tuple[str, ...]:
+    """Phrases with commas or line feeds between."""
+    text = form.get("hotwords", "")
+    if len(text) > MOST_HOTWORDS_CHARACTERS:
+        raise _bad("hotwords", f"may have at most {MOST_HOTWORDS_CHARACTERS} characters, got {len(text)}.")
+    phrases = tuple(dict.fromkeys(phrase.strip() for line in text.splitlines() for phrase in line.split(",") if phrase.strip()))
+    if len(phrases) > MOST_HOTWORDS:
+        raise _bad("hotwords", f"may hold at most {MOST_HOTWORDS} phrases, got {len(phrases)}.")
+    return phrases

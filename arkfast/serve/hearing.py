@@ -38,8 +38,8 @@ class Clip(NamedTuple):
     begin: float
     """Seconds from the recording's start."""
     end: float
-    features: Path
-    """File of its float32 [n_mels, T] log-mel features."""
+    features: Path | None
+    """File of its float32 [n_mels, T] log-mel features; None where they are not at hand."""
 
 
 class Heard(NamedTuple):
@@ -52,12 +52,18 @@ class Heard(NamedTuple):
     warnings: tuple[str, ...]
     """What is doubtful about the recording."""
 
+    def without_features(self) -> Heard:
+        """What stays true when the files of features are gone."""
+        return self._replace(clips=tuple(clip._replace(features=None) for clip in self.clips))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """How recordings are cut, and what is too long."""
 
     n_mels: int
+    least_samples: int
+    """A shorter clip counts as padded with zeros to so many."""
     longest_clip: float
     """Seconds."""
     max_duration: float
@@ -84,7 +90,7 @@ def hear(path: str, folder: str, begin: float | None, end: float | None, limits:
 
 
 def _heard(utterance: Utterance, folder: Path, limits: Limits) -> Heard:
-    splitter, log_mel = _splitter(limits.vad, limits.longest_clip), _log_mel(limits.n_mels)
+    splitter, log_mel = _splitter(limits.vad, limits.longest_clip), _log_mel(limits.n_mels, limits.least_samples)
     assert isinstance(utterance.audio, str)
     length = audio.extent(utterance.audio, name=RECORDING).seconds
     _check(min(length, utterance.end or length) - (utterance.begin or 0.0), limits)
@@ -119,8 +125,8 @@ def _splitter(vad: Vad, longest: float) -> Splitter:
 
 
 @cache
-def _log_mel(n_mels: int) -> LogMel:
-    return audio.LogMel(n_mels)
+def _log_mel(n_mels: int, least_samples: int) -> LogMel:
+    return audio.LogMel(n_mels, least_samples=least_samples)
 
 
 class Hearing:

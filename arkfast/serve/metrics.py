@@ -23,6 +23,8 @@ class Metrics:
         self.busy = Gauge("arkfast_clips_decoding", "Clips that the engine has.", registry=own)
         self.deaths = Gauge("arkfast_engine_deaths", "How often the engine's process died.", registry=own)
         self.crashes = Gauge("arkfast_decoder_crashes", "How often a process that reads recordings died.", registry=own)
+        self.known = Gauge("arkfast_encoder_cache_hits", "Clips that were not encoded because they came before.", registry=own)
+        self.unknown = Gauge("arkfast_encoder_cache_misses", "Clips that were encoded and are kept.", registry=own)
         self.ready = Gauge("arkfast_ready", "1 while the engine takes clips.", registry=own)
 
     def text(self) -> bytes:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from arkfast import command_line
 from arkfast.infer.long import Vad
+from arkfast.infer.speech import NoSpeech
 from arkfast.infer.transcriber import Attention, DType, check_limits
 from arkfast.records import InputError
 
@@ -48,6 +49,20 @@ class ServeConfig:
     silero-vad), none refuses longer recordings."""
     max_tokens_per_second: float = 20.0
     """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
+    aligner: Path | None = None
+    """Folder of a head that --stage ctc_head of arkfast train made, which tells when words were said; the one beside the checkpoint's
+    weights by default, and where there is none, times of words are refused."""
+    confidence: bool = True
+    """Segments and words of verbose_json say how sure the model was."""
+    no_speech: NoSpeech = "mark"
+    """What becomes of the transcript of a clip without speech: mark says so beside it, skip leaves its text out too, keep judges
+    nothing."""
+    hotwords: Path | None = None
+    """Text file of phrases that are preferred, one a line, where wanted with a tab and a weight behind it (2); a request may add its
+    own."""
+    encoder_cache_mb: float = 256.0
+    """Millions of bytes in which the engine keeps what it heard in the latest clips, on its device, so that the same recording, sent again
+    by the same client, is neither read nor encoded; 0 keeps nothing."""
     host: str = "127.0.0.1"
     """Address to listen on. One that other machines can reach needs keys (--api_keys)."""
     port: int = 8025
@@ -101,8 +116,9 @@ class ServeConfig:
         for name in ("max_requests", "max_requests_per_key", "num_workers"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.drain_seconds < float("inf"):
-            raise InputError(f"--drain_seconds must be at least 0 and finite, got {self.drain_seconds}")
+        for name in ("drain_seconds", "encoder_cache_mb"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise InputError(f"--{name} must be at least 0 and finite, got {getattr(self, name)}")
         if not self.log_to_console and self.log_file is None:
             raise InputError("--log_to_console False: nobody would have the log; give --log_file FILE")
         if not 0 <= self.port < 1 << 16:
@@ -111,6 +127,11 @@ class ServeConfig:
             scheme, separator, rest = origin.partition("://")
             if scheme not in ("http", "https") or not separator or not rest or "/" in rest or "*" in rest:
                 raise InputError(f"--cors_origin {origin}: give a whole origin without a path, such as https://app.example")
+
+    @property
+    def encoder_cache_bytes(self) -> int:
+        """``encoder_cache_mb`` in bytes."""
+        return int(self.encoder_cache_mb * 1e6)
 
     @property
     def is_public(self) -> bool:

@@ -19,6 +19,7 @@ import pytest
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
 TOKENS = 24
+KEY = "a-key-of-the-tests-4567"
 
 
 @dataclass
@@ -29,10 +30,13 @@ class Running:
     address: str
     said: list[str] = field(default_factory=list)
     """What it wrote on standard error, line by line."""
+    key: str = ""
+    """The key that it wants, if any."""
 
     @property
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.address, timeout=60)
+        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
+        return httpx.Client(base_url=self.address, timeout=60, headers=headers)
 
     def post(self, path: str = "/v1/audio/transcriptions", *, file: Path | None = None, **fields: str) -> httpx.Response:
         headers = {"Authorization": fields.pop("authorization")} if "authorization" in fields else {}
@@ -85,7 +89,17 @@ def _started(model: Path, *flags: str, environment: dict[str, str] | None = None
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
+    """With a head of random weights beside it, which tells times of words."""
+    import torch
+
+    from arkfast.align import CtcHead, HeadConfig, save_head
+    from arkfast.align.head import weights_digest
+
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
+    torch.manual_seed(0)
+    config = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
+    save_head(CtcHead(config), folder)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -106,13 +120,22 @@ def service(model: Path) -> Iterator[Running]:
     assert running.stop() == 0
 
 
+@pytest.fixture(scope="session")
+def keyed_service(model: Path) -> Iterator[Running]:
+    """One that needs a key."""
+    running = _started(model, environment={"ARKFAST_API_KEYS": f"anna:{KEY}"})
+    running.key = KEY
+    yield running
+    assert running.stop() == 0
+
+
 @pytest.fixture
 def start(model: Path) -> Iterator[Callable[..., Running]]:
     """Starts services with flags, and ends them with the test."""
     all_: list[Running] = []
 
-    def started(*flags: str, environment: dict[str, str] | None = None) -> Running:
-        all_.append(_started(model, *flags, environment=environment))
+    def started(*flags: str, environment: dict[str, str] | None = None, served: Path | None = None) -> Running:
+        all_.append(_started(served or model, *flags, environment=environment))
         return all_[-1]
 
     yield started

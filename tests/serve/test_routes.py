@@ -48,7 +48,7 @@ def test_a_stream_is_openai_s_events_and_their_deltas_are_the_text(service: Runn
     answer = service.post(file=clips / "70.wav", stream="true")
     assert answer.headers["content-type"].startswith("text/event-stream")
     events = [json.loads(line.removeprefix("data: ")) for line in answer.text.splitlines() if line]
-    assert [event["type"] for event in events] == ["transcript.text.delta"] * 3 + ["transcript.text.done"]
+    assert [event["type"] for event in events] == ["transcript.text.delta"] * (len(events) - 1) + ["transcript.text.done"]
     assert "".join(event["delta"] for event in events[:-1]) == events[-1]["text"] == texts["70.wav"]
 
 

@@ -35,6 +35,11 @@ def glue(left: str, right: str) -> str:
     return "" if without_word_spaces(before) and without_word_spaces(after) else " "
 
 
+def is_begun(right: str) -> bool:
+    """Whether ``glue`` stays what it is however the right text, of which this is the beginning, goes on."""
+    return bool(right.lstrip(_OPEN))
+
+
 def is_full_width_mark(character: str) -> bool:
     """Whether it is punctuation that brings its own space, such as 。 and ，."""
     return unicodedata.category(character)[0] == "P" and unicodedata.east_asian_width(character) in "WF"
