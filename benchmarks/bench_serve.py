@@ -79,8 +79,9 @@ def served(model: str | None, flags: Sequence[str]) -> Iterator[Server]:
         ValueError: it does not become ready; the message holds the end of what it said.
     """
     with tempfile.TemporaryDirectory(prefix="arkfast-served-") as name, tempfile.TemporaryFile("w+") as log:
-        # One address stands for all clients here.
-        words = [model or str(tiny_checkpoint(Path(name) / "tiny")), "--port", "0", "--max_requests_per_key", "64", *flags]
+        # One address stands for all clients here. The same recordings are sent again and again, and each must cost what a new one costs.
+        own = ["--port", "0", "--max_requests_per_key", "64", "--encoder_cache_mb", "0"]
+        words = [model or str(tiny_checkpoint(Path(name) / "tiny")), *own, *flags]
         command = [sys.executable, "-m", "arkfast", "serve", *words]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         try:
