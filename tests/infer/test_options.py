@@ -163,3 +163,10 @@ def test_options_need_no_torch() -> None:
     code = "import sys; from arkfast.evaluate.options import EvaluateConfig as E; E(input='a'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
+
+
+def test_the_commands_modules_need_no_torch() -> None:
+    """Each start of ``arkfast evaluate`` on rows that have their transcripts would pay seconds for it, and so would each wrong argument."""
+    code = "import sys, arkfast.infer.command, arkfast.evaluate.command; print({'torch', 'transformers'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
