@@ -354,10 +354,14 @@ class Batch(_OnDevice):
     """[B, P] int64 prompt ids with one audio placeholder per encoder output, right-padded."""
     prompt_lens: torch.Tensor
     """[B] int64 prompt lengths."""
+    prompt_sizes: tuple[int, ...] | None = None
+    """The same numbers, which the host can read without waiting for the device; None where they are not known."""
     target_ids: torch.Tensor | None = None
     """[B, L] int64 transcript ids with the end token, right-padded; None when the rows carry no text."""
     target_lens: torch.Tensor | None = None
     """[B] int64 transcript lengths, the end token included."""
+    target_sizes: tuple[int, ...] | None = None
+    """The same numbers, as ``prompt_sizes``."""
     languages: tuple[str | None, ...] = ()
     """Each row's language as the data gives it."""
     texts: tuple[str | None, ...] = ()
@@ -394,6 +398,8 @@ class Rollout(_OnDevice):
     """[N] float32 log-probability of each produced token under the student's allowed distribution at temperature 1."""
     total: int | None = None
     """N where the host knows it, so that whatever needs N does not wait for the device."""
+    sizes: tuple[tuple[int, int], ...] | None = None
+    """(row of the batch, tokens) of each row where the host knows them, as ``total``."""
     languages: tuple[str, ...] = ()
     """As ``TeacherScores.languages``, where a teacher produced it."""
 

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 
 import torch
 
+from arkfast.distill.objective import Divergences, Objective, divergences, overlap
 from arkfast.distill.references import joined, references
 from arkfast.distill.sequence import at_predicting_positions
-from arkfast.kernels import UnionKL, linear_log_softmax, opd_union_kl
+from arkfast.kernels import linear_log_softmax
 from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
+
+PAPER = Objective()
+"""The ARK-ASR paper's: KL(p‖q) on the union of both top-k."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,10 +121,11 @@ def opd_loss(
     scores: TeacherScores,
     *,
     tau: float,
+    objective: Objective = PAPER,
     blocked: torch.Tensor | None = None,
     allowed: AllowedTokens | None = None,
 ) -> LossSum:
-    """Στ²·KL(p‖q) on the union of both models' top-k, over every produced position that the teacher could score.
+    """Στ²·D(p, q) over every produced position that the teacher could score; by default D is KL(p‖q) on the union of both top-k.
 
     Rows that are to be learnt by their references go through the decoder in the same pass, and −Σ log q(token) over their references is
     added.
@@ -132,36 +137,35 @@ def opd_loss(
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.
-        blocked, allowed: as for ``cross_entropy_loss``; read where rows are learnt by their references.
+        objective: which divergence, and on which ids.
+        blocked, allowed: as for ``cross_entropy_loss``; read where rows are learnt by their references, and where the objective compares
+            more than the ids that both list.
     """
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
-    teacher_scores = torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
-    topk_ids = rollout.topk_ids
-    produced, learnt = len(topk_ids), references(batch, scores.by_reference)
+    produced, learnt = len(rollout.topk_ids), references(batch, scores.by_reference)
     rows = rollout if learnt is None else joined(rollout, learnt)
 
-    def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[UnionKL, torch.Tensor]:
-        union = opd_union_kl(hidden[:produced], weight, topk_ids, scores.ids, teacher_scores, tau=tau, reduction="sum")
+    def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[Divergences, torch.Tensor]:
+        found = divergences(objective, hidden[:produced], weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
         if learnt is None:
-            return union, hidden.new_zeros(0)
+            return found, hidden.new_zeros(0)
         row, place = learnt.packed_index()
         ranges = None if allowed is None else allowed.row_ranges(place)
-        return union, linear_log_softmax(hidden[produced:], weight, learnt.tokens[row, place][:, None], blocked=blocked, ranges=ranges)
+        return found, linear_log_softmax(hidden[produced:], weight, learnt.tokens[row, place][:, None], blocked=blocked, ranges=ranges)
 
-    union, log_probs = at_predicting_positions(model, batch, audio, rows, head)
-    count = union.valid.sum().float()
+    found, log_probs = at_predicting_positions(model, batch, audio, rows, head)
+    count = found.valid.sum().float()
     cross_entropy, words = -log_probs.float().sum(), torch.full_like(count, float(len(log_probs)))
-    support = torch.where(union.valid, union.support, 0).sum().float()
-    # What the teacher cannot see is in no union; of the rest, ids of both lists are counted twice before and once in it.
-    listed = torch.where(union.valid, torch.isfinite(teacher_scores).sum(1), 0).sum().float()
+    # What the teacher cannot see is on no support, and so in no overlap either.
+    shared = overlap(rollout.topk_ids, scores.ids) & torch.isfinite(scores.student_scores) & found.valid[:, None]
     return LossSum(
-        total=union.loss if learnt is None else union.loss + cross_entropy,
+        total=found.total if learnt is None else found.total + cross_entropy,
         count=count + words,
         metrics={
             "asr_loss": (cross_entropy.detach(), words),
-            "opd_loss": (union.loss.detach(), count),
-            "opd_valid_topk_mean": (support, count),
-            "opd_overlap_mean": (listed - support, count),
+            "opd_loss": (found.total.detach(), count),
+            "opd_valid_topk_mean": (torch.where(found.valid, found.support, 0).sum().float(), count),
+            "opd_overlap_mean": (shared.sum().float(), count),
             "opd_aligned_share": (scores.valid.sum().float(), torch.full_like(count, float(len(scores.valid)))),
         },
     )

@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 
-from arkfast.distill.losses import CTCHead, LossSum, cross_entropy_loss, opd_loss
+from arkfast.distill.guards import Guards, guarded
+from arkfast.distill.losses import PAPER, CTCHead, LossSum, cross_entropy_loss, opd_loss
+from arkfast.distill.objective import Objective
 from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
@@ -24,14 +26,16 @@ from arkfast.records import Batch, Rollout, TeacherScores
 
 Phase = Callable[[str], AbstractContextManager[object]]
 
+UNGUARDED = Guards()
 GENERATED = ("generated_tokens_mean", "generated_nonempty", "generated_stopped")
 END_TOKEN = ("opd_nonterminal_rows", "opd_nonterminal_eos_candidate_rows", "opd_terminal_rows", "opd_terminal_eos_candidate_rows")
 
 
-def metric_names(stage: str, *, ctc: bool = False) -> tuple[str, ...]:
+def metric_names(stage: str, *, ctc: bool = False, guards: Guards = UNGUARDED) -> tuple[str, ...]:
     """What a step of ``stage`` measures: the names in its ``LossSum.metrics``. ``ctc`` says that the CTC term is on."""
     if stage == "opd":
-        return ("opd_loss", "asr_loss", "opd_valid_topk_mean", "opd_overlap_mean", "opd_aligned_share", *END_TOKEN, *GENERATED)
+        lists = ("opd_valid_topk_mean", "opd_overlap_mean", "opd_aligned_share")
+        return ("opd_loss", "asr_loss", *lists, *END_TOKEN, *guards.counters, *GENERATED)
     return ("asr_loss", *GENERATED) if stage == "td" else ("asr_loss", *(["ctc_loss"] if ctc else []))
 
 
@@ -40,7 +44,16 @@ def _untimed(_name: str) -> AbstractContextManager[object]:
 
 
 def opd_step(
-    student: SpeechModel, engine: Decodes, teacher: Teacher, batch: Batch, *, tau: float, phase: Phase = _untimed, **decoding: Any
+    student: SpeechModel,
+    engine: Decodes,
+    teacher: Teacher,
+    batch: Batch,
+    *,
+    tau: float,
+    objective: Objective = PAPER,
+    guards: Guards = UNGUARDED,
+    phase: Phase = _untimed,
+    **decoding: Any,
 ) -> LossSum:
     """On-policy distillation on one batch.
 
@@ -50,6 +63,8 @@ def opd_step(
         teacher: scores what it produced.
         batch: B utterances.
         tau: the loss's temperature.
+        objective: which divergence, and on which ids.
+        guards: which positions are left out.
         phase: entered by the name of each part of the step, to time it.
         **decoding: goes to ``Engine.rollout``.
     """
@@ -61,11 +76,14 @@ def opd_step(
         rollout = engine.rollout(batch, audio=audio, **decoding)
     with phase("teacher"):
         scores = teacher.score(batch, rollout, begun)
+        scores, counted = guarded(guards, batch, rollout, scores)
         del begun  # keys and values of every prompt, perhaps: not to be held through the student's pass
     with phase("student_score"):
-        loss = opd_loss(student, batch, audio, rollout, scores, tau=tau, blocked=engine.blocked, allowed=engine.allowed)
+        loss = opd_loss(
+            student, batch, audio, rollout, scores, tau=tau, objective=objective, blocked=engine.blocked, allowed=engine.allowed
+        )
     ends = _end_token_metrics(rollout, scores, engine.stop_ids)
-    return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends, languages=scores.languages), rollout)
+    return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends | counted, languages=scores.languages), rollout)
 
 
 def td_step(

@@ -17,9 +17,9 @@ from arkfast.distill.losses import opd_loss
 from arkfast.distill.prefix import ATTENTIONS, at_predicting_positions_after
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
+from arkfast.distill.teachers.direct import Wanted
 from arkfast.engine.prefill import prefill
 from arkfast.engine.sampling import step_seed
-from arkfast.kernels import linear_topk_lse
 from arkfast.records import Batch, Rollout, TeacherScores
 from arkfast.train.config import TrainConfig
 from arkfast.train.gates import percent
@@ -64,21 +64,17 @@ class Calibration:
         ]
 
 
-def own_scores(learner: Learner, batch: Batch, rollout: Rollout) -> TeacherScores:
+def own_scores(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rollout) -> TeacherScores:
     """What the student says of its own rollout when it is asked as a teacher is: prompts first, then the tokens after them."""
     assert rollout.topk_ids is not None
     topk_ids, engine, model = rollout.topk_ids, learner.engine, learner.model
     ranges = engine.allowed.row_ranges(rollout.packed_index()[1])
     prefix = prefill(model, batch.input_ids, batch.prompt_lens, encoded(model, batch))
-    best = at_predicting_positions_after(
-        model,
-        prefix,
-        rollout,
-        lambda hidden, weight: linear_topk_lse(hidden, weight, learner.top_k, blocked=engine.blocked, ranges=ranges, gather_ids=topk_ids),
+    wanted = Wanted(top_k=learner.top_k, lse_temperature=config.lse_temperature, states=config.objective.needs_states)
+    found: TeacherScores = at_predicting_positions_after(
+        model, prefix, rollout, lambda hidden, weight: wanted.at(hidden, weight, topk_ids, blocked=engine.blocked, ranges=ranges)
     )
-    assert best.gathered is not None
-    scores = best.gathered.masked_fill(topk_ids < 0, float("-inf"))
-    return TeacherScores(ids=best.ids, scores=best.values, student_scores=scores, valid=torch.isfinite(best.values[:, 0]))
+    return found
 
 
 def calibrate(config: TrainConfig, learner: Learner, teacher: Teacher | None, batches: Sequence[Batch | None]) -> Calibration | None:
@@ -98,7 +94,7 @@ def calibrate(config: TrainConfig, learner: Learner, teacher: Teacher | None, ba
         theirs += _gradient(config, learner, moved, rollout, scores)[1]
         seconds.append(_now(device) - begun)
         with torch.no_grad():
-            mine = own_scores(learner, moved, rollout)
+            mine = own_scores(config, learner, moved, rollout)
             teacher_mass, student_mass, entropy, counted = _masses(scores, mine)
         loss, norm = _gradient(config, learner, moved, rollout, mine)
         own, positions = own + norm, positions + counted
@@ -120,21 +116,23 @@ def calibrate(config: TrainConfig, learner: Learner, teacher: Teacher | None, ba
 
 def _rollout(config: TrainConfig, learner: Learner, batch: Batch) -> Rollout:
     with torch.no_grad():
-        return learner.engine.rollout(
-            batch,
-            max_new_tokens=config.asr_opd_max_new_tokens,
-            n=config.rollouts_per_prompt,
-            temperature=config.rollout_temperature,
-            top_p=config.rollout_top_p,
-            top_k=config.rollout_top_k,
-            seed=step_seed(config.seed, 0),  # as the first step draws
-        )
+        return learner.engine.rollout(batch, **config.decoding, seed=step_seed(config.seed, 0))  # as the first step draws
 
 
 def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rollout, scores: TeacherScores) -> tuple[float, float]:
     """(mean loss, norm of the summed loss's gradient); the gradient is thrown away."""
     with torch.enable_grad():
-        loss = opd_loss(learner.model, batch, encoded(learner.model, batch), rollout, scores, tau=config.opd_temperature)
+        loss = opd_loss(
+            learner.model,
+            batch,
+            encoded(learner.model, batch),
+            rollout,
+            scores,
+            tau=config.opd_temperature,
+            objective=config.objective,
+            blocked=learner.engine.blocked,
+            allowed=learner.engine.allowed,
+        )
         loss.total.backward()
     gradients = [p.grad for _, p in learner.student.parameters if p.grad is not None]
     norm = float(torch.stack(torch._foreach_norm(gradients)).double().norm()) if gradients else 0.0

@@ -6,11 +6,14 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
 
 from arkfast import command_line
 from arkfast.console import ConsoleOptions
 from arkfast.records import OnTruncated
+
+if TYPE_CHECKING:
+    from arkfast.distill import Guards, Objective
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 CHANGEABLE = ("rows", "student_model", "teacher_model")
@@ -21,6 +24,16 @@ FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
 LONGEST_WAIT = 365 * 24 * 3600
 """Seconds; clocks of collectives count nanoseconds in 64 bits."""
 MOST_THREADS = 4096
+
+
+class Decoding(TypedDict):
+    """Arguments of ``Engine.rollout``."""
+
+    max_new_tokens: int
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +104,9 @@ class TrainConfig(ConsoleOptions):
     rollout_copy: Literal["auto", "on", "off"] = "auto"
     """Whether each process of a sharded student keeps a copy of its decoder for rollouts, which a GPU then runs as CUDA graphs: auto keeps
     one on a GPU where it takes at most a quarter of the memory that is left. Rollouts are the same with it and without."""
+    packed_decoder: Literal["auto", "on", "off"] = "auto"
+    """Whether the student's decoder learns from rows that are laid end to end, without padding: auto does so on a GPU that computes in
+    bfloat16, where attention is one call for all rows; elsewhere it is a call for each. Losses are the same but for rounding."""
     shard_group_size: int = 0
     """Processes that share one copy of the weights, each such group holding a whole copy (hybrid sharding); 0 is all of them."""
     freeze: tuple[str, ...] = ()
@@ -166,6 +182,25 @@ class TrainConfig(ConsoleOptions):
     """How many of each model's best ids enter the union."""
     opd_temperature: float = 1.0
     """Softmax temperature of both distributions in the loss."""
+    divergence: Literal["forward_kl", "reverse_kl", "jsd"] = "forward_kl"
+    """What stage opd makes small at each position: forward_kl is KL(teacher‖student), reverse_kl KL(student‖teacher), jsd a mean of both
+    ones' divergences from their mixture."""
+    jsd_beta: float = 0.5
+    """Weight of the teacher in the mixture of jsd, and of its divergence from it; between 0 and 1."""
+    support: Literal["union", "teacher", "student", "intersection", "full"] = "union"
+    """Ids on which both distributions are compared, each renormalised on them: those of either top-k list, of the teacher's, of the
+    student's, of both, or all that may be produced. full needs a teacher of the student's vocabulary in this process, and one product of
+    each model's states with its whole head."""
+    tail_bucket: bool = False
+    """Renormalise nothing, and let one more slot stand for all ids outside the support; it needs the same product of the student."""
+    empty_rollout: Literal["eos", "reference", "skip"] = "eos"
+    """What stage opd learns from a rollout of nothing but the end token: eos: that position, like any other; reference: the row's text, by
+    cross-entropy; skip: nothing. Rows without a text are skipped by reference too."""
+    loop_guard: bool = False
+    """Leave positions out of the loss past the length at which a rollout has gone into a loop."""
+    length_guard: float = 0.0
+    """Leave positions out of the loss past so many times the length of the row's text, in ids; 0 leaves none out, and rows without a text
+    are not judged."""
     asr_opd_max_new_tokens: int = 256
     """Longest transcript that student or teacher produces, the end token included."""
     rollouts_per_prompt: int = 1
@@ -240,6 +275,11 @@ class TrainConfig(ConsoleOptions):
                     f"--{name} flash_attention_2: masks and positions of training are written for sdpa, which takes PyTorch's own flash "
                     "kernels where they serve and needs no package; leave the flag out"
                 )
+        if self.packed_decoder == "on" and self.student_attn_implementation != "sdpa":
+            raise ValueError(
+                f"--packed_decoder on: rows are packed with --student_attn_implementation sdpa, not {self.student_attn_implementation}; "
+                "leave one of them out"
+            )
         if self.stage in ("opd", "td") and self.teacher_model is None:
             raise ValueError(f"--teacher_model: stage {self.stage} needs a teacher; give its folder")
         if self.stage != "sft" and self.ctc_weight:
@@ -254,9 +294,17 @@ class TrainConfig(ConsoleOptions):
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
                      "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads", "micro_batches_per_step",
-                     "shard_group_size", "calibration_batches", "lora_rank", "seed", "gate_dev_wer"):  # fmt: skip
+                     "shard_group_size", "calibration_batches", "lora_rank", "seed", "gate_dev_wer", "length_guard"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
+        if not 0 < self.jsd_beta < 1:
+            raise ValueError(f"--jsd_beta: must lie between 0 and 1, got {self.jsd_beta}; reverse_kl and forward_kl are its limits")
+        if self.jsd_beta != 0.5 and self.divergence != "jsd":
+            raise ValueError(f"--jsd_beta {self.jsd_beta}: is a matter of --divergence jsd, and it is {self.divergence}; leave it out")
+        if 0 < self.length_guard < 1:
+            raise ValueError(f"--length_guard: below 1 it would leave rollouts out that are as long as the text, got {self.length_guard}")
+        if self.tail_bucket and self.support == "full":
+            raise ValueError("--tail_bucket: with --support full no id is left for it; leave one of them out")
         if self.batch_seconds and self.per_device_train_batch_size == 1:
             raise ValueError("--batch_seconds: fills micro-batches of up to --per_device_train_batch_size rows, which is 1; raise that too")
         from arkfast.audio.channels import check_choice
@@ -305,6 +353,36 @@ class TrainConfig(ConsoleOptions):
             raise ValueError("--rollouts_per_prompt: greedy rollouts are all alike; give --rollout_temperature above 0 or leave it at 1")
         if self.eval_freq and self.eval_data is None:
             raise ValueError("--eval_freq: there is nothing to measure on; give --eval_data")
+
+    @property
+    def objective(self) -> Objective:
+        """The loss of stage opd at one position."""
+        from arkfast.distill import Objective
+
+        return Objective(divergence=self.divergence, beta=self.jsd_beta, support=self.support, tail=self.tail_bucket)
+
+    @property
+    def guards(self) -> Guards:
+        """What rollouts of stage opd are guarded against."""
+        from arkfast.distill import Guards
+
+        return Guards(empty=self.empty_rollout, loops=self.loop_guard, length_ratio=self.length_guard)
+
+    @property
+    def lse_temperature(self) -> float | None:
+        """The temperature of the log-sum-exp that the loss needs of the teacher; None where it needs none."""
+        return self.opd_temperature if self.stage == "opd" and self.objective.needs_lse else None
+
+    @property
+    def decoding(self) -> Decoding:
+        """How a step's rollouts are drawn, but for the seed."""
+        return {
+            "max_new_tokens": self.asr_opd_max_new_tokens,
+            "n": self.rollouts_per_prompt,
+            "temperature": self.rollout_temperature,
+            "top_p": self.rollout_top_p,
+            "top_k": self.rollout_top_k,
+        }
 
 
 def profiled_steps(text: str) -> tuple[int, int] | None:

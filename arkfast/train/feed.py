@@ -129,7 +129,7 @@ def targets_of(config: TrainConfig, task: Task, interface: Interface) -> Callabl
     """An utterance's reference as ids, where the run learns it: no ids for a row without text in a stage that can do without."""
     if config.stage == "sft":
         return partial(task.targets, interface=interface)
-    if config.unsupported_language == "sft":
+    if config.unsupported_language == "sft" or (config.stage == "opd" and config.guards.needs_references):
         return lambda utterance: task.targets(utterance, interface) if (utterance.text or "").strip() else []
     return None
 

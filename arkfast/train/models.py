@@ -18,6 +18,7 @@ from arkfast.distill import CTCHead
 from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
 from arkfast.engine import Decodes, Engine
 from arkfast.models.family import AnyFamily, Processor, SpeechModel, check_head, check_positions, find_family
+from arkfast.models.packed import pack
 from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
@@ -76,6 +77,8 @@ class LoadedStudent:
             model.to(device)
             self.model = model
         check_head(self.model, where=f"--student_model {folder}")
+        if config.packed_decoder == "on" or (config.packed_decoder == "auto" and device.type == "cuda" and compute == torch.bfloat16):
+            pack(self.model)
         self.task: Task = find_task(config.task)
         self.interface: Interface = self.family.interface(self.processor.tokenizer, self.model, where=f"--student_model {folder}")
         self.prompt, self.allowed = self.interface.prompt(config.task), self.interface.allowed(config.task)
@@ -187,6 +190,8 @@ def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Lo
         device=parallel.device,
         dtype=compute_dtype(config, parallel.device),
         attn_implementation=config.teacher_attn_implementation,
+        lse_temperature=config.lse_temperature,
+        states=config.stage == "opd" and config.objective.needs_states,
         positions=student.positions,
         prompt=config.teacher_prompt,
         full_attention=config.teacher_full_attention,

@@ -156,12 +156,10 @@ class Trainer:
             self._teacher,
             batch,
             tau=config.opd_temperature,
+            objective=config.objective,
+            guards=config.guards,
             phase=phase,
-            max_new_tokens=config.asr_opd_max_new_tokens,
-            n=config.rollouts_per_prompt,
-            temperature=config.rollout_temperature,
-            top_p=config.rollout_top_p,
-            top_k=config.rollout_top_k,
+            **config.decoding,
             seed=step_seed(config.seed, self._state.step),  # fresh noise when an utterance comes round again
         )
 

@@ -164,6 +164,16 @@ def test_scores_are_those_of_the_model_run_by_hand(world: World, name: str) -> N
         assert scores.valid.all()
 
 
+@pytest.mark.parametrize("name", ["whisper", "same"])
+def test_the_log_sum_exp_is_over_the_students_ids_that_it_has(world: World, name: str) -> None:
+    teacher = world.teacher(name, top_k=world.allowed.count, lse_temperature=1.5)
+    scores = teacher.score(world.batch(teacher), world.rollout())
+    assert scores.lse is not None
+    whole = (scores.scores / 1.5).logsumexp(1)  # its list holds every id
+    torch.testing.assert_close(scores.lse[scores.valid], whole[scores.valid], atol=1e-5, rtol=0)
+    assert world.teacher(name).score(world.batch(teacher), world.rollout()).lse is None
+
+
 def test_equal_vocabularies_are_aligned_whole(world: World) -> None:
     shares = {}
     for name in EVERY:

@@ -130,7 +130,7 @@ def test_transcripts_are_normalised_by_their_language():
 
 def test_the_kl_has_a_chart_of_its_own_where_the_loss_is_more_than_it():
     steps = [step(i, opd_loss=1.0 / i) for i in range(1, 5)]
-    assert "KL to the teacher" in [caption.strip() for caption in Page(render(a_run(steps=steps))).captions]
+    assert "Divergence from the teacher" in [caption.strip() for caption in Page(render(a_run(steps=steps))).captions]
 
 
 def test_steps_that_were_not_measured_in_full_do_not_distort_speed_and_shares():

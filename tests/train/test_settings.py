@@ -18,7 +18,7 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 
 ELSEWHERE = {
-    "output_dir", "gradient_accumulation_steps", "sharding", "rollout_copy", "shard_group_size", "activation_checkpointing",
+    "output_dir", "gradient_accumulation_steps", "sharding", "rollout_copy", "packed_decoder", "shard_group_size", "activation_checkpointing",
     "distributed_timeout",
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "feature_cache_mb", "calibrate_only",
     "calibration_batches", "gates", "gate_unfinished", "gate_window", "gate_overlap", "gate_dev_wer", "max_skipped_steps", "eval_freq",
@@ -136,6 +136,9 @@ def test_a_number_that_is_not_finite_names_its_flag(name: str) -> None:
         ({"seed": 1 << 63}, "--seed: must be below 2⁶³"),
         ({"distributed_timeout": 1e12}, "--distributed_timeout: must be at most 31536000 seconds, a year, got"),
         ({"opd_temperature": 1e-300}, r"--opd_temperature: must lie in \[1.18e-38, 3.4e\+38\], the range of scores, got 1e-300"),
+        ({"jsd_beta": 1.0, "divergence": "jsd"}, "--jsd_beta: must lie between 0 and 1, got 1.0"),
+        ({"jsd_beta": 0.3}, "--jsd_beta 0.3: is a matter of --divergence jsd, and it is forward_kl"),
+        ({"tail_bucket": True, "support": "full"}, "--tail_bucket: with --support full no id is left for it"),
         ({"rollout_temperature": 1e39}, "--rollout_temperature: must lie in"),
         ({"num_threads": 1 << 40}, "--num_threads: must be at most 4096 threads"),
     ],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers.base import TeacherRequest
-from arkfast.distill.teachers.direct import DirectTeacher
+from arkfast.distill.teachers.direct import OPTIONS, DirectTeacher
 from arkfast.distill.teachers.vocabulary import check_ends, check_same_prompt, check_same_vocabulary
 from arkfast.models.arkasr.cost import ArkasrCost
 from arkfast.models.arkasr.family import family
@@ -16,6 +16,7 @@ from arkfast.models.family import Audio, named_ends, read_config
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout
 
 KIND = "arkasr"
+__all__ = ["OPTIONS", "ArkasrTeacher", "load"]
 
 
 def load(request: TeacherRequest) -> ArkasrTeacher:
@@ -49,18 +50,28 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
             f"--teacher_model {request.model}: the longest prompt and answer take {request.positions} positions, and it has "
             f"{model.config.max_position_embeddings}; lower --max_audio_seconds or --asr_opd_max_new_tokens"
         )
-    return ArkasrTeacher(model, allowed=request.allowed, top_k=request.top_k)
+    return ArkasrTeacher(
+        model, allowed=request.allowed, top_k=request.top_k, lse_temperature=request.lse_temperature, states=request.states
+    )
 
 
 class ArkasrTeacher(DirectTeacher):
     """An ``ArkasrForConditionalGeneration`` as a ``Teacher``: the student's prompt and features are its own.
 
     Args:
-        model, allowed, top_k: see ``DirectTeacher``.
+        model, allowed, top_k, lse_temperature, states: see ``DirectTeacher``.
     """
 
-    def __init__(self, model: ArkasrForConditionalGeneration, *, allowed: AllowedTokens, top_k: int) -> None:
-        super().__init__(model, allowed=allowed, top_k=top_k, cost=ArkasrCost(model))
+    def __init__(
+        self,
+        model: ArkasrForConditionalGeneration,
+        *,
+        allowed: AllowedTokens,
+        top_k: int,
+        lse_temperature: float | None = None,
+        states: bool = False,
+    ) -> None:
+        super().__init__(model, allowed=allowed, top_k=top_k, cost=ArkasrCost(model), lse_temperature=lse_temperature, states=states)
 
     def read(self, batch: Batch) -> tuple[Batch, Audio | None]:
         """See ``DirectTeacher.read``."""

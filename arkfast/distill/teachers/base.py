@@ -86,6 +86,11 @@ class TeacherRequest:
     dtype: torch.dtype
     """What it computes in."""
     attn_implementation: str
+    lse_temperature: float | None = None
+    """τ where the teacher reports the log-sum-exp of its scores / τ too; None: it is not needed. For backends whose ``OPTIONS`` names
+    tail_bucket."""
+    states: bool = False
+    """Whether the teacher reports its hidden states and its head too; for backends whose ``OPTIONS`` names support full."""
     positions: int = 0
     """Positions that the student's longest prompt and answer take together; 0: not known."""
     prompt: str | None = None

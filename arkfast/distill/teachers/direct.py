@@ -5,15 +5,66 @@ What it hears and how it is prompted is each teacher's; from there on it is one 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 from arkfast.distill.prefix import ATTENTIONS, at_predicting_positions_after
 from arkfast.distill.teachers.base import Prepare
 from arkfast.engine import Engine
 from arkfast.engine.prefill import Prefilled, prefill
-from arkfast.kernels import linear_topk_lse
+from arkfast.kernels import linear_log_softmax, linear_topk_lse
 from arkfast.models.family import Audio, Cost, SpeechModel, check_head
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
+
+OPTIONS = ("tail_bucket", "support full")
+"""Flags that only some teachers obey, and every one of these does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What a teacher reports of each position."""
+
+    top_k: int
+    """Kt, how many of its best ids."""
+    lse_temperature: float | None = None
+    states: bool = False
+    """Both as in ``TeacherRequest``."""
+
+    @torch.no_grad()
+    def at(
+        self,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        topk_ids: torch.Tensor,
+        *,
+        blocked: torch.Tensor | None,
+        ranges: torch.Tensor | None,
+    ) -> TeacherScores:
+        """The report on positions whose ids are the student's.
+
+        Args:
+            hidden: [N, H] states that predict the produced tokens.
+            weight: [V, H] the head, as far as the student's ids go.
+            topk_ids: [N, Ks] int32 the student's top-k.
+            blocked, ranges: what may not be produced, as the kernels take it.
+        """
+        tau = self.lse_temperature
+        best = linear_topk_lse(hidden, weight, self.top_k, blocked=blocked, ranges=ranges, gather_ids=topk_ids, need_lse=tau == 1.0)
+        assert best.gathered is not None
+        lse = best.lse
+        if tau is not None and tau != 1.0:
+            none = torch.full((len(hidden), 1), -1, dtype=torch.int32, device=hidden.device)
+            _, lse = linear_log_softmax(hidden, weight, none, tau=tau, blocked=blocked, ranges=ranges, return_lse=True)
+        return TeacherScores(
+            ids=best.ids,
+            scores=best.values,
+            student_scores=best.gathered.masked_fill(topk_ids < 0, float("-inf")),
+            valid=torch.isfinite(best.values[:, 0]),
+            lse=lse,
+            states=hidden.detach() if self.states else None,
+            head=weight.detach() if self.states else None,
+        )
 
 
 class DirectTeacher:
@@ -24,6 +75,7 @@ class DirectTeacher:
         allowed: what the student may produce; the teacher's distribution is restricted to the same ids.
         top_k: Kt, how many of its best ids it reports.
         cost: its arithmetic.
+        lse_temperature, states: what it reports besides; see ``TeacherRequest``.
 
     Raises:
         ValueError: an attention that cannot score answers after prompts.
@@ -32,7 +84,16 @@ class DirectTeacher:
 
     prepare: Prepare | None = None
 
-    def __init__(self, model: SpeechModel, *, allowed: AllowedTokens, top_k: int, cost: Cost) -> None:
+    def __init__(
+        self,
+        model: SpeechModel,
+        *,
+        allowed: AllowedTokens,
+        top_k: int,
+        cost: Cost,
+        lse_temperature: float | None = None,
+        states: bool = False,
+    ) -> None:
         attention = model.config._attn_implementation
         if attention not in ATTENTIONS:
             raise ValueError(
@@ -42,7 +103,8 @@ class DirectTeacher:
         check_head(model, where=type(self).__name__)
         model.eval()
         model.requires_grad_(False)
-        self.model, self.top_k, self.cost = model, top_k, cost
+        self.model, self.cost = model, cost
+        self._wanted = Wanted(top_k=top_k, lse_temperature=lse_temperature, states=states)
         self._engine = Engine(model, allowed=allowed)
         device = model.lm_head.weight.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -77,21 +139,13 @@ class DirectTeacher:
             prefix.record_stream(here)  # its memory belongs to the other stream
         ranges = self._engine.allowed.row_ranges(rollout.packed_index()[1])
         width = self._engine.allowed.width(self.model.lm_head.weight.shape[0])
-        best = at_predicting_positions_after(
+        found: TeacherScores = at_predicting_positions_after(
             self.model,
             prefix,
             rollout,
-            lambda hidden, weight: linear_topk_lse(
-                hidden, weight[:width], self.top_k, blocked=self._engine.blocked, ranges=ranges, gather_ids=topk_ids
-            ),
+            lambda hidden, weight: self._wanted.at(hidden, weight[:width], topk_ids, blocked=self._engine.blocked, ranges=ranges),
         )
-        assert best.gathered is not None
-        return TeacherScores(
-            ids=best.ids,
-            scores=best.values,
-            student_scores=best.gathered.masked_fill(topk_ids < 0, float("-inf")),
-            valid=torch.isfinite(best.values[:, 0]),
-        )
+        return found
 
     @torch.no_grad()
     def transcribe(self, batch: Batch, *, max_new_tokens: int) -> Rollout:

@@ -24,7 +24,7 @@ from arkfast.kernels import topk_lse
 from arkfast.models.weights import LISTED, weight_files
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
 
-OPTIONS = ("teacher_prompt",)
+OPTIONS = ("teacher_prompt", "tail_bucket")
 AUTO_CLASSES = (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoModelForCausalLM)
 
 
@@ -51,6 +51,7 @@ def load(request: TeacherRequest) -> HfTeacher:
         allowed=request.allowed,
         width=int(request.student.config.vocab_size),
         top_k=request.top_k,
+        lse_temperature=request.lse_temperature,
         where=where,
     )
 
@@ -99,6 +100,7 @@ class HfTeacher:
         allowed: what the student may produce.
         width: scores that the student's head gives.
         top_k: Kt, how many of its best ids it reports.
+        lse_temperature: see ``TeacherRequest``; the log-sum-exp is over those of the student's ids that it has.
         where: what an error calls the teacher.
 
     Raises:
@@ -109,10 +111,11 @@ class HfTeacher:
 
     def __init__(
         self, model: TeacherModel, inputs: Inputs, *, tokenizer: TokenizerLike, end_id: int, allowed: AllowedTokens, width: int, top_k: int,
-        where: str = "the teacher",
+        lse_temperature: float | None = None, where: str = "the teacher",
     ) -> None:  # fmt: skip
         self.model, self.inputs, self.top_k, self.prepare = model, inputs, top_k, inputs.prepare
         self._tokenizer, self._end_id, self._allowed = tokenizer, end_id, allowed
+        self._tau = lse_temperature
         theirs = inputs.tokenizer
         eos = _eos(model.model, where)
         self.direct = set(allowed.stop_ids) <= set(eos) and not differing_ids(tokenizer, theirs, allowed, width=model.width)
@@ -171,17 +174,23 @@ class HfTeacher:
         ids = torch.full((count, self.top_k), -1, dtype=torch.int32, device=device)
         scores = torch.full((count, self.top_k), float("-inf"), device=device)
         own = torch.full((count, kept), float("-inf"), device=device)
+        lse = None if self._tau is None else torch.zeros(count, device=device)
         for part, logits in self.model.scores(rows, states, fed, [aligned.place[which].tolist() for which in wanted]):
             packed = np.concatenate([wanted[i] for i in part])
             for kind in np.unique(aligned.kind[packed]).tolist():
                 inside = torch.from_numpy(np.flatnonzero(aligned.kind[packed] == kind)).to(device)
                 here = torch.from_numpy(packed).to(device)[inside]
                 own_turn = None if ranges is None else ranges[here]
-                best = topk_lse(self._in_student_ids(logits[inside], kind), self.top_k, ranges=own_turn, gather_ids=rollout.topk_ids[here])
+                seen = self._in_student_ids(logits[inside], kind)
+                best = topk_lse(seen, self.top_k, ranges=own_turn, gather_ids=rollout.topk_ids[here])
                 assert best.gathered is not None
                 ids[here], scores[here] = best.ids, best.values
                 own[here] = best.gathered.masked_fill(rollout.topk_ids[here] < 0, float("-inf"))
-        return TeacherScores(ids=ids, scores=scores, student_scores=own, valid=torch.isfinite(scores[:, 0]))
+                if lse is not None:
+                    over = topk_lse(seen / self._tau, 1, ranges=own_turn, need_lse=True).lse
+                    assert over is not None
+                    lse[here] = over.to(lse.dtype)
+        return TeacherScores(ids=ids, scores=scores, student_scores=own, valid=torch.isfinite(scores[:, 0]), lse=lse)
 
     def _in_student_ids(self, logits: torch.Tensor, kind: int) -> torch.Tensor:
         """[n, V] scores of the teacher's ids → [n, Vs] of the student's, −inf where the teacher has no such id."""

@@ -82,7 +82,9 @@ class Recorder:
     def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Cost, teacher: Cost | None, phases: Phases) -> None:
         self._config, self._parallel, self._rows, self.phases = config, parallel, rows, phases
         self._metrics = StepMetrics(
-            metric_names(config.stage, ctc=bool(config.ctc_weight)), (*SUMS, *(_TOLD + name for name in COUNTED)), parallel
+            metric_names(config.stage, ctc=bool(config.ctc_weight), guards=config.guards),
+            (*SUMS, *(_TOLD + name for name in COUNTED)),
+            parallel,
         )
         self._student, self._teacher = student, teacher if config.stage == "opd" else None
         self._peak = peak(parallel.device)

@@ -22,11 +22,11 @@ from arkfast.train.report.run_records import RunRecords
 # (title, note, whether the axis starts at 0, (log name, key) of each line).
 _CHARTS: tuple[tuple[str, str, bool, tuple[tuple[str, str], ...]], ...] = (
     ("Loss", "", True, (("loss", "loss"),)),
-    ("KL to the teacher", "τ²·KL(p‖q) a position, on the union", True, (("opd_loss", "KL"),)),
+    ("Divergence from the teacher", "τ² times --divergence a position, on --support", True, (("opd_loss", "divergence"),)),
     ("Cross-entropy", "nats a token", True, (("asr_loss", "cross-entropy"), ("ctc_loss", "CTC"))),
     ("Learning rate", "", True, (("lr", "learning rate"),)),
     ("Gradient norm", "before clipping", True, (("grad_norm", "gradient norm"),)),
-    ("Union and overlap", "ids a position", True, (("opd_valid_topk_mean", "union"), ("opd_overlap_mean", "in both top-k"))),
+    ("Support and overlap", "ids a position", True, (("opd_valid_topk_mean", "support"), ("opd_overlap_mean", "in both top-k"))),
     ("Rollout length", "tokens", True, (("generated_tokens_mean", "tokens"),)),
     ("Rollouts", "share", True, (("generated_stopped", "stopped by themselves"), ("generated_nonempty", "not empty"))),
     ("Step time", "seconds", True, tuple((timed.logged, timed.label) for timed in (STEP, phase_named("data_wait")))),
