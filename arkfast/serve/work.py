@@ -121,6 +121,9 @@ class _Clip:
         self.text += part
         self.news.set()
 
+    def end(self, _: object) -> None:
+        self.news.set()
+
 
 class Work:
     """Transcribes recordings.
@@ -194,7 +197,7 @@ class Work:
             for number, (clip, own) in enumerate(zip(clips, running, strict=True))
         ]
         for own, task in zip(running, tasks, strict=True):
-            task.add_done_callback(lambda _, own=own: own.news.set())
+            task.add_done_callback(own.end)
 
         async def deltas() -> AsyncIterator[str]:
             for clip, own, task in zip(clips, running, tasks, strict=True):

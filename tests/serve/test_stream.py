@@ -6,12 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from arkfast.data.transcript import clean_transcript
 from arkfast.infer.long.texts import glue, is_begun, join_texts
+from arkfast.infer.session import EngineSession
 from arkfast.serve.child import Done
 from arkfast.serve.engines import Engines
 from arkfast.serve.errors import ApiError
@@ -174,6 +176,28 @@ def test_a_transcript_that_is_taken_back_ends_in_an_error() -> None:
         asyncio.run(streamed(work_of(["never mind <|text|> this"]), 1))
     deltas, _ = asyncio.run(streamed(work_of(["never mind <|text|> this"]), 1, stream=False))
     assert deltas == ["this"]
+
+
+class Names:
+    """An interface whose model names the language, with the id 9 behind it."""
+
+    languages = ("English",)
+
+    def heard(self, answer: Sequence[int]) -> SimpleNamespace:
+        return SimpleNamespace(language="English", begin=answer.index(9) + 1 if 9 in answer else 0)
+
+
+def test_a_language_that_the_model_names_is_no_part_of_its_transcript() -> None:
+    session = EngineSession.__new__(EngineSession)
+    told = {7: [5, 9, 1, 2], 8: [5], 9: [5, 9, 1]}
+    untold = {1: True, 2: True, 3: False}
+    session.__dict__ |= {
+        "_engine": SimpleNamespace(progress=lambda: told),
+        "_tickets": {7: 1, 8: 2, 9: 3},
+        "_names": Names(),
+        "_asked": {ticket: SimpleNamespace(untold=each) for ticket, each in untold.items()},
+    }
+    assert session.progress() == {1: [1, 2], 3: [5, 9, 1]}
 
 
 def events_of(lines: Sequence[str]) -> list[dict[str, str]]:
