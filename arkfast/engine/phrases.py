@@ -9,7 +9,7 @@ log-probabilities stay the model's.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -138,7 +138,7 @@ class PhraseTables:
     """[D] int64 the same of first states."""
 
     def add(self, scores: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        """Scores with each row's bonuses, float32 [R, W].
+        """Scores with each row's bonuses, float32 [R, W], for rows that are drawn.
 
         Args:
             scores: [R, W] of the model; ids of phrases are below W.
@@ -148,21 +148,58 @@ class PhraseTables:
         returned = self.returned[states]
         found = given - returned[:, None]
         for owner, width in ((self.root[states], self.first), (states, self.own)):  # a state's own moves stand over those of the first
-            # past a list's end its last move is written again, which changes nothing and keeps every shape
-            place = torch.minimum(self.start[owner][:, None] + width, self.last[owner][:, None])
+            place = self._places(owner, width)
             ids = self.keys[place] & 0xFFFFFFFF
             found.scatter_(1, ids, given.gather(1, ids) + (self.gain[place] - returned[:, None]))
         return found
+
+    def best(
+        self, scores: torch.Tensor, token: torch.Tensor, states: torch.Tensor, usable: Callable[[torch.Tensor], torch.Tensor]
+    ) -> torch.Tensor:
+        """The id of the best score in each row with its bonuses, the lowest on a tie, without a pass over the scores.
+
+        Any move gains something, and all other ids of a row lose the same. So no id passes the row's best one but by a move, and a few
+        candidates decide.
+
+        Args:
+            scores: [R, W] of the model; ids of phrases are below W.
+            token: [R] int64 the best id of each row before bonuses.
+            states: [R] int64.
+            usable: which of the ids [R, K] int64 may be produced, as [R, K] bool.
+
+        Returns:
+            [R] int64.
+        """
+        root = self.root[states]
+        lists = [self.keys[self._places(owner, width)] & 0xFFFFFFFF for owner, width in ((root, self.first), (states, self.own))]
+        ids = torch.cat([*lists, token[:, None]], 1)
+        gain, returned = torch.zeros(ids.shape, device=ids.device), self.returned[states]
+        for owner in (root, states):
+            place, found = self._find(owner[:, None], ids)
+            gain = torch.where(found, self.gain[place], gain)
+        values = scores.gather(1, ids).float() + (gain - returned[:, None])
+        values = values.masked_fill(~usable(ids), float("-inf"))
+        return ids.masked_fill(values < values.amax(1, keepdim=True), scores.shape[1] - 1).amin(1)
 
     def next(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """[R] int64 the states after ``tokens`` [R] int64."""
         root = self.root[states]
         following = root
         for owner in (root, states):
-            wanted = (owner << 32) + tokens
-            place = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
-            following = torch.where(self.keys[place] == wanted, self.following[place], following)
+            place, found = self._find(owner, tokens)
+            following = torch.where(found, self.following[place], following)
         return following
+
+    def _places(self, owner: torch.Tensor, width: torch.Tensor) -> torch.Tensor:
+        """[R, len(width)] where the moves of the states ``owner`` [R] stand. Past a list's end stands its last move again, which changes
+        nothing and keeps every shape."""
+        return torch.minimum(self.start[owner][:, None] + width, self.last[owner][:, None])
+
+    def _find(self, owner: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the moves of the states ``owner`` with ``ids`` stand, and whether there are such moves."""
+        wanted = (owner << 32) + ids
+        place = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)
+        return place, self.keys[place] == wanted
 
 
 class PhraseSets:

@@ -261,7 +261,11 @@ class CtcHeadRun:
             "rows": str(len(self._rows.train)),
             "seed": str(self.config.seed),
         }
-        return known | {"step": str(self._step), "cursor": str(self._cursor)}
+        return known | self._place()
+
+    def _place(self) -> dict[str, str]:
+        """Where it stands: steps taken, rows met, and those of them that were passed over."""
+        return {"step": str(self._step), "cursor": str(self._cursor), "skipped": str(self._skipped)}
 
     def _resume(self) -> None:
         """Go on from the state in the run's folder; ``auto`` begins anew where there is none."""
@@ -273,10 +277,10 @@ class CtcHeadRun:
             with safe_open(self._state, "pt") as file:
                 known = dict(file.metadata() or {})
             tensors = load_file(self._state, device=str(self._parallel.device))
-            step, cursor = int(known.pop("step")), int(known.pop("cursor"))
+            step, cursor, skipped = (int(known.pop(name)) for name in self._place())
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             raise InputError(f"{self._state}: cannot be read ({error}); remove it to begin anew") from error
-        ours = {name: value for name, value in self._identity().items() if name not in ("step", "cursor")}
+        ours = {name: value for name, value in self._identity().items() if name not in self._place()}
         if known != ours:
             differing = ", ".join(sorted(name for name in known.keys() | ours.keys() if known.get(name) != ours.get(name)))
             raise InputError(f"{self._state}: belongs to a run of other {differing}; give another --output_dir, or remove it to begin anew")
@@ -287,5 +291,5 @@ class CtcHeadRun:
                 _, number, moment = name.split("/")
                 moments.setdefault(int(number), {})[moment] = value
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": moments})
-        self._step, self._cursor = step, cursor
+        self._step, self._cursor, self._skipped = step, cursor, skipped
         self._console.say(f"goes on after step {step} ({self._state})")

@@ -5,9 +5,12 @@ import random
 import pytest
 import torch
 from engine_batches import ALLOWED, make_batch, requests
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from arkfast.engine import Engine, Phrases, Sampling
 from arkfast.engine.phrases import PhraseSets
+from arkfast.engine.rows import Choosing, Mode, Rows
+from arkfast.kernels import topk_lse
 from arkfast.records import InputError
 from arkfast.testing import tiny_model
 
@@ -147,3 +150,67 @@ def test_ids_that_cannot_be_produced_are_refused(model) -> None:
     engine = Engine(model, allowed=ALLOWED, slots=2, max_len=128, max_new_tokens=20)
     with pytest.raises(InputError, match="hotwords hold the id 4000"):
         engine.submit(requests(make_batch(), 5, phrases=Phrases([((4000,), 1.0)]))[0])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_best_id_with_bonuses_is_found_among_a_few(seed: int) -> None:
+    """Against bonuses on all scores, with blocked ids, ranges of ids by position, ties and rows without phrases."""
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    width = 64
+    sets = [
+        Phrases([(tuple(rng.randrange(width) for _ in range(rng.randint(1, 3))), rng.choice([0.5, 1.0, 4.0])) for _ in range(12)])
+        for _ in range(2)
+    ]
+    held = PhraseSets(torch.device("cpu"))
+    held.hold(sets, [])
+    assert held.tables is not None
+    choosing = Choosing(
+        width=width, blocked=torch.tensor(sorted(rng.sample(range(width), 9)), dtype=torch.int32), stop_ids=torch.tensor([1]), topk=0,
+        logprobs=False,
+    )  # fmt: skip
+    states = torch.tensor([rng.randrange(len(held.tables.root) // 2) for _ in range(40)] + [0, 0])
+    differs = 0
+    for ranges in (None, torch.tensor([[[0, 20], [50, 64]], [[10, 60], [0, 0]]], dtype=torch.int32).repeat(21, 1, 1)):
+        # of few values, so that many are equal
+        scores = torch.randint(0, 8, (42, width), generator=generator).float() / 2
+        plain = topk_lse(scores, 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0].long()
+        found = held.tables.best(scores, plain, states, lambda ids, ranges=ranges: choosing.permits(ids, ranges))
+        want = topk_lse(held.tables.add(scores, states), 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0].long()
+        assert torch.equal(found, want)
+        assert torch.equal(found[-2:], plain[-2:])
+        differs += int((found != plain).sum())
+    assert differs >= 10, "the bonuses make a difference"
+
+
+class _Large(TorchDispatchMode):
+    """Counts operations that give a tensor of at least so many elements."""
+
+    def __init__(self, least: int) -> None:
+        super().__init__()
+        self.least, self.count = least, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        self.count += any(
+            isinstance(one, torch.Tensor) and one.numel() >= self.least for one in (found if isinstance(found, tuple) else (found,))
+        )
+        return found
+
+
+def test_phrases_cost_no_pass_over_the_vocabulary() -> None:
+    """A step in which a row has phrases makes as many tensors of rows by vocabulary as one without."""
+    rows, width, phrases = 6, 4096, Phrases([((5, 6, 7), 2.0), ((9,), 1.0)])
+    held = PhraseSets(torch.device("cpu"))
+    held.hold([phrases], [])
+    none = torch.empty(0, dtype=torch.int32)
+    choosing = Choosing(width=width, blocked=none, stop_ids=torch.tensor([1]), topk=0, logprobs=True)
+    counts = []
+    for mode in (Mode(False, False, False), Mode(False, False, False, phrases=True)):
+        state = Rows.empty(rows, 8, topk=0, logprobs=True, device=torch.device("cpu"))
+        state.state.zero_()
+        state.limit.fill_(8)
+        state.phrase[2] = held.place(phrases)
+        with _Large(rows * width) as large:
+            state.choose(torch.randn(rows, width), mode, choosing, held.tables)
+        counts.append(large.count)
+    assert counts[0] == counts[1] > 0

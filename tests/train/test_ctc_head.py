@@ -88,6 +88,32 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(data: tuple[Path, Path]
     assert set(settings["units"]) == set("wordnumberabcdef")
 
 
+def test_a_run_that_goes_on_knows_the_rows_that_it_passed_over(
+    data: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.wav").write_bytes(b"no recording")
+    manifest = tmp_path / "rows.jsonl"
+    bad = json.dumps({"audio": str(tmp_path / "bad.wav"), "text": "Word"}) + "\n"
+    manifest.write_text(data[1].read_text(encoding="utf-8") + bad, encoding="utf-8")
+    more = {"on_bad_audio": "skip:1", "per_device_train_batch_size": 7, "max_steps": 3}  # every step meets the bad row
+    run, step = CtcHeadRun(config((data[0], manifest), tmp_path / "cut", **more)), CtcHeadRun._one_step
+
+    def killed(self: CtcHeadRun, *arguments: object, **options: object) -> str:
+        if self._step == 1:
+            signal.raise_signal(signal.SIGTERM)
+        return step(self, *arguments, **options)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CtcHeadRun, "_one_step", killed)
+        with pytest.raises(Interrupted):
+            run.run()
+    assert run._skipped == 2
+    again = CtcHeadRun(config((data[0], manifest), tmp_path / "cut", resume_from_checkpoint="auto", **more))
+    assert again._skipped == 2
+    again.run()
+    assert again._skipped == 3
+
+
 def test_what_has_no_effect_is_refused(data: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for more, said in (
         ({"lora_rank": 4}, "--lora_rank: stage ctc_head"),
