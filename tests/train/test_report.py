@@ -108,7 +108,7 @@ def test_the_command_writes_the_page_beside_the_log(tmp_path, capsys):
 def test_the_page_has_every_curve_that_was_logged():
     page = Page(render(a_run()))
     assert [caption.strip() for caption in page.captions] == [
-        "WER", "Loss", "Learning rate", "Gradient norm", "Union and overlap", "Rollout length", "Rollouts", "Step time",
+        "WER", "Loss", "Learning rate", "Gradient norm", "Support and overlap", "Rollout length", "Rollouts", "Step time",
         "Share of the step", "Longest phases",
     ]  # fmt: skip
     assert "lowest 6.50 % at step 10" in page.text
