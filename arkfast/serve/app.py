@@ -120,6 +120,11 @@ class Service:
         return tuple(dict.fromkeys((NAME, self.model_name)))
 
     @property
+    def spool(self) -> Path:
+        """The folder of uploads that are worked on."""
+        return self._spool.path
+
+    @property
     def _silence(self) -> Path:
         return self._spool.path / "silence.npy"
 
@@ -329,7 +334,8 @@ class _Streamed(StreamingResponse):
     """Server-sent events, with what must be let go when they end, however they do."""
 
     def __init__(self, content: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
-        super().__init__(content, media_type="text/event-stream")
+        # By that header nginx hands each event on as it comes, whatever it is told of other answers.
+        super().__init__(content, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
         self._content, self._held = content, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -49,6 +50,8 @@ async def run(config: ServeConfig) -> int:
     starting = asyncio.ensure_future(service.start())
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:
+        # The parser of forms keeps an upload where temporary files go until it is whole: that is the spool, too.
+        tempfile.tempdir = str(service.spool)
         _on_signals(server, service)
         await asyncio.wait((starting, serving), return_when=asyncio.FIRST_COMPLETED)
         if starting.done() and starting.exception() is None:
@@ -61,6 +64,7 @@ async def run(config: ServeConfig) -> int:
         return 0 if server.started else 1
     finally:
         starting.cancel()
+        tempfile.tempdir = None
         await service.close()
 
 
