@@ -22,7 +22,7 @@ from arkfast import __version__
 from arkfast.files.json_input import parse_json_object
 from arkfast.records import InputError
 from arkfast.serve import description, fields
-from arkfast.serve.answers import answer, error_event, events, json_answer, original_answer
+from arkfast.serve.answers import WARNINGS_HEADER, answer, error_event, events, json_answer, original_answer
 from arkfast.serve.body import Bounded, check_length, passed_over
 from arkfast.serve.description import Description
 from arkfast.serve.engines import Engines
@@ -157,9 +157,16 @@ class Service:
         config = self.config
         inner: ASGIApp = app
         if config.cors_origin:
-            inner = CORSMiddleware(inner, allow_origins=config.cors_origin, allow_methods=["GET", "POST"], allow_headers=["Authorization"])
+            inner = CORSMiddleware(
+                inner,
+                allow_origins=config.cors_origin,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization"],
+                expose_headers=[WARNINGS_HEADER],
+            )
         own = not config.is_public and not self._keys
-        return Guard(inner, metrics=self.metrics, origins=config.cors_origin, own_hosts=own, routes=ROUTES)
+        most = 4 * config.max_requests + 16
+        return Guard(inner, metrics=self.metrics, origins=config.cors_origin, own_hosts=own, routes=ROUTES, most_connections=most)
 
     async def _transcriptions(self, request: Request) -> Response:
         return await self._transcribed(request, original=False)
@@ -211,7 +218,8 @@ class Service:
         return self._page.file(INDEX)
 
     async def _settings(self) -> Response:
-        return self._page.settings()
+        facts = self.engines.facts
+        return self._page.settings(words=facts is not None and facts.words)
 
     async def _page_file(self, request: Request) -> Response:
         return self._page.file(request.path_params["name"])

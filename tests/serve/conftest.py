@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -143,3 +145,58 @@ def start(model: Path) -> Iterator[Callable[..., Running]]:
         if running.process.poll() is None:
             running.process.kill()
         running.process.wait()
+
+
+class Views:
+    """Opens the page, and sees what the browser says and asks for."""
+
+    def __init__(self, browser: Any, service: Running) -> None:
+        self.browser, self._service = browser, service
+        self.said: list[str] = []
+        self.asked: list[str] = []
+        self._contexts: list[Any] = []
+
+    def context(self, **options: Any) -> Any:
+        options = {"viewport": {"width": 1280, "height": 900}, "locale": "en-US"} | options
+        self._contexts.append(self.browser.new_context(**options))
+        return self._contexts[-1]
+
+    def __call__(self, *, context: Any = None, key: bool = True, path: str = "/", **options: Any) -> Any:
+        """A view of the page. With ``key`` it knows the key, as one that somebody entered in this tab before."""
+        view = (context or self.context(**options)).new_page()
+        view.set_default_timeout(20_000)
+        view.on("console", lambda message: self.said.append(message.text))
+        view.on("pageerror", lambda error: self.said.append(str(error)))
+        view.on("request", lambda request: self.asked.append(request.url))
+        if key:
+            view.add_init_script(f"sessionStorage.setItem('arkfast-key', {json.dumps(self._service.key)})")
+        view.route("**/behind/**", lambda route: route.continue_(url=route.request.url.replace("/behind/", "/")))  # as a proxy does
+        view.goto(self._service.address + path)
+        self.until(view, "document.getElementById('health').textContent !== '–'")
+        return view
+
+    def until(self, view: Any, true: str) -> None:
+        """Wait for something to become true. Playwright's own way would need an evaluation that the page's policy forbids."""
+        ends = time.monotonic() + 20
+        while not view.evaluate(true):
+            assert time.monotonic() < ends, f"never true: {true}"
+            view.wait_for_timeout(30)
+
+    def close(self) -> None:
+        for context in self._contexts:
+            context.close()
+
+
+@pytest.fixture(scope="module")
+def browser(open_browser: Callable[..., Any]) -> Any:
+    return open_browser()
+
+
+@pytest.fixture
+def views(browser: Any, keyed_service: Running) -> Iterator[Views]:
+    """Views in which nothing may go wrong: no error and no warning in the console, and no request to anybody but the service."""
+    views = Views(browser, keyed_service)
+    yield views
+    views.close()
+    assert views.said == []
+    assert [url for url in views.asked if not url.startswith((keyed_service.address, "blob:"))] == []

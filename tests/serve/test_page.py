@@ -39,6 +39,7 @@ def test_the_page_comes_whole_and_with_its_policy(service: Running):
         assert client.get("/").headers["content-type"] == "text/html; charset=utf-8"
         settings = client.get("/page/settings.json").json()
         assert settings["keys"] is False
+        assert settings["words"] is True, "the model has a head that tells times of words"
         assert settings["max_upload_mb"] == 4.0
         described = client.get("/openapi.json").json()["paths"]
         assert {"/", "/ui", "/page/{name}", "/page/settings.json"} <= set(described)

@@ -64,8 +64,12 @@ class Page:
         content, kind = self._files[name]
         return Response(content, media_type=kind, headers=HEADERS)
 
-    def settings(self) -> Response:
-        """What the page must know before it asks the service for anything."""
+    def settings(self, *, words: bool) -> Response:
+        """What the page must know before it asks the service for anything.
+
+        Args:
+            words: whether the model that is served can tell when words were said.
+        """
         config = self._config
         return json_answer(
             {
@@ -73,5 +77,6 @@ class Page:
                 "max_upload_mb": config.max_upload_mb,
                 "max_duration": config.max_duration,
                 "max_new_tokens": config.max_new_tokens,
+                "words": words,
             }
         )

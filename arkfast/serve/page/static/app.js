@@ -4,7 +4,7 @@ import { copy, save, written } from "./captions.js";
 import { current, percent, put, say, size, speak, text, time } from "./language.js";
 import { NoMicrophone, Recording } from "./microphone.js";
 import { KeyPanel, ServicePanel, by, sentence } from "./panels.js";
-import { json, transcribe } from "./service.js";
+import { Failed, json, transcribe } from "./service.js";
 import { Transcript, understood } from "./transcript.js";
 import { Waveform } from "./waveform.js";
 
@@ -15,7 +15,7 @@ const PRESETS = {
   varied: { temperature: 0.7, top_p: 0.9, top_k: 50, repetition_penalty: 1 },
 };
 
-let settings = { keys: false, max_upload_mb: Infinity };
+let settings = { keys: false, max_upload_mb: Infinity, words: false }; // until the service has told them
 let file = null;
 let recording = null; // under way
 let running = null; // the AbortController of a transcription under way
@@ -38,10 +38,16 @@ function showError(what) {
   by("error").hidden = what === null;
 }
 
+/** Tell of a request that failed. Whatever else went wrong is a fault of the page, and goes to the console. */
+function tell(error) {
+  if (!(error instanceof Failed)) throw error;
+  showError(() => sentence(error));
+}
+
 // -- the recording ------------------------------------------------------------------------------------------------------------------------
 
 async function take(chosen, name = () => chosen.name) {
-  file = null;
+  file = shown = null;
   showError(null);
   by("result").hidden = true;
   by("heard").hidden = true;
@@ -54,7 +60,10 @@ async function take(chosen, name = () => chosen.name) {
   player.hidden = false;
   by("heard").hidden = false;
   by("waveform").hidden = false;
-  const about = () => text(waveform.duration ? "about_long" : "about", { name: name(), size: size(chosen.size), time: time(waveform.duration) });
+  const about = () => {
+    const known = { name: name(), size: size(chosen.size), time: time(waveform.duration) };
+    return text(waveform.duration ? "about_long" : "about", known);
+  };
   waveform.clear();
   say(by("about"), about);
   const missing = await waveform.show(file);
@@ -76,7 +85,9 @@ by("file").addEventListener("change", () => {
   if (by("file").files.length) takeFirst(by("file").files);
   by("file").value = ""; // the same file may be chosen again
 });
+const holdsFiles = (event) => event.dataTransfer.types.includes("Files"); // text may be dropped into a field
 document.addEventListener("dragover", (event) => {
+  if (!holdsFiles(event)) return;
   event.preventDefault();
   by("drop").classList.add("over");
 });
@@ -84,6 +95,7 @@ document.addEventListener("dragleave", (event) => {
   if (!event.relatedTarget) by("drop").classList.remove("over");
 });
 document.addEventListener("drop", (event) => {
+  if (!holdsFiles(event)) return;
   event.preventDefault();
   by("drop").classList.remove("over");
   takeFirst(event.dataTransfer.files);
@@ -108,23 +120,22 @@ function hint(name) {
 async function record() {
   hint(null);
   showError(null);
-  by("record").disabled = true;
+  by("record").disabled = by("transcribe").disabled = true; // while the browser asks for leave
   try {
     const most = settings.max_upload_mb * 1e6 - FORM_BYTES;
     const begun = await Recording.begin(most, onBlock, (why) => stopRecording(why));
     recording = begun;
     player.pause();
-    file = null;
+    file = shown = null;
     by("result").hidden = true;
     by("heard").hidden = by("waveform").hidden = false;
     player.hidden = by("waveform-note").hidden = true;
     waveform.clear();
-    busy();
   } catch (error) {
     if (!(error instanceof NoMicrophone)) throw error;
     hint(error.message);
   } finally {
-    by("record").disabled = false;
+    busy();
   }
 }
 
@@ -140,7 +151,6 @@ async function stopRecording(why = null) {
   recording = null;
   by("record").disabled = true;
   const { file: made, silent } = await ended.end();
-  by("record").disabled = false;
   busy();
   await take(made, () => text("recording_name"));
   if (why !== null) hint(why);
@@ -203,7 +213,7 @@ async function send() {
       say(by("status"), "aborted");
     } else {
       say(by("status"), "failed");
-      showError(() => sentence(error));
+      tell(error);
       if (error.status === 401) keys.ask("error_key");
     }
   } finally {
@@ -260,6 +270,7 @@ by("form").addEventListener("submit", (event) => {
   event.preventDefault();
   if (!running && !recording) send();
 });
+by("form").addEventListener("invalid", () => { by("advanced").parentElement.open = true; }, true); // else the browser could not show it
 by("abort").addEventListener("click", () => running?.abort());
 by("copy").addEventListener("click", async () => {
   if (shown) say(by("copied"), (await copy(shown.transcript.text)) ? "copied" : "not_copied");
@@ -300,7 +311,7 @@ async function greet() {
     await service.model();
   } catch (error) {
     if (error.status === 401) keys.ask("error_key");
-    else showError(() => sentence(error));
+    else tell(error);
   }
 }
 
@@ -312,7 +323,7 @@ async function begin() {
   try {
     settings = await json("page/settings.json");
   } catch (error) {
-    return showError(() => sentence(error));
+    return tell(error);
   }
   by("form").elements.max_new_tokens.max = by("form").elements.max_new_tokens.placeholder = settings.max_new_tokens;
   keys.show(settings.keys);

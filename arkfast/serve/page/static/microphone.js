@@ -32,8 +32,8 @@ export class Recording {
     if (!window.AudioWorkletNode) throw new NoMicrophone("no_recorder");
     const recording = new Recording();
     try {
-      // What browsers do for calls, such as taking noise out, changes speech in ways that recognisers did not learn.
-      const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: true };
+      // What browsers do for calls changes speech in ways that recognisers did not learn, and their gain clips what begins loudly.
+      const audio = { channelCount: 1, echoCancellation: false, noiseSuppression: false, autoGainControl: false };
       recording.#stream = await navigator.mediaDevices.getUserMedia({ audio });
     } catch (error) {
       throw new NoMicrophone(reason(error), { cause: error });
@@ -60,7 +60,8 @@ export class Recording {
       onBlock(this.#samples / this.#context.sampleRate, loudest);
     };
     this.#stream.getAudioTracks()[0].addEventListener("ended", () => onFull("microphone_busy"));
-    this.#context.createMediaStreamSource(this.#stream).connect(this.#tap).connect(this.#context.destination); // the tap's output is silence
+    const source = this.#context.createMediaStreamSource(this.#stream);
+    source.connect(this.#tap).connect(this.#context.destination); // nothing runs that leads nowhere; the tap gives silence
     await this.#context.resume();
   }
 
@@ -80,7 +81,8 @@ export class Recording {
   /** End it. Returns {file, silent}: the WAV file, and whether every sample is 0. */
   async end() {
     this.#tap.port.postMessage(null);
-    await this.#ended;
+    // An audio thread that the system has suspended does not answer; what it gave before is kept.
+    await Promise.race([this.#ended, new Promise((resolve) => setTimeout(resolve, 1000))]);
     const rate = this.#context.sampleRate;
     this.#close();
     const file = new File([header(this.#samples, rate), ...this.#blocks], "recording.wav", { type: "audio/wav" });

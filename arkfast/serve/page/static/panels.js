@@ -1,14 +1,13 @@
 // The panels beside a transcription: the key, and what the service says of itself.
 
 import { say, text } from "./language.js";
-import { Failed, json, useKey } from "./service.js";
+import { json, useKey } from "./service.js";
 
 const KEPT = "arkfast-key";
 export const by = (id) => document.getElementById(id);
 
-/** What went wrong, in the page's language, and then in the service's own words. */
+/** What a Failed tells, in the page's language, and then in the service's own words. */
 export function sentence(error) {
-  if (!(error instanceof Failed)) throw error;
   const parts = [text(error.known, error.values)];
   if (error.message) parts.push(error.message);
   if (error.retry !== null) parts.push(text("retry", { seconds: error.retry }));

@@ -16,7 +16,8 @@ const OF_CODE = {
   missing_api_key: "error_key", invalid_api_key: "error_key", invalid_audio: "error_recording", missing_file: "error_recording",
   too_large: "error_large", audio_too_long: "error_large", upload_timeout: "error_slow", timeout: "error_time",
   overloaded: "error_busy", rate_limit_exceeded: "error_busy", invalid_value: "error_field", unsupported_value: "error_field",
-  engine_unavailable: "error_engine", decoding_failed: "error_engine", stopping: "error_engine", internal_error: "error_engine",
+  engine_unavailable: "error_engine", decoding_failed: "error_engine", stopping: "error_engine",
+  transcript_changed: "error_engine", internal_error: "error_engine",
 };
 
 const at = (path) => new URL(path.replace(/^\//, ""), document.baseURI);
@@ -28,7 +29,8 @@ export const useKey = (value) => { key = value; };
 async function asked(path, options = {}) {
   let answer;
   try {
-    answer = await fetch(at(path), { ...options, headers: key ? { Authorization: `Bearer ${key}` } : {}, cache: "no-store", redirect: "error" });
+    const headers = key ? { Authorization: `Bearer ${key}` } : {};
+    answer = await fetch(at(path), { ...options, headers, cache: "no-store", redirect: "error" });
   } catch (error) {
     throw error.name === "AbortError" ? error : new Failed("unreachable");
   }

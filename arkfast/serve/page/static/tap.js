@@ -1,4 +1,4 @@
-// Runs on the audio thread: gives the microphone's samples, channels averaged, to the page in blocks, and the rest of them when it is told to end.
+// Runs on the audio thread: gives the microphone's samples to the page, channels averaged, in blocks, and the rest when it is told to end.
 
 const BLOCK = 4096;
 

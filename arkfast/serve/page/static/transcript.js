@@ -10,13 +10,14 @@ const NO_SPEECH = 0.6; // as the service itself judges
  */
 export function understood(answer) {
   const list = (value) => (Array.isArray(value) ? value : []);
-  const words = list(answer.words).filter(({ start, end, word }) => Number.isFinite(start) && Number.isFinite(end) && typeof word === "string");
-  const segments = list(answer.segments).filter(({ start, end }) => Number.isFinite(start) && Number.isFinite(end));
+  const isTimed = ({ start, end }) => Number.isFinite(start) && Number.isFinite(end);
+  const words = list(answer.words).filter((word) => isTimed(word) && typeof word.word === "string");
+  const segments = list(answer.segments).filter(isTimed);
   return {
     text: String(answer.text ?? ""),
     segments: segments.map((segment, i) => {
-      const next = segments[i + 1]?.start ?? Infinity;
-      return { ...segment, text: String(segment.text ?? ""), words: words.filter(({ start }) => (start >= segment.start || i === 0) && start < next) };
+      const [from, to] = [i ? segment.start : -Infinity, segments[i + 1]?.start ?? Infinity];
+      return { ...segment, text: String(segment.text ?? ""), words: words.filter(({ start }) => from <= start && start < to) };
     }),
     warnings: list(answer.warnings).map(String),
     language: answer.language || null,
@@ -73,7 +74,9 @@ export class Transcript {
     const when = this.#seeker("when", `${time(segment.start)} – ${time(segment.end)}`, segment.start, canPlay);
     when.prepend(made("span", "unseen", `${text("play")} `));
     head.append(when);
-    if (segment.confidence < threshold) head.append(made("span", "badge doubt", text("unsure_percent", { percent: percent(segment.confidence) })));
+    if (segment.confidence < threshold) {
+      head.append(made("span", "badge doubt", text("unsure_percent", { percent: percent(segment.confidence) })));
+    }
     if (segment.no_speech === true || segment.no_speech_prob >= NO_SPEECH) head.append(made("span", "badge", text("no_speech")));
     const said = made("p", "said");
     let rest = segment.text;

@@ -85,9 +85,10 @@ export class Waveform {
     const shown = this.#live ? this.#peaks.slice(-bars) : this.#peaks;
     const loudest = this.#live ? 1 : Math.max(0.05, shown.reduce((most, peak) => Math.max(most, peak), 0));
     const until = this.#duration ? (bars * this.#at) / this.#duration : 0;
+    const column = (bar) => Math.floor((bar * shown.length) / bars);
     for (let i = 0; i < bars && shown.length; i++) {
-      const from = Math.floor((i * shown.length) / bars);
-      const peak = this.#live ? (shown[i] ?? 0) : Math.max(...shown.slice(from, Math.max(from + 1, Math.floor(((i + 1) * shown.length) / bars))));
+      const stretch = this.#live ? [shown[i] ?? 0] : shown.slice(column(i), Math.max(column(i) + 1, column(i + 1)));
+      const peak = Math.max(...stretch);
       const length = Math.max(scale, Math.sqrt(peak / loudest) * 0.94 * height); // the root shows quiet speech beside loud
       pen.fillStyle = i < until || this.#live ? played : quiet;
       pen.fillRect(i * bar, (height - length) / 2, 2 * scale, length);
