@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +16,8 @@ from starlette.requests import Request
 
 from arkfast.serve.body import Bounded, check_length
 from arkfast.serve.errors import ApiError
+
+log = logging.getLogger("arkfast.serve")
 
 MOST_FIELDS, MOST_FIELD_BYTES = 40, 64_000
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
@@ -38,7 +42,7 @@ async def received(request: Request, folder: Path, *, most: int, seconds: float)
         seconds: within which it must have arrived.
 
     Raises:
-        ApiError: 400 for a form that cannot be read or has no recording, 408, 413 or 415.
+        ApiError: 400 for a form that cannot be read or has no recording, 408, 413, 415, or 503 where the disk is full.
         ClientDisconnect: the client went away.
     """
     check_length(request.scope, most)
@@ -63,6 +67,11 @@ async def received(request: Request, folder: Path, *, most: int, seconds: float)
             recording = folder / f"recording{suffix.lower() if _SUFFIX.fullmatch(suffix) else ''}"
             await asyncio.to_thread(_copied, file, recording)
             return Form(fields, recording)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            log.error("the spool has no room for an upload")
+            raise ApiError(503, "The service has no room for the recording.", code="no_room", retry_after=10, close=True) from None
+        raise
     except HTTPException as error:  # how the parser tells what is wrong with a form
         raise ApiError(400, f"The form cannot be read: {str(error.detail)[:200]}", code="invalid_form", close=True) from None
     except (KeyError, UnicodeDecodeError, ValueError):  # no boundary, or headers that are no text

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from arkfast.serve.answers import json_answer
+from arkfast.serve.body import passed_over
 from arkfast.serve.errors import ApiError
 from arkfast.serve.logs import FIELDS
 from arkfast.serve.metrics import Metrics
@@ -41,10 +42,23 @@ class Guard:
         own_hosts: whether requests must call the service by a name of this machine, because it is bound to it and wants no key: otherwise
             a foreign page whose name was made to point here could call it (DNS rebinding).
         routes: paths that are counted by their name; all others are counted together.
+        most_connections: above which every request is refused.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, origins: Collection[str], own_hosts: bool, routes: Collection[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        origins: Collection[str],
+        own_hosts: bool,
+        routes: Collection[str],
+        most_connections: int,
+    ) -> None:
         self._app, self._metrics, self._origins, self._own_hosts, self._routes = app, metrics, frozenset(origins), own_hosts, routes
+        self._most_connections = most_connections
+        self.connections: Collection[object] = ()
+        """Those that the server has; whoever runs the server says so here."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -67,6 +81,7 @@ class Guard:
 
         try:
             if (refused := self._refused(scope)) is not None:
+                await passed_over(receive)
                 answer = json_answer(refused.body(), status=refused.status, headers=refused.headers())
                 await answer(scope, receive, told)
             else:
@@ -80,6 +95,8 @@ class Guard:
             log.info("request", extra={FIELDS: line | {"seconds": round(seconds, 4)} | state.get("log", {})})
 
     def _refused(self, scope: Scope) -> ApiError | None:
+        if len(self.connections) > self._most_connections:
+            return ApiError(503, "Too many connections are open.", code="overloaded", retry_after=2, close=True)
         host = _header(scope, b"host")
         if self._own_hosts and not is_own_name(host):
             return ApiError(403, "The service answers to this machine's own names only.", code="host_not_allowed", close=True)

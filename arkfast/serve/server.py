@@ -14,6 +14,7 @@ import uvicorn
 
 from arkfast.records import InputError
 from arkfast.serve.app import Service
+from arkfast.serve.connections import Connection
 from arkfast.serve.options import ServeConfig
 
 log = logging.getLogger("arkfast.serve")
@@ -38,15 +39,16 @@ async def run(config: ServeConfig) -> int:
     server = _Server(
         uvicorn.Config(
             service.app,
+            http=Connection,
             log_config=None,
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=4 * config.max_requests + 16,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=max(1, round(config.drain_seconds)),
         )
     )
+    service.app.connections = server.server_state.connections
     starting = asyncio.ensure_future(service.start())
     serving = asyncio.ensure_future(server.serve(sockets=[listening]))
     try:
