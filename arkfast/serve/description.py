@@ -23,7 +23,7 @@ _SENTENCES = {
     400: "A field or the recording is wrong.", 401: "No key, or one that is not known.", 403: "A foreign page or host.",
     404: "The model is not served, or there is no such file.", 408: "The request arrived too slowly.",
     413: "The request or the recording is too large.",
-    415: "Not multipart/form-data.", 429: "Too many requests at once.", 500: "The service failed.", 503: "The engine is not ready.",
+    415: "Not multipart/form-data.", 429: "Too many requests at once.", 500: "The service failed.", 503: "Not now: Retry-After says when.",
 }  # fmt: skip
 
 
@@ -57,11 +57,14 @@ _COMMON: JsonObject = {
     },
     "seed": {"type": "integer", "minimum": 0, "maximum": MOST_SEED, "default": 0},
 }
+_GRANULARITIES: JsonObject = {"type": "array", "items": {"type": "string", "enum": ["segment", "word"]}}
 _OPENAI: JsonObject = _COMMON | {
     "prompt": {"type": "string", "maxLength": MOST_PROMPT},
     "response_format": {"type": "string", "enum": list(FORMATS), "default": "json"},
     "stream": {"type": "boolean", "default": False},
-    "timestamp_granularities[]": {"type": "array", "items": {"type": "string", "enum": ["segment", "word"]}},
+    "timestamp_granularities[]": _GRANULARITIES,
+    "timestamp_granularities": _GRANULARITIES,
+    "chunking_strategy": {"type": "string", "description": "Without effect: long recordings are always cut at quiet places."},
 }
 
 
@@ -75,7 +78,7 @@ class Description(NamedTuple):
 
 
 def _form(properties: JsonObject) -> JsonObject:
-    schema = {"type": "object", "required": ["file"], "properties": properties}
+    schema = {"type": "object", "required": ["file"], "properties": properties, "additionalProperties": False}
     return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
 
 
