@@ -241,3 +241,21 @@ def test_a_service_answers_the_same_and_counts(service: Running, clips: Path) ->
     assert count == 3
     assert [b - a for a, b in zip(before, middle, strict=True)] == [0, count]
     assert [b - a for a, b in zip(middle, after, strict=True)] == [count, 0]
+
+
+@pytest.mark.slow
+def test_a_change_of_model_forgets_what_the_old_one_heard(start: Callable[..., Running], model: Path, clips: Path) -> None:
+    admin = "an-admin-key-of-tests-02"
+    service = start(environment={"ARKFAST_ADMIN_KEY": admin})
+
+    def counted() -> tuple[str, float, float]:
+        text = service.post(file=clips / "2.wav").json()["text"]
+        return text, service.gauge(HITS), service.gauge(MISSES)
+
+    text = counted()[0]
+    assert counted() == (text, 1, 1)
+    with service.client as client:
+        changed = client.post("/admin/model", json={"model": str(model)}, headers={"Authorization": f"Bearer {admin}"})
+    assert changed.status_code == 200
+    assert counted() == (text, 1, 2), "the same recording is heard and encoded once more"
+    assert counted() == (text, 2, 2)
