@@ -136,8 +136,8 @@ def test_a_batch_for_a_gpu_is_pinned_whole(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_clips_for_an_encoder_are_padded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    zeros = torch.zeros
-    monkeypatch.setattr(torch, "zeros", lambda *a, pin_memory=False, **b: (asked.append(pin_memory), zeros(*a, **b))[1])
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **b: (asked.append(pin_memory), empty(*a, **b).fill_(9.0))[1])
     monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_, **__: tensor)
     clips = [torch.randn(2, 3), torch.randn(2, 5)]
     for device, pinned in (("cpu", False), ("cuda", True)):

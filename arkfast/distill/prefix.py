@@ -15,11 +15,12 @@ import torch
 from arkfast.engine.masks import as_taken
 from arkfast.engine.prefill import Prefilled
 from arkfast.models.family import SpeechModel
+from arkfast.models.packed import PACKED
 from arkfast.records import Rollout
 
 Out = TypeVar("Out")
 
-ATTENTIONS = ("sdpa", "eager")
+ATTENTIONS = ("sdpa", "eager", PACKED)
 """Attention implementations that take a mask of each row's own, which rollouts after prompts of different lengths need."""
 
 

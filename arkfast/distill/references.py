@@ -29,6 +29,8 @@ def references(batch: Batch, rows: Sequence[int]) -> Rollout | None:
         lens=batch.target_lens[owner],
         stopped=torch.ones(len(rows), dtype=torch.bool, device=device),
         owner=owner,
+        total=None if batch.target_sizes is None else sum(batch.target_sizes[row] for row in rows),
+        sizes=None if batch.target_sizes is None else tuple((row, batch.target_sizes[row]) for row in rows),
     )
 
 
@@ -40,6 +42,8 @@ def joined(first: Rollout, second: Rollout) -> Rollout:
         lens=torch.cat([first.lens, second.lens]),
         stopped=torch.cat([first.stopped, second.stopped]),
         owner=torch.cat([first.owner, second.owner]),
+        total=None if first.total is None or second.total is None else first.total + second.total,
+        sizes=None if first.sizes is None or second.sizes is None else first.sizes + second.sizes,
     )
 
 
@@ -52,6 +56,7 @@ def put_in(answers: Rollout, learnt: Rollout) -> Rollout:
         lens=answers.lens.index_copy(0, learnt.owner, learnt.lens),
         stopped=answers.stopped.index_copy(0, learnt.owner, learnt.stopped),
         total=None,
+        sizes=None,
     )
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+import numpy as np
 import torch
 
 from arkfast.engine.masks import causal_mask
 from arkfast.models.family import Audio, SpeechModel
+from arkfast.models.packed import packed_inputs, packs
+from arkfast.models.packing import Packing, counted_off, sent
 from arkfast.records import Batch, Rollout
 
 Out = TypeVar("Out")
@@ -35,9 +38,12 @@ def at_predicting_positions(
         rollout: tokens of R rows.
         head: called inside the model's forward with (hidden [N, H], head weight [V, H]); N runs over produced tokens in packed order.
     """
-    prompts = model.encode_prompt(batch.input_ids, audio_embeds=audio)[rollout.owner]
-    prompt_lens = batch.prompt_lens[rollout.owner]
+    prompts = model.encode_prompt(batch.input_ids, audio_embeds=audio)
     answers = model.get_input_embeddings()(rollout.tokens)
+    if packs(model):
+        return _packed(model, batch, rollout, prompts, answers, head)
+    prompts = prompts[rollout.owner]
+    prompt_lens = batch.prompt_lens[rollout.owner]
     width = prompts.shape[1] + rollout.tokens.shape[1]
 
     # Each answer follows its prompt without a gap; what stands to the right of a row's end is seen by no position that is read.
@@ -51,4 +57,33 @@ def at_predicting_positions(
     select = row * width + prompt_lens[row] + position - 1
     mask = causal_mask(model.model, width, rows)
     found: Out = model(inputs_embeds=rows, attention_mask=mask, position_ids=column[None], use_cache=False, select=select, head=head)
+    return found
+
+
+def _packed(
+    model: SpeechModel,
+    batch: Batch,
+    rollout: Rollout,
+    prompts: torch.Tensor,
+    answers: torch.Tensor,
+    head: Callable[[torch.Tensor, torch.Tensor], Out],
+) -> Out:
+    """``at_predicting_positions`` with rows laid end to end: no product runs over padding, nor over the last token of a row, which predicts
+    nothing. ``prompts`` [B, P, H] and ``answers`` [R, L, H] are embeddings."""
+    known = batch.prompt_sizes or tuple(batch.prompt_lens.tolist())
+    sizes = rollout.sizes or tuple(zip(rollout.owner.tolist(), rollout.lens.tolist(), strict=True))
+    owner, lens = np.asarray(sizes, dtype=np.int64).reshape(-1, 2).T
+    before = np.asarray(known, dtype=np.int64)[owner]
+    rows = before + np.maximum(lens - 1, 0)
+    packing = Packing(rows.tolist(), prompts.device)
+
+    # Where each position's embedding lies among those of all prompts and, behind them, all answers.
+    row, place = counted_off(rows)
+    in_answer = len(prompts) * prompts.shape[1] + row * answers.shape[1] + place - before[row]
+    index = np.where(place < before[row], owner[row] * prompts.shape[1] + place, in_answer)
+    embeddings = torch.cat([prompts.flatten(0, 1), answers.flatten(0, 1)]).index_select(0, sent(torch.from_numpy(index), prompts.device))
+
+    row, place = counted_off(lens)
+    select = (np.cumsum(rows) - rows + before - 1)[row] + place
+    found: Out = model(**packed_inputs(model, embeddings, packing), select=sent(torch.from_numpy(select), prompts.device), head=head)
     return found

@@ -37,8 +37,9 @@ class RolloutBuffers:
         for _, entry, bits in ended:
             self._lens[entry.id], self._states[entry.id] = entry.produced, bits
 
-    def rollout(self, owner: torch.Tensor) -> Rollout:
-        """Everything, packed; ``owner`` [R] int64 is each rollout's row of the batch."""
+    def rollout(self, n: int) -> Rollout:
+        """Everything, packed; ``n`` rollouts belong to each row of the batch."""
+        owner = torch.arange(len(self._lens) // n, device=self._device).repeat_interleave(n)
         lens, states = (torch.tensor(values).to(self._device, non_blocking=True) for values in (self._lens, self._states))
         longest = max(self._lens)
         inside = torch.arange(longest, device=self._device)[None] < lens[:, None]
@@ -51,6 +52,7 @@ class RolloutBuffers:
             owner=owner,
             failed=(states & FAILED).bool(),
             total=sum(self._lens),
+            sizes=tuple((row // n, count) for row, count in enumerate(self._lens)),
         )
         row, place = rollout.packed_index()
         return dataclasses.replace(

@@ -8,7 +8,6 @@ the order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -16,19 +15,19 @@ import torch
 from arkfast.engine.collect import RolloutBuffers
 from arkfast.engine.decoder import check_decoder
 from arkfast.engine.graphs import BUCKETS, bucket
+from arkfast.engine.leaving import Leaving
 from arkfast.engine.memory import default_slots, footprint, free_memory, slots_within
 from arkfast.engine.products import side_by_side
-from arkfast.engine.request import Entry, Finished, FinishReason, Request, Sampling, rollout_limits
-from arkfast.engine.rows import DONE, FAILED, LOOPED, STOPPED, Choosing
+from arkfast.engine.request import Entry, Finished, Request, Sampling, rollout_limits
+from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing
 from arkfast.engine.slots import Slots
 from arkfast.engine.waiting import Queue, Waiting
 from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout
 
-LOOK_EVERY = {"cuda": 8, "cpu": 2}
-"""Decode steps between two looks at which rows have ended. A look waits for the device; between looks, ended rows are computed in vain."""
-
-
+LOOK_EVERY = {"cuda": 4, "cpu": 2}
+"""Decode steps between two looks at which rows have ended; until that is seen, ended rows are computed in vain. On a GPU it is seen a look
+late, after 4 to 8 steps, so that the device never waits for the host."""
 LENGTHS = 128
 """What the length of slots is a multiple of: a batch that is a little longer than those before it finds room, as do its captured steps."""
 
@@ -74,10 +73,12 @@ class Engine:
         topk: how many of the model's best ids to keep at each produced position (0: none).
         logprobs: keep each produced id's log-probability.
         silent: keep each request's log-probability of ending before the first id.
-        look_every: decode steps between two looks at which rows have ended; None: 8 on a GPU, 2 on a CPU.
+        look_every: decode steps between two looks at which rows have ended; None: 4 on a GPU, 2 on a CPU.
         cut_loops: end a row that repeats one phrase over and over (``guards``); rollouts of training leave loops be, so that the
             model is judged on what it does.
         graphs: capture decode steps as CUDA graphs; None: on a GPU, where weights are not sharded.
+        overlap: keep the device busy while the host works and while prompts are made ready: rows are looked at a look late, and clips are
+            encoded and prompts prefilled on streams of their own while others are decoded. No id depends on it. None: on a GPU.
 
     Raises:
         ValueError: a decoder that is not a plain Llama, Qwen2 or Qwen3, or a number out of range.
@@ -97,6 +98,7 @@ class Engine:
         look_every: int | None = None,
         cut_loops: bool = False,
         graphs: bool | None = None,
+        overlap: bool | None = None,
     ) -> None:
         check_decoder(model.model)
         for name, value, least in (
@@ -136,7 +138,9 @@ class Engine:
         )
         self._slots: Slots | None = None
         self._weights: tuple[int, ...] = ()
-        self._queue = Queue(model)
+        self._overlap = self._device.type == "cuda" if overlap is None else overlap
+        self._queue = Queue(model, beside=self._overlap)
+        self._leaving: list[Leaving] = []
         self._next_id = 0
 
     # -- one request at a time -------------------------------------------------------------------------------------------------------
@@ -163,9 +167,7 @@ class Engine:
             phrases=request.phrases,
             watched=request.watched,
         )
-        self._queue.add(
-            Waiting(prompt=request.input_ids, mel=request.mel, audio=request.audio, encoded=request.encoded, entries=[entry])
-        )
+        self._queue.add(Waiting(prompt=request.input_ids, mel=request.mel, audio=request.audio, encoded=request.encoded, entries=[entry]))
         return self._next_id
 
     @torch.no_grad()
@@ -174,28 +176,22 @@ class Engine:
         if self._step_slots is None:
             self._step_slots = default_slots(self.model, length=self._max_len)
         slots = self._reserve(rows=self._step_slots, length=self._max_len, new=self._max_new_tokens)
-        self._admit(slots)
-        slots.advance(self._look_every)
-        finished, self._queue.broken = self._queue.broken, []
-        ended = self._ended(slots)
+        ended = self._go_on(slots, isolate=True)
+        arrived, self._leaving = self._leaving, []
         if ended:
-            index = torch.tensor([place for place, _, _ in ended]).to(self._device, non_blocking=True)
-            tokens = slots.state.tokens[index].tolist()
-            logprob = None if slots.state.logprob is None else slots.state.logprob[index].tolist()
-            silent = None if slots.state.silent is None else slots.state.silent[index].tolist()
-            for i, (_, entry, state) in enumerate(ended):
-                done = _finished(entry, state, tokens[i], None if logprob is None else logprob[i])
-                finished.append(done if silent is None else replace(done, silent=silent[i]))
+            (self._leaving if self._overlap else arrived).append(Leaving(slots.state, ended))
             self._release(slots, ended)
-        return finished
+        finished, self._queue.broken = self._queue.broken, []
+        return finished + [done for left in arrived for done in left.finished()]
 
     @property
     def pending(self) -> int:
         """Requests that have not been given back."""
-        return len(self._queue.broken) + len(self._queue) + (len(self._slots.entries) if self._slots else 0)
+        decoded = len(self._slots.entries) if self._slots else 0
+        return len(self._queue.broken) + len(self._queue) + decoded + sum(len(left) for left in self._leaving)
 
     def progress(self) -> Mapping[int, Sequence[int]]:
-        """The ids that watched requests (``Request.watched``) had produced at the end of the last ``step``, by their ids.
+        """The ids that watched requests (``Request.watched``) had produced when the last ``step`` looked, by the requests' ids.
 
         None of them changes any more: loops were cut before. They came with what that step read anyway, so nothing waits for the device.
         """
@@ -208,7 +204,7 @@ class Engine:
 
     def cancel(self, id: int) -> bool:
         """Forget a request and free its slot; whether there was one. Nothing of it is given back."""
-        if self._queue.cancel(id):
+        if self._queue.cancel(id) or any(left.cancel(id) for left in self._leaving):
             return True
         places = [place for place, entry in enumerate(self._slots.entries) if entry.id == id] if self._slots else []
         if places and self._slots:
@@ -219,6 +215,7 @@ class Engine:
         """Forget every request and give the slots' memory back; the engine can be used again."""
         self._slots = None
         self._queue.clear()
+        self._leaving.clear()
 
     # -- a whole batch -----------------------------------------------------------------------------------------------------------------
 
@@ -270,15 +267,13 @@ class Engine:
             slots = self._reserve(rows=at_once, length=max(prompts) + new, new=new)
             found = RolloutBuffers(rows, new, self._choosing, self._device)
             while self.pending:
-                self._admit(slots, isolate=False)
-                slots.advance(self._look_every)
-                ended = self._ended(slots)
+                ended = self._go_on(slots, isolate=False)
                 found.take(slots.state, ended)
                 self._release(slots, ended)
         except BaseException:
             self.close()
             raise
-        return found.rollout(torch.arange(batch.size, device=self._device).repeat_interleave(n))
+        return found.rollout(n)
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------
 
@@ -315,6 +310,16 @@ class Engine:
         self._slots.most, self._slots.products = rows, products
         return self._slots
 
+    def _go_on(self, slots: Slots, *, isolate: bool) -> list[tuple[int, Entry, int]]:
+        """Admit what fits and decode until the next look; (place, entry, state) of every row that is then known to have ended."""
+        self._admit(slots, isolate=isolate)
+        moment = self._queue.moment()
+        slots.advance(self._look_every)
+        # After the steps are queued, so that the device has them while the host is at it.
+        self._queue.prepare(slotful=slots.most, isolate=isolate, after=moment)
+        loops = self._look_every + 1 if self._cut_loops else 0  # an admitted row has one id before its first step
+        return [looked for looked in slots.look(loops_since=loops, late=self._overlap) if looked[2] & DONE]
+
     def _admit(self, slots: Slots, *, isolate: bool = True) -> None:
         """Fill free slots from the queue. A few free ones wait for company, since a prefill holds up every row that is decoding."""
         if slots.entries and slots.free < max(1, slots.most // 8):
@@ -322,26 +327,7 @@ class Engine:
         while slots.free and (taken := self._queue.take(slots.free, slotful=slots.most, isolate=isolate)):
             slots.admit(taken.prompts, taken.source, taken.entries)
 
-    def _ended(self, slots: Slots) -> list[tuple[int, Entry, int]]:
-        """(place, entry, state) of every row that has ended."""
-        loops = self._look_every + 1 if self._cut_loops else 0  # an admitted row has one id before its first step
-        return [(place, entry, state) for place, (entry, state) in enumerate(slots.look(loops_since=loops)) if state & DONE]
-
     @staticmethod
     def _release(slots: Slots, ended: list[tuple[int, Entry, int]]) -> None:
         # a row whose loop was cut went on until it was looked at, and may have failed meanwhile
         slots.release([place for place, _, _ in ended], wipe=[place for place, _, state in ended if state & (FAILED | LOOPED)])
-
-
-def _finished(entry: Entry, state: int, tokens: list[int], logprob: list[float] | None) -> Finished:
-    reason: FinishReason = "length"
-    for bit, name in ((LOOPED, "repetition"), (STOPPED, "stop"), (FAILED, "error")):
-        if state & bit:
-            reason = name  # type: ignore[assignment]
-    if reason == "error":
-        message = "the model's scores are not numbers; its weights, its precision or the features are at fault"
-        return Finished(id=entry.id, tokens=[], finish_reason=reason, error=message)
-    count = entry.produced - (reason == "stop")
-    return Finished(
-        id=entry.id, tokens=tokens[:count], finish_reason=reason, logprobs=None if logprob is None else logprob[: entry.produced]
-    )

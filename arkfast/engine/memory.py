@@ -50,8 +50,9 @@ def footprint(model: SpeechModel, device: torch.device) -> Footprint:
     # A layer's input, its residual and three projections of the hidden size, and three of the feed-forward part's.
     activation = (5 * config.hidden_size + 3 * config.intermediate_size) * size
     encoder = 0 if model.audio_input is None else suited(ENCODER_FRAMES, device).most * ENCODER_BYTES * size
-    prefill = suited(PREFILL_TOKENS, device).most * (2 * position + activation)  # one group is kept while the next is computed
-    return Footprint(position=position, row=weight.shape[0] * (size + 8), peak=max(encoder, prefill))
+    # Prompts of one group wait for slots and those of one are given theirs, while the next are computed beside clips that are encoded.
+    prefill = suited(PREFILL_TOKENS, device).most * (3 * position + activation)
+    return Footprint(position=position, row=weight.shape[0] * (size + 8), peak=encoder + prefill)
 
 
 def slots_within(free: int, taken: Footprint, *, length: int, most: int) -> int:

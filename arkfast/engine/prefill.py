@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from arkfast.engine.cache import PromptCache
 from arkfast.engine.masks import causal_mask
 from arkfast.models.family import Audio, SpeechModel
+from arkfast.models.packing import sent
 
 LEAST_FILLED = 0.9
 """A clip shorter than this share of its group's longest begins a new group, unless the group is too small to keep the device busy."""
@@ -86,13 +87,15 @@ def encode(model: SpeechModel, mels: Sequence[torch.Tensor], budget: Budget | No
 def side_by_side(mels: Sequence[torch.Tensor], device: torch.device) -> torch.Tensor:
     """[B, n_mels, longest] on ``device``, zeros past each clip's end.
 
-    Each clip is copied once, into memory from which a GPU fetches it while the host goes on.
+    Each clip is copied once, into pinned memory from which a GPU fetches it while the host goes on. PyTorch gives such memory out again
+    when it has been fetched, so that one group is written while another is on its way.
     """
     first, longest = mels[0], max(mel.shape[1] for mel in mels)
     pinned = device.type == "cuda" and first.device.type == "cpu"
-    padded = torch.zeros(len(mels), first.shape[0], longest, dtype=first.dtype, device=first.device, pin_memory=pinned)
+    padded = torch.empty(len(mels), first.shape[0], longest, dtype=first.dtype, device=first.device, pin_memory=pinned)
     for own, mel in zip(padded, mels, strict=True):
         own[:, : mel.shape[1]] = mel
+        own[:, mel.shape[1] :] = 0
     return padded.to(device, non_blocking=True)
 
 
@@ -146,11 +149,12 @@ def prefill_each(model: SpeechModel, prompts: Sequence[torch.Tensor], audio: Seq
         audio: [N, H] audio embeddings of each; N = 0 where there is nothing to hear.
     """
     device = model.lm_head.weight.device
-    lens = torch.tensor([len(ids) for ids in prompts]).to(device, non_blocking=True)
-    ids = pad_sequence(list(prompts), batch_first=True).to(device, non_blocking=True)
+    lens = sent(torch.tensor([len(ids) for ids in prompts]), device)
+    ids = pad_sequence(list(prompts), batch_first=True)
+    ids = ids if ids.device == device else sent(ids, device)
     inside = torch.arange(ids.shape[1], device=device) < lens[:, None]
     ids = torch.where(inside, ids, ids[:, :1])
     if not any(len(own) for own in audio):
         return prefill(model, ids, lens, None)
-    counts = torch.tensor([len(own) for own in audio]).to(device, non_blocking=True)
+    counts = sent(torch.tensor([len(own) for own in audio]), device)
     return prefill(model, ids, lens, (pad_sequence(list(audio), batch_first=True), counts))

@@ -18,7 +18,7 @@ from arkfast.engine.sampling import confine, gumbel_noise, noisiest, penalise, r
 from arkfast.kernels import FLAG_NAN, row_log_softmax, topk_lse
 
 DONE, STOPPED, FAILED, LOOPED = 1, 2, 4, 8
-"""Bits of a row's state as ``Rows.read`` gives it."""
+"""Bits of a row's state as ``Rows.reading`` gives it."""
 
 
 class Mode(NamedTuple):
@@ -46,7 +46,7 @@ class Choosing:
 
     Attributes:
         width: leading ids of the vocabulary that are scored, all allowed ones among them.
-        blocked: int32 ids below it that are never produced.
+        blocked: int32 ids below it that are never produced, ascending.
         stop_ids: [n] int64 ids that end a row.
         topk: how many of the best ids to keep.
         logprobs: whether to keep each produced id's log-probability.
@@ -62,6 +62,16 @@ class Choosing:
     logprobs: bool
     silent: bool = False
     turns: torch.Tensor | None = None
+
+    def permits(self, ids: torch.Tensor, ranges: torch.Tensor | None) -> torch.Tensor:
+        """[R, K] bool: which of ``ids`` [R, K] int64, below ``width``, may be produced within each row's ``ranges``."""
+        permitted = torch.ones_like(ids, dtype=torch.bool)
+        if len(self.blocked):
+            place = torch.searchsorted(self.blocked, ids.int()).clamp_max(len(self.blocked) - 1)
+            permitted = self.blocked[place] != ids
+        if ranges is not None:
+            permitted &= ((ids[..., None] >= ranges[:, None, :, 0]) & (ids[..., None] < ranges[:, None, :, 1])).any(-1)
+        return permitted
 
     def ranges(self, positions: torch.Tensor) -> torch.Tensor | None:
         """[R, ranges, 2] int32: where the ids at ``positions`` [R] int64 of the rows' answers may come from."""
@@ -159,22 +169,21 @@ class Rows:
         """Those that there are, by name."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
 
-    def read(self, rows: int, *, last: int = 0) -> list[list[int]]:
-        """What the host must know of the first rows: the one place where it waits for the device.
+    def reading(self, *, last: int = 0) -> torch.Tensor:
+        """What the host must know of every row, for the one copy that it waits for.
 
         Args:
-            rows: how many.
             last: how many of the ids that each row produced last are read with it.
 
         Returns:
-            Of each row ``produced``, ``state`` and the last ids; where it has fewer, those before its first mean nothing.
+            [R, 2 + last] int64: of each row ``produced``, ``state`` and the last ids; where it has fewer, those before its first mean
+            nothing.
         """
-        columns = [self.produced[:rows, None], self.state[:rows, None]]
+        columns = [self.produced[:, None], self.state[:, None]]
         if last:
-            place = self.produced[:rows, None] - last + torch.arange(last, device=self.produced.device)
-            columns.append(self.tokens[:rows].gather(1, place.clamp_min(0)))
-        read: list[list[int]] = torch.cat(columns, 1).tolist()
-        return read
+            place = self.produced[:, None] - last + torch.arange(last, device=self.produced.device)
+            columns.append(self.tokens.gather(1, place.clamp_min(0)))
+        return torch.cat(columns, 1)
 
     def choose(self, logits: torch.Tensor, mode: Mode, choosing: Choosing, tables: PhraseTables | None = None) -> None:
         """Take the next id of every row that has not ended.
@@ -192,12 +201,13 @@ class Rows:
         if mode.penalises:
             assert self.seen is not None
             scores = penalise(logits.float(), self.seen[:, : choosing.width], self.penalty)
-        if mode.phrases:
-            assert tables is not None
-            scores = tables.add(scores, self.phrase)
-        if scores is not logits:
             token = topk_lse(scores, 1, blocked=choosing.blocked, ranges=ranges).ids[:, 0]
         token = token.long().clamp_min(0)  # −1 where every score is NaN; such a row has failed anyway
+        if mode.phrases:
+            assert tables is not None
+            token = tables.best(scores, token, self.phrase, lambda ids: choosing.permits(ids, ranges))
+            if mode.draws:
+                scores = tables.add(scores, self.phrase)
         if mode.draws:
             token = torch.where(self.temperature > 0, self._draw(scores, mode, choosing, ranges), token)
         going = (self.state & DONE) == 0

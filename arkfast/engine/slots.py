@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
@@ -18,9 +19,21 @@ from arkfast.engine.guards import loop_ends
 from arkfast.engine.phrases import PhraseSets
 from arkfast.engine.prefill import Prefilled
 from arkfast.engine.products import side_by_side
+from arkfast.engine.readback import Readback
 from arkfast.engine.request import Entry
 from arkfast.engine.rows import DONE, FAILED, LOOPED, Choosing, Mode, Rows
 from arkfast.models.family import SpeechModel
+
+
+class _Reading(NamedTuple):
+    """How far rows were at one moment, on its way to the host."""
+
+    entries: list[Entry]
+    values: Readback
+    """What ``Rows.reading`` gives of each."""
+    last: int
+    at: int
+    """Decode steps that had been run."""
 
 
 class Slots:
@@ -45,7 +58,8 @@ class Slots:
         """How many rows may be in use at once; no more than there are."""
         self.told: dict[int, list[int]] = {}
         """The ids that each watched row in use had produced when the host last looked, by ``Entry.id``."""
-        self._unread = 0  # steps since then
+        self._unread = 0  # steps since a reading was taken
+        self._reading: _Reading | None = None
         self._phrases = PhraseSets(weight.device)
         self.products = side_by_side(model.model)
         """The decoder's products; to be made anew where weights have moved."""
@@ -104,7 +118,7 @@ class Slots:
         scores = self._scores(prompts.last[index])
         own.hear(scores, self._choosing)
         own.choose(scores, mode, self._choosing, self._phrases.tables)
-        self.entries.extend(entries)
+        self.entries.extend(replace(entry, at=self.steps) for entry in entries)
 
     @staticmethod
     def _mode(entries: Sequence[Entry]) -> Mode:
@@ -126,15 +140,15 @@ class Slots:
         """Up to ``steps`` more ids for every row; nothing waits for the device."""
         if not self.entries:
             return
-        steps = min(steps, max(entry.limit - max(entry.produced, 1) for entry in self.entries))
-        mode = self._mode(self.entries)
+        steps = min(steps, max(entry.limit - self._produced(entry) for entry in self.entries))
+        mode, reach = self._mode(self.entries), self._reach(steps)
         self._unread += steps
         for _ in range(steps):
             self.steps += 1
             if self._use_graphs:
                 self._graphs.run(self._step, bucket(len(self.entries), self.cache.rows), mode)
             else:
-                self._step(len(self.entries), mode, self._reach(steps))
+                self._step(len(self.entries), mode, reach)
 
     def _step(self, rows: int, mode: Mode, limit: int | None = None) -> None:
         own = self.state[:rows]
@@ -146,34 +160,51 @@ class Slots:
         """[R, W] of the ids that may be chosen, and of none behind them."""
         return torch.nn.functional.linear(hidden, self._model.lm_head.weight[: self._choosing.width])
 
-    def _reach(self, steps: int) -> int:
-        """No row's position comes to it within so many steps of the last look."""
-        return min(max(entry.prompt + min(entry.produced + steps, entry.limit) for entry in self.entries) + 1, self.cache.length)
+    def _produced(self, entry: Entry) -> int:
+        """The most ids that a row can have produced by now."""
+        return min(max(entry.produced, 1) + self.steps - entry.at, entry.limit)
 
-    def look(self, *, loops_since: int) -> list[tuple[Entry, int]]:
-        """Read how far every row is; waits for the device once.
+    def _reach(self, steps: int) -> int:
+        """No row's position comes to it within so many further steps."""
+        return min(max(entry.prompt + min(self._produced(entry) + steps, entry.limit) for entry in self.entries) + 1, self.cache.length)
+
+    def look(self, *, loops_since: int, late: bool = False) -> list[tuple[int, Entry, int]]:
+        """How far every row is; waits for the device once.
 
         Args:
             loops_since: ids that a row may have produced since the last look, among which a loop's end is looked for; 0: loops are let be.
+            late: give what the look before would have given, and begin to read what the next one gives: the wait is then for what the
+                device has long done, and it has work while the host sees to it.
 
         Returns:
-            Each row in use, with how many ids it has produced, and its state's bits.
+            Of each row that was looked at and is still in use its place, its entry with how many ids it had produced, and its state's bits.
         """
-        count = len(self.entries)
-        if not count:
+        reading = self._read(loops_since) if self.entries else None
+        if late:
+            reading, self._reading = self._reading, reading
+        if reading is None:
             return []
+        places = {entry.id: place for place, entry in enumerate(self.entries)}
+        looked = []
+        rows: list[list[int]] = reading.values.host().tolist()
+        for taken, (produced, state, *ids) in zip(reading.entries, rows, strict=True):
+            if (place := places.get(taken.id)) is None:
+                continue  # given up since the reading
+            entry = self.entries[place]
+            if entry.watched:
+                self.told.setdefault(entry.id, []).extend(ids[reading.last - (produced - entry.produced) :])
+            self.entries[place] = replace(entry, produced=produced, at=reading.at)
+            looked.append((place, self.entries[place], state))
+        return looked
+
+    def _read(self, loops_since: int) -> _Reading:
+        own = self.state[: len(self.entries)]
         if loops_since:
-            self._cut_loops(self.state[:count], loops_since)
+            self._cut_loops(own, loops_since)
         # an admitted row has one id before its first step
         last = self._unread + 1 if any(entry.watched for entry in self.entries) else 0
         self._unread = 0
-        looked = []
-        for entry, (produced, state, *ids) in zip(self.entries, self.state.read(count, last=last), strict=True):
-            if entry.watched:
-                self.told.setdefault(entry.id, []).extend(ids[last - (produced - entry.produced) :])
-            looked.append((replace(entry, produced=produced), state))
-        self.entries = [entry for entry, _ in looked]
-        return looked
+        return _Reading(list(self.entries), Readback(own.reading(last=last)), last, self.steps)
 
     @staticmethod
     def _cut_loops(own: Rows, new: int) -> None:
@@ -203,6 +234,8 @@ class Slots:
                 self.entries[b] = self.entries[a]
         del self.entries[kept:]
         self.state.state[kept:] = DONE
+        if not self.entries:
+            self._reading = None  # whose rows are gone
 
     def _on_device(self, values: Sequence[int]) -> torch.Tensor:
         return torch.tensor(list(values), dtype=torch.int64).to(self._device, non_blocking=True)

@@ -6,6 +6,7 @@ letters: B sequences, S positions of the longest, P positions of all.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+TAKES_GROUPS = "enable_gqa" in inspect.signature(varlen_attn).parameters
+"""Whether PyTorch's attention takes fewer heads of keys and values than of queries; its first versions did not."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of one sequence: queries, keys and values [1, heads, S, head size] → the same shape."""
 
@@ -45,25 +48,36 @@ class Packing:
         padded = packed.new_zeros(len(self.lens) * width, *packed.shape[1:])
         return padded.index_copy(0, self.row * width + self.place, packed).unflatten(0, (len(self.lens), width))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, own: Attend | None = None) -> Tensor:
-        """Bidirectional attention within each sequence.
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, causal: bool = False, own: Attend | None = None
+    ) -> Tensor:
+        """Attention within each sequence.
 
         On a GPU in half precision it is one call for all of them; elsewhere, each sequence is a call of its own.
 
         Args:
-            q, k, v: [P, heads, head size].
+            q: [P, heads, head size].
+            k, v: [P, heads, head size], or with fewer heads, each of which serves as many neighbouring ones of the queries.
             scale: of the scores; None: head size to the power of −1/2.
+            causal: let each position see those up to itself; else it sees its whole sequence.
             own: attention of one sequence in place of PyTorch's; it is then called for each.
 
         Returns:
             [P, heads, head size].
         """
-        if own is None and on_gpu(q) and q.dtype in (torch.bfloat16, torch.float16):
+        one_call = own is None and on_gpu(q) and q.dtype in (torch.bfloat16, torch.float16)
+        grouped = q.shape[1] // k.shape[1]
+        if grouped > 1 and not (one_call and TAKES_GROUPS):
+            k, v = k.repeat_interleave(grouped, 1), v.repeat_interleave(grouped, 1)
+        if one_call:
             longest = max(self.lens)
-            found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale)
+            options: dict[str, bool | tuple[int, int]] = {"window_size": (-1, 0)} if causal else {}
+            if q.shape[1] != k.shape[1]:
+                options["enable_gqa"] = True
+            found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale, **options)  # type: ignore[arg-type]
             assert isinstance(found, Tensor)  # a pair only where more is asked for
             return found
-        attend: Attend = own or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale))
+        attend: Attend = own or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal))
         parts = zip(*(x.transpose(0, 1)[None].split(self.lens, dim=2) for x in (q, k, v)), strict=True)
         return torch.cat([attend(*part) for part in parts], dim=2)[0].transpose(0, 1)
 

@@ -110,7 +110,7 @@ def decoded(causal: Any, prompts: list[torch.Tensor], slots: int) -> tuple[list[
             entries = [Entry(id=i, prompt=len(prompts[i]), limit=NEW, key=i, number=0, sampling=Sampling()) for i in taken]
             own.admit(prefill_each(model, [prompts[i] for i in taken], [none] * len(taken)), range(len(taken)), entries)
         own.advance(3)
-        ended = [place for place, (_, state) in enumerate(own.look(loops_since=0)) if state & DONE]
+        ended = [place for place, _, state in own.look(loops_since=0) if state & DONE]
         for place in ended:
             entry = own.entries[place]
             found[entry.id] = own.state.tokens[place, : entry.produced].tolist(), own.state.logprob[place, : entry.produced].clone()

@@ -78,5 +78,7 @@ def test_features_go_when_they_are_encoded(model):
     for request in requests(make_batch(FRAMES), 6):
         queue.add(waiting.Waiting(prompt=request.input_ids, mel=request.mel, entries=[]))
     with torch.no_grad():
-        queue._encode(2, False)
-    assert all(w.mel is None and w.audio is not None for w in queue._waiting)
+        found = queue._encoded(queue._taken(2), 2, False)
+    assert len(found) == len(FRAMES)
+    assert all(w.mel is None and w.audio is not None for w in found)
+    assert not queue._waiting
