@@ -18,7 +18,7 @@ from pathlib import Path
 # have a layer each.
 LAYERS: list[tuple[set[str], set[str]]] = [
     ({"records", "installation"}, {"numpy", "torch", "typing_extensions"}),  # the last comes with torch; annotations alone want it
-    ({"files"}, {"zstandard", "compression"}),  # ``compression`` is the standard library's from Python 3.14 on
+    ({"files"}, {"zstandard", "compression", "fsspec", "aiohttp", "yarl"}),  # ``compression`` is the standard library's from Python 3.14 on
     ({"command_line", "device", "plots"}, {"yaml"}),
     ({"console"}, {"tqdm"}),
     ({"_C", "kernels", "metrics"}, {"triton", "jiwer", "whisper_normalizer", "wetext"}),
@@ -43,6 +43,9 @@ ONLY_IN = {
     "jinja2": {"reports"},
     "markupsafe": {"reports"},
     "zstandard": {"files"},
+    "fsspec": {"files"},
+    "aiohttp": {"files"},
+    "yarl": {"files"},
 }
 
 

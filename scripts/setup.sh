@@ -52,7 +52,7 @@ for namesake in namesakes():
     subprocess.run([sys.executable, "-m", "pip", "uninstall", "--yes", namesake.name], check=True)
 PY
 # One resolver run for everything, so that the pin in constraints.txt decides which torch build comes.
-install -c constraints.txt -e '.[asr,serve,parquet,eval,train,quickstart,dev]'
+install -c constraints.txt -e '.[asr,serve,parquet,ray,remote,eval,train,quickstart,dev]'
 (cd .venv && bin/python -c "import arkfast.cli, arkfast.kernels") # from elsewhere: as installed, not as it lies here
 printf '%s' "$wanted" >"$stamp"
 next_line "$@"

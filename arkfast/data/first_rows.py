@@ -25,7 +25,7 @@ class FirstRows:
         kinds: the faults that count; None counts each.
     """
 
-    def __init__(self, path: Path, *, kinds: frozenset[str] | None = None) -> None:
+    def __init__(self, path: Path | str, *, kinds: frozenset[str] | None = None) -> None:
         self._path, self._counted = path, kinds
         self._rows, self._first = 0, ""
         self._kinds: set[str | None] = set()

@@ -14,6 +14,7 @@ from arkfast.data.shards import DamagedShard, Sample, iter_samples
 from arkfast.data.sources import Format, expand, is_tar, short_names
 from arkfast.files.inputs import input_folder
 from arkfast.files.lines import BOM, MAX_LINE, read_lines
+from arkfast.files.remote import shown
 from arkfast.records import InputError, Utterance
 
 _WHAT = "JSONL manifest"  # what errors ask for
@@ -66,8 +67,16 @@ def iter_rows(path: str | Path, *, fields: Fields = ORIGINAL, task: str = "asr",
         yield from source_rows(source, name, fields=fields, task=task, format=format)
 
 
-def source_rows(source: Path, name: str, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto") -> Iterator[Row]:
+def source_rows(
+    source: Path, name: str, *, fields: Fields = ORIGINAL, task: str = "asr", format: Format = "auto", origin: str | None = None
+) -> Iterator[Row]:
     """``iter_rows`` of one file, whose rows are called after ``name`` where they give no id.
+
+    Args:
+        source: the file.
+        name: as above.
+        fields, task, format: as for ``iter_rows``.
+        origin: the address that the file is a copy of; None where it is a file of its own.
 
     Raises:
         InputError: the file cannot be read.
@@ -76,7 +85,7 @@ def source_rows(source: Path, name: str, *, fields: Fields = ORIGINAL, task: str
         yield from _shard_rows(source, name, fields, task)
     else:
         assert format != "tar"
-        yield from _jsonl_rows(source, name, fields, task, format)
+        yield from _jsonl_rows(source, name, fields, task, format, origin)
 
 
 def read_manifest(
@@ -132,8 +141,11 @@ def count_rows(path: str | Path, *, format: Format = "auto") -> int:
     return total
 
 
-def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm) -> Iterator[Row]:
-    for number, (raw, end, whole) in enumerate(read_lines(path, _WHAT), 1):
+def _jsonl_rows(copy: Path, name: str, fields: Fields, task: str, form: RowForm, origin: str | None) -> Iterator[Row]:
+    path = str(copy) if origin is None else shown(origin)
+    source = copy if origin is None else Path(path)
+    folder = input_folder(copy) if origin is None else origin.partition("#")[0].partition("?")[0].rpartition("/")[0]
+    for number, (raw, end, whole) in enumerate(_lines(copy, path), 1):
         where, default_id = f"{path}:{number}", f"{name}:{number}"
         try:
             if not whole:
@@ -145,16 +157,26 @@ def _jsonl_rows(path: Path, name: str, fields: Fields, task: str, form: RowForm)
                 parse_object(line, where),
                 where=where,
                 default_id=default_id,
-                folder=input_folder(path),
+                folder=folder,
                 fields=fields,
                 task=task,
                 form=form,
             )
         except RowError as error:
             text = raw.decode("utf-8", errors="replace")
-            yield Row(source=path, number=number, raw=text, end=end, default_id=default_id, error=error)
+            yield Row(source=source, number=number, raw=text, end=end, default_id=default_id, error=error)
         else:
-            yield Row(source=path, number=number, raw=line, end=end, default_id=default_id, utterance=utterance)
+            yield Row(source=source, number=number, raw=line, end=end, default_id=default_id, utterance=utterance)
+
+
+def _lines(copy: Path, path: str) -> Iterator[tuple[bytes, int, bool]]:
+    """The lines of a file, whose errors call it ``path``."""
+    try:
+        yield from read_lines(copy, _WHAT)
+    except InputError as error:
+        if path == str(copy):
+            raise
+        raise InputError(str(error).replace(str(copy), path)) from error
 
 
 def _shard_rows(path: Path, name: str, fields: Fields, task: str) -> Iterator[Row]:

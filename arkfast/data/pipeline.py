@@ -118,6 +118,7 @@ class FeaturePipeline:
         on_bad_audio: ``fail``, ``skip:<max ratio>``, or a policy that the caller keeps.
         timeout: seconds that a worker may spend on one clip.
         isolate: whatever an extractor raises is that clip's fault, as bad audio is, save a missing package.
+        ready: says whether the source of the items has the next one at hand; clips in work are given before it is waited for.
 
     Raises:
         ValueError: a number out of range, a rule that is neither form, or extractors that cannot be pickled.
@@ -134,6 +135,7 @@ class FeaturePipeline:
         on_bad_audio: str | BadAudioPolicy = "fail",
         timeout: float = 120.0,
         isolate: bool = False,
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
         for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
             if value < least:
@@ -155,6 +157,11 @@ class FeaturePipeline:
                 raise ValueError(f"FeaturePipeline: prepare cannot be sent to workers ({error}); give a function of a module") from error
         self._workers, self._timeout, self._isolate = workers, timeout, isolate
         self._window = min(workers * prefetch, MAX_WINDOW)
+        self._ready, self._in_work = ready, 0
+
+    def ready(self) -> bool:
+        """Whether the next item of ``features`` can be had without waiting for the source of the items."""
+        return self._in_work > 0 or self._ready()
 
     def features(self, items: Iterable[Utterance | FeatureItem]) -> Generator[FeatureItem, None, None]:
         """Each utterance with its features, in order; a bad one, where the policy passes over it, with its error.
@@ -198,10 +205,11 @@ class FeaturePipeline:
     def _ahead(self, items: Iterable[Utterance | FeatureItem]) -> Generator[FeatureItem, None, None]:
         window: deque[Job | FeatureItem | Exception] = deque()
         source: Iterator[Utterance | FeatureItem] | None = iter(items)
+        self._in_work = 0
         assert self._features is not None, "what hears nothing has no workers"
         with Pool(self._features, self._workers, self._window, self._timeout) as pool:
             while True:
-                while source is not None and len(window) < self._window:
+                while source is not None and len(window) < self._window and (not window or self._ready()):
                     try:
                         item = next(source)
                     except StopIteration:
@@ -214,6 +222,7 @@ class FeaturePipeline:
                 if not window:
                     return
                 head = window.popleft()
+                self._in_work = len(window)
                 if isinstance(head, Exception):
                     raise head
                 if isinstance(head, FeatureItem):

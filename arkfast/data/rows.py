@@ -17,6 +17,7 @@ from arkfast.audio.channels import parse_channel
 from arkfast.data.shards import TarMember
 from arkfast.files.inputs import local_path
 from arkfast.files.json_input import parse_json
+from arkfast.files.remote import check_remote, is_remote, shown
 from arkfast.records import InputError, JsonObject, JsonRow, OnTruncated, Utterance
 
 NEMO_AUDIO = "audio_filepath"
@@ -52,6 +53,8 @@ class Fields:
     """``Utterance.audio_track`` of rows without an ``audio_track``."""
     on_truncated: OnTruncated = "warn"
     """``Utterance.on_truncated`` of all rows."""
+    remote: bool = False
+    """Whether a recording may be of another machine, by an address such as ``s3://bucket/a.wav``."""
 
 
 ORIGINAL = Fields()
@@ -102,7 +105,7 @@ def to_utterance(
     *,
     where: str,
     default_id: str,
-    folder: Path | None,
+    folder: Path | str | None,
     fields: Fields = ORIGINAL,
     task: str = "asr",
     form: RowForm = "auto",
@@ -113,7 +116,7 @@ def to_utterance(
         row: the row's fields.
         where: what errors call the row, as ``file:line``.
         default_id: the id of a row that gives none.
-        folder: what a relative audio path starts from; None leaves paths as they are.
+        folder: what a relative audio path starts from, an address where it is text; None leaves paths as they are.
         fields: names of the fields of a row in arkfast's form.
         task: rows of another task are errors.
         form: whose field names the row uses.
@@ -122,7 +125,7 @@ def to_utterance(
         RowError: a field is missing or of the wrong kind, or the row is of another task.
     """
     channel, audio_track = _channel(row, fields.channel, where), _audio_track(row, fields.audio_track, where)
-    on_truncated = fields.on_truncated  # a NeMo row's fields are replaced below
+    on_truncated, may_fetch = fields.on_truncated, fields.remote  # a NeMo row's fields are replaced below
     if form == "nemo" or (form == "auto" and NEMO_AUDIO in row and fields.audio not in row):
         row, fields = _from_nemo(row, where), ORIGINAL
         audio_field = NEMO_AUDIO
@@ -135,8 +138,8 @@ def to_utterance(
     if (not isinstance(audio, str) or not audio) and not (audio is None and _hears_nothing(task)):
         raise RowError(f"{where}: field '{audio_field}' must be the path of a recording, got {_shown(audio)}", "audio field")
     path = None if audio is None else _local(audio, where)
-    if path is not None and "://" in path:
-        raise RowError(f"{where}: '{audio}' is an address, not a path: download the recording first", "audio field")
+    if path is not None and is_remote(path):
+        _check_address(path, where, read=may_fetch)
     text = _text(row, fields.text, where)
     language = _text(row, "language", where)
     begin, end = _time(row, fields.begin, where), _time(row, fields.end, where)
@@ -226,7 +229,22 @@ def _local(audio: str, where: str) -> str:
         raise RowError(f"{where}: {error}", "audio field") from error
 
 
-def _resolved(audio: str, folder: Path) -> str:
+def _check_address(address: str, where: str, *, read: bool) -> None:
+    if not read:
+        raise RowError(f"{where}: '{shown(address)}' is an address, not a path: download the recording first", "audio field")
+    if TarMember.parse(address):
+        raise RowError(f"{where}: '{shown(address)}' is in a tar file of another machine; copy the file here", "audio field")
+    try:
+        check_remote(address)
+    except InputError as error:
+        raise RowError(f"{where}: {error}", "audio field") from error
+
+
+def _resolved(audio: str, folder: Path | str) -> str:
+    if is_remote(audio):
+        return audio
+    if isinstance(folder, str):  # of a manifest of another machine
+        return audio if audio.startswith("/") else f"{folder}/{audio}"
     if member := TarMember.parse(audio):
         return str(replace(member, path=str(folder / member.path)))
     return str(folder / audio)

@@ -35,7 +35,7 @@ def expand(path: str | Path) -> list[Path]:
     text = local_path(str(path))
     if Path(text) == STANDARD:
         return [STANDARD]
-    names = [text] if Path(text).exists() else _expand_braces(text)
+    names = [text] if Path(text).exists() else expand_braces(text)
     paths = [Path(name) for name in names]
     for found in paths:
         _check(found)
@@ -81,7 +81,7 @@ def _check(path: Path) -> None:
         raise InputError(f"{path}: cannot be read (it is a folder); give the path of a JSONL manifest or of tar shards")
 
 
-def _expand_braces(text: str) -> list[str]:
+def expand_braces(text: str) -> list[str]:
     """``text`` with every brace expression replaced by each of its values."""
     parts: list[list[str]] = []
     at, count = 0, 1

@@ -20,10 +20,12 @@ from arkfast import command_line
 from arkfast.command_line import parse, to_dict
 from arkfast.console import Console
 from arkfast.files import destination, is_outlet, is_standard_output
+from arkfast.files.remote import scrubbed
 from arkfast.infer.dry_run import dry_run
+from arkfast.infer.fetching import Fetcher
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
 from arkfast.infer.formats import CaptionLimits, Form
-from arkfast.infer.inputs import Input, named, sources
+from arkfast.infer.inputs import Input, check_addresses, local_sources, named
 from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.loading import Load, load_transcriber
@@ -155,7 +157,7 @@ def transcribe_file(
     if shard is not None and lengths is not None:
         its_rows = lengths.shard(shard)
         intake, part = replace(intake, rows=len(its_rows)), slice(its_rows.start, its_rows.stop)
-    if not is_outlet(output) and output.resolve() in {source.resolve() for source in sources(input)}:
+    if not is_outlet(output) and output.resolve() in {source.resolve() for source in local_sources(input)}:
         raise InputError(f"{output}: is the input too; give another path, so that the manifest stays as it is")
     place = None if is_outlet(output) else journal_of(destination(output))
     kept, finish = (
@@ -197,8 +199,9 @@ def transcribe_file(
                         journal.close()
                         journal = Journal(place, rows=rows_in_all, decides=decides)
                         ending.callback(journal.close)
-                rows = Rows(islice(enumerate(_items(input, options)), part.start, part.stop), journal)
-                summary = _write(transcriber.results(rows.items(), memory=rows), rows, writer, intake, console, Reasons(named(input)))
+                fetcher = ending.enter_context(Fetcher(options.spool_mb)) if intake.remote and cluster is None else None
+                rows = Rows(islice(enumerate(_items(input, options)), part.start, part.stop), journal, fetcher=fetcher)
+                summary = _write(rows.results(transcriber), rows, writer, intake, console, Reasons(named(input)))
                 if shared is not None:
                     summary = of_all_ranks(summary, shared, wall_seconds=time.perf_counter() - began)
                 if summary.failed == summary.rows and place is not None and _holds_something(files.standing() if files else [writer.path]):
@@ -290,7 +293,8 @@ def _write(results: Iterator[Result], rows: Rows, writer: AtomicJsonl, intake: I
 def _record(path: Path, config: TranscribeConfig, summary: Summary) -> None:
     """Write the record; where that cannot be done, the output is complete all the same, and nothing has to be done again."""
     try:
-        write_record(path, flags=to_dict(config), summary=summary)
+        inputs = {"input": str(named(config.input)), "more_inputs": [str(named(path)) for path in config.more_inputs]}
+        write_record(path, flags=to_dict(config) | inputs, summary=summary)
     except InputError as error:
         print(f"arkfast transcribe: no record of the run, whose output is complete: {error}", file=sys.stderr)
 
@@ -318,10 +322,11 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
     )
     for note in config.notes() if os.environ.get("RANK", "0") == "0" else ():
         print(f"arkfast transcribe: {note}", file=sys.stderr)
-    if config.dry_run:
-        return dry_run(config.inputs, config, config.model_path, rtfx=config.assume_rtfx, record=config.run_record)
     limits = CaptionLimits(max_line_width=config.max_line_width, max_line_count=config.max_line_count)
     try:
+        check_addresses(arguments)
+        if config.dry_run:
+            return dry_run(config.inputs, config, config.model_path, rtfx=config.assume_rtfx, record=config.run_record)
         with planned(
             config.inputs,
             output=config.output,
@@ -394,7 +399,7 @@ def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], 
     except KeyboardInterrupt as asked:
         stopped = asked if isinstance(asked, Stopped) else None
         words = "run it again" if through else "to go on, type"
-        command = f"{words}: {shlex.join(['arkfast', 'transcribe', *arguments])}"
+        command = f"{words}: {scrubbed(shlex.join(['arkfast', 'transcribe', *arguments]))}"
         print(f"arkfast transcribe: {stopped or 'interrupted'}; {command}", file=sys.stderr)
         return 130 if stopped is None else stopped.exit_code
     said, shown_rows = outputs.finish(), outputs.files.output if outputs.files else rows

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,9 +21,11 @@ from arkfast.data.manifest import no_rows
 from arkfast.data.rows import Row
 from arkfast.data.shards import TarMember, open_audio
 from arkfast.files import is_standard_output, json_text
+from arkfast.files.remote import is_remote, remote_size, shown
 from arkfast.infer.first_rows import SHOWN, keep
 from arkfast.infer.inputs import Input, input_rows, named
 from arkfast.infer.options import TranscribeOptions
+from arkfast.infer.ranks.plan import known_seconds
 from arkfast.infer.transcriber import clips_under_way
 from arkfast.records import InputError, JsonObject, Utterance
 
@@ -30,6 +33,8 @@ MEASURED_FILES = 3
 """So many files of a codec are decoded, to see how long that takes."""
 MEASURED_SECONDS = 120.0
 """At most so much of each of them."""
+ASKED_TOGETHER, ASKED_AT_ONCE = 1024, 16
+"""Recordings of other machines whose size is asked for, in one go and at the same time."""
 FEATURE_BYTES = 128 * 4 * 100
 """Of the features of a second of audio: 128 bands of float32, 100 frames a second."""
 SLOTS = 80
@@ -70,8 +75,10 @@ class Codec:
     """The recordings with one suffix."""
 
     rows: int = 0
+    elsewhere: int = 0
+    """Rows of recordings of other machines, which are not decoded here."""
     seconds: float = 0.0
-    """Of all rows."""
+    """Of all rows, as far as known."""
     few: list[Utterance] = field(default_factory=list)
     """The first recordings, each once; these are decoded."""
     speed: float | None = None
@@ -98,6 +105,14 @@ class Plan:
     """The first three of bad rows."""
     over_limit: int = 0
     """Rows longer than --max_audio_seconds."""
+    elsewhere: int = 0
+    """Rows whose recording is on another machine and is there."""
+    elsewhere_bytes: int = 0
+    """Of those recordings, as far as their machines say."""
+    unsized: int = 0
+    """How many of those are of a size that nobody says."""
+    unmeasured: int = 0
+    """How many of those are of a length that the row does not say, so that ``seconds`` lacks them."""
 
 
 def look(given: Input, options: TranscribeOptions) -> Plan:
@@ -112,15 +127,68 @@ def look(given: Input, options: TranscribeOptions) -> Plan:
     """
     plan = Plan()
     with UniqueIds(allow_repeats=options.allow_repeats) as ids:
+        elsewhere: list[Utterance] = []
         for row in input_rows(given, fields=options.row_fields):
-            if keep(row, ids, allow_repeats=options.allow_repeats):
+            if not keep(row, ids, allow_repeats=options.allow_repeats):
+                continue
+            if row.utterance is not None and is_remote(str(row.utterance.audio)):
+                elsewhere.append(row.utterance)
+                if len(elsewhere) == ASKED_TOGETHER:
+                    _ask(elsewhere, plan, options.max_audio_seconds)
+                    elsewhere.clear()
+            else:
                 _count(row, plan, options.max_audio_seconds)
+        _ask(elsewhere, plan, options.max_audio_seconds)
         plan.repeats = ids.repeats
     if not plan.rows:
         raise InputError(no_rows(named(given)))
     for codec in plan.codecs.values():
         codec.speed = _speed(codec.few)
     return plan
+
+
+def _ask(utterances: Sequence[Utterance], plan: Plan, most_seconds: float) -> None:
+    """Count rows whose recordings are elsewhere, which are asked for their size and not fetched. A length is what the row says of it."""
+    addresses = [str(utterance.audio) for utterance in utterances]
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
+        sizes = list(threads.map(_size_or_fault, addresses))
+    for utterance, size in zip(utterances, sizes, strict=True):
+        plan.rows += 1
+        if isinstance(size, InputError):
+            _bad(f"{utterance.name}: {shown(str(utterance.audio))}: {size}", plan)
+            continue
+        plan.elsewhere += 1
+        plan.elsewhere_bytes += size or 0
+        plan.unsized += size is None
+        codec = plan.codecs.setdefault(_suffix(shown(str(utterance.audio)).removesuffix("?…")), Codec())
+        codec.rows += 1
+        codec.elsewhere += 1
+        seconds = known_seconds(utterance)
+        if seconds is None:
+            plan.unmeasured += 1
+        else:
+            _add(seconds, utterance, codec, plan, most_seconds)
+
+
+def _size_or_fault(address: str) -> int | InputError | None:
+    try:
+        return remote_size(address)
+    except InputError as error:
+        return error
+
+
+def _bad(reason: str, plan: Plan) -> None:
+    plan.bad += 1
+    if len(plan.reasons) < SHOWN:
+        plan.reasons.append(" ".join(reason.split()))
+
+
+def _add(length: float, utterance: Utterance, codec: Codec, plan: Plan, most_seconds: float) -> None:
+    plan.seconds += length
+    codec.seconds += length
+    plan.over_limit += length > most_seconds
+    if length > plan.longest:
+        plan.longest, plan.longest_id = length, utterance.id
 
 
 def _count(row: Row, plan: Plan, most_seconds: float) -> None:
@@ -135,19 +203,12 @@ def _count(row: Row, plan: Plan, most_seconds: float) -> None:
         if past := outside(begin, end, there):
             raise InputError(f"{clip_name(utterance)}: {past}")
     except InputError as error:
-        plan.bad += 1
-        if len(plan.reasons) < SHOWN:
-            plan.reasons.append(" ".join(str(error).split()))
+        _bad(str(error), plan)
         return
-    length = (there if end is None else min(end, there)) - begin
-    plan.seconds += length
-    plan.over_limit += length > most_seconds
-    if length > plan.longest:
-        plan.longest, plan.longest_id = length, utterance.id
     audio = str(utterance.audio)
     codec = plan.codecs.setdefault(_suffix(audio), Codec())
     codec.rows += 1
-    codec.seconds += length
+    _add((there if end is None else min(end, there)) - begin, utterance, codec, plan, most_seconds)
     if len(codec.few) < MEASURED_FILES and audio not in (one.audio for one in codec.few):
         codec.few.append(utterance)
 
@@ -188,6 +249,7 @@ def forecast(plan: Plan, options: TranscribeOptions, model: Path, *, rtfx: float
     codecs = {
         name: {
             "rows": codec.rows,
+            "elsewhere": codec.elsewhere,
             "hours": codec.seconds / 3600,
             "rtfx_of_a_core": codec.speed,
             "cores": None if rtfx is None or codec.speed is None else rtfx / codec.speed,
@@ -205,6 +267,10 @@ def forecast(plan: Plan, options: TranscribeOptions, model: Path, *, rtfx: float
         "longest_seconds": plan.longest,
         "longest_id": plan.longest_id or None,
         "over_limit": plan.over_limit,
+        "elsewhere": plan.elsewhere,
+        "elsewhere_bytes": plan.elsewhere_bytes,
+        "elsewhere_unsized": plan.unsized,
+        "elsewhere_unmeasured": plan.unmeasured,
         "codecs": codecs,
         "assumed_rtfx": rtfx,
         "gpu_hours_per_1000_hours": None if rtfx is None else 1000 / rtfx,
@@ -244,12 +310,24 @@ def table(plan: Plan, found: JsonObject, options: TranscribeOptions) -> str:
     for name, codec in found["codecs"].items():
         speed = codec["rtfx_of_a_core"]
         row = f"{name:<10} {codec['rows']:>6} {codec['hours']:>10,.2f}   " + (
-            "cannot be decoded" if speed is None else f"{speed:,.0f} times real time"
+            ("not fetched" if codec["elsewhere"] else "cannot be decoded") if speed is None else f"{speed:,.0f} times real time"
         )
         lines.append(row + ("" if codec["cores"] is None else f"   {codec['cores']:,.1f}"))
+    if plan.elsewhere:
+        lines += _elsewhere(plan)
     if plan.bad:
         lines += [f"bad rows        {plan.bad}, the first reasons:", *(f"  {reason}" for reason in plan.reasons)]
     return "\n".join(lines)
+
+
+def _elsewhere(plan: Plan) -> list[str]:
+    unsized = f", {plan.unsized} of a size that their machines do not say" if plan.unsized else ""
+    lines = [f"elsewhere       {plan.elsewhere} rows with {_size(plan.elsewhere_bytes)} to fetch{unsized}"]
+    if plan.unmeasured:
+        lines.append(
+            f"not counted     {plan.unmeasured} of these rows, whose length is known when they are fetched"
+        )
+    return lines
 
 
 def _size(count: int) -> str:

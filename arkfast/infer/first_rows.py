@@ -16,6 +16,7 @@ from arkfast.data.first_rows import FIRST, FirstRows
 from arkfast.data.ids import UniqueIds
 from arkfast.data.manifest import no_rows
 from arkfast.data.rows import Row
+from arkfast.files.remote import is_remote, shown
 from arkfast.infer.inputs import Input, input_rows, named
 from arkfast.infer.result import Result
 from arkfast.records import InputError, JsonObject, Utterance
@@ -33,6 +34,8 @@ class Intake:
     """Rows to transcribe, good and bad."""
     repeats: int
     """Rows that repeat an earlier one in every field and are left out."""
+    remote: bool = False
+    """Whether a row has a recording of another machine."""
 
 
 def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False, see: Callable[[Row], None] | None = None) -> Intake:
@@ -48,19 +51,21 @@ def look_through(path: Input, *, fields: Fields, allow_repeats: bool = False, se
         InputError: the file cannot be read or holds no rows, an id stands there twice, the first 20 rows cannot be used for one reason, or
             no row of a shorter file names a recording.
     """
-    total, first = 0, FirstRows(named(path))
+    total, remote, first = 0, False, FirstRows(named(path))
     with UniqueIds(allow_repeats=allow_repeats) as ids:
         for row in input_rows(path, fields=fields):
             if not keep(row, ids, allow_repeats=allow_repeats):
                 continue
             total += 1
             first.see(row)
+            audio = None if row.utterance is None else row.utterance.audio
+            remote = remote or (isinstance(audio, str) and is_remote(audio))
             if see is not None:
                 see(row)
         if not total:
             raise InputError(no_rows(named(path)))
         first.end()
-        return Intake(total, ids.repeats)
+        return Intake(total, ids.repeats, remote)
 
 
 def kept_rows(path: Input, *, fields: Fields, allow_repeats: bool) -> Iterator[Row]:
@@ -92,7 +97,7 @@ class Reasons:
         path: the input, for the error.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | str) -> None:
         self._path = path
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
@@ -142,6 +147,7 @@ def plain_reason(result: Result) -> str:
     """A failed row's reason without what is the row's own: its place, its recording's name, and numbers."""
     text, utterance = result.error or "", result.utterance
     names = {utterance.where, utterance.audio, utterance.extra.get("audio")}
+    names |= {shown(name) for name in names if isinstance(name, str)}
     for name in sorted((name for name in names if isinstance(name, str) and len(name) > 3), key=len, reverse=True):  # a short one is a word
         text = text.replace(name, "…")
     return re.sub(r"\d+(\.\d+)?", "#", text)

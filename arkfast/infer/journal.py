@@ -28,6 +28,7 @@ from arkfast import __version__
 from arkfast.data.shards import TarMember
 from arkfast.files import LineFile, json_line, move, naming
 from arkfast.files.json_input import parse_json_object
+from arkfast.files.remote import identity
 from arkfast.infer.hotwords import FIELD as HOTWORDS
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import Result
@@ -39,7 +40,7 @@ SYNC_SECONDS = 5.0
 DECIDES_NOTHING = frozenset({
     "quiet", "log_file", "revision", "processor_path", "batch_size", "num_workers", "dtype", "device", "audio_field", "text_field",
     "begin_field", "end_field", "channel", "audio_track", "on_truncated", "allow_failures", "allow_repeats", "resume", "retry_failed",
-    "target_sr", "padding_side", "asr_block_token_id_from", "aligner",
+    "target_sr", "padding_side", "asr_block_token_id_from", "aligner", "spool_mb",
 })  # fmt: skip
 """Flags that no transcript depends on, or that stand in ``deciding`` or in ``key_of`` as what they come to: the files of the checkpoint,
 the type of the weights, the channel that a row is heard in."""
@@ -71,12 +72,14 @@ def key_of(utterance: Utterance) -> str:
     """A digest of what a row asks for: its recording, with the file's size and time of change, its segment, its id, its language and its
     hotwords.
 
-    The reference text and fields that are only passed through are left out. The file is not read.
+    The reference text and fields that are only passed through are left out. The file is not read, and nobody is asked about one of another
+    machine, which goes by its address without what signs it.
     """
     u = utterance
     assert u.audio is None or isinstance(u.audio, str), "rows of a manifest name their recordings"
     segment, heard = [u.begin, u.end], [u.channel, u.audio_track, u.on_truncated]
-    asked = {"row": [u.id, u.audio, _file(u.audio), segment, heard, u.language, u.task, u.extra.get(HOTWORDS)]}
+    audio = None if u.audio is None else identity(u.audio)
+    asked = {"row": [u.id, audio, _file(u.audio), segment, heard, u.language, u.task, u.extra.get(HOTWORDS)]}
     return hashlib.blake2b(json_line(asked), digest_size=16).hexdigest()
 
 

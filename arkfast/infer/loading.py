@@ -48,7 +48,9 @@ class Transcribes(Protocol):
     @property
     def batch_size(self) -> int | None: ...
 
-    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
+    def results(
+        self, items: Iterable[Utterance | Result], *, memory: Memory | None = None, ready: Callable[[], bool] | None = None
+    ) -> Iterator[Result]:
         """See ``Transcriber.results``."""
 
 

@@ -50,10 +50,11 @@ class TranscribeOptions(ConsoleOptions):
     """What chooses the places where a longer recording is cut: energy takes quiet ones, silero those without speech (by the package
     silero-vad), none cuts nothing."""
     timestamps: Timestamps = "segment"
-    """word: rows say when each word was said, by a head that --stage ctc_head of arkfast train made; character: also when each letter was;
-    segment: long recordings have the times of their segments alone."""
+    """word: rows say when each word was said, by a head that --stage ctc_head of arkfast train made or by --aligner; character: also when
+    each letter was, by a head; segment: long recordings have the times of their segments alone."""
     aligner: Path | None = None
-    """Folder of that head; the checkpoint's own by default."""
+    """Folder of that head, the checkpoint's own by default; or Qwen3's forced aligner, a folder or a Hugging Face repository as
+    organisation/name."""
     confidence: bool = False
     """Rows say how sure the model was: avg_logprob, compression_ratio, repetition, confidence and word_confidence."""
     calibration: Path | None = None
@@ -83,6 +84,8 @@ class TranscribeOptions(ConsoleOptions):
     """Samples are multiplied by it before features are made."""
     num_workers: int | None = None
     """Processes that read audio and make features; half the cores, at most 8, for a GPU and none for a CPU by default."""
+    spool_mb: int = 4096
+    """Most MB of recordings of other machines (https://, s3://, gs:// and the like) that are held on this one's disk at once."""
     dtype: DType = "auto"
     """Type of the weights; auto is bfloat16 on a GPU and float32 elsewhere."""
     device: str | None = None
@@ -131,6 +134,8 @@ class TranscribeOptions(ConsoleOptions):
             num_workers=self.num_workers,
             audio_gain=self.audio_gain,
         )
+        if self.spool_mb < 1:
+            raise InputError(f"--spool_mb must be at least 1, got {self.spool_mb}")
         check_choice(self.channel, self.audio_track)
         if self.language is not None:
             check_language(self.language)
@@ -164,6 +169,7 @@ class TranscribeOptions(ConsoleOptions):
             channel=parse_channel(self.channel),
             audio_track=self.audio_track,
             on_truncated=self.on_truncated,
+            remote=True,
         )
 
     def sampling(self) -> Sampling:

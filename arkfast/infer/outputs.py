@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 
 from arkfast.files import STANDARD, is_outlet, write_text
 from arkfast.infer.formats import FORMS, CaptionLimits, Form, recordings_of, save, written
-from arkfast.infer.inputs import Input, check_local, single_recording, sources
+from arkfast.infer.inputs import Input, check_local, local_sources, single_recording, sources
 from arkfast.infer.jsonl import read_rows
 from arkfast.infer.row_files import RowFiles, row_files
 from arkfast.records import InputError
@@ -95,7 +95,7 @@ def planned(
             raise InputError(
                 f"--output {output} cannot go with --output_dir, whose files are made from one of JSON lines; give a name in .jsonl"
             )
-        if both := {path.resolve() for path in files.standing()} & {source.resolve() for source in sources(given)}:
+        if both := {path.resolve() for path in files.standing()} & {source.resolve() for source in local_sources(given)}:
             raise InputError(
                 f"{min(both)}: is an input and would be an output too; give another --output, so that the input stays as it is"
             )

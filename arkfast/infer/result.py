@@ -13,6 +13,7 @@ from arkfast.data.rows import Row
 from arkfast.data.transcript import clean_transcript
 from arkfast.files.json_input import parse_json
 from arkfast.files.json_text import is_finite
+from arkfast.files.remote import address_in
 from arkfast.records import JsonObject, JsonRow, Utterance
 
 FinishReason = Literal["stop", "length", "repetition", "no_speech"]
@@ -153,7 +154,7 @@ def bad_line(bad: Row, *, fields: Fields) -> Result:
         text=text if isinstance(text, str) else None,
         language=language if isinstance(language, str) else None,
         extra={key: value for key, value in given.items() if key not in known} | {"line": bad.number, "raw_line": bad.raw.rstrip("\r\n")},
-        where=f"{bad.source}:{bad.number}",
+        where=f"{address_in(bad.source) or bad.source}:{bad.number}",
     )
     return Result(utterance=utterance, error=str(bad.error))
 

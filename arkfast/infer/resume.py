@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from arkfast.console import Console
 from arkfast.files import naming
+from arkfast.files.remote import is_remote
+from arkfast.infer.fetching import Fetcher
 from arkfast.infer.first_rows import Intake
 from arkfast.infer.journal import Journal, deciding, key_of
 from arkfast.infer.loading import Transcribes
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import Result
-from arkfast.records import JsonObject, Utterance
+from arkfast.records import InputError, JsonObject, Utterance
 
 
 def journal_of(output: Path) -> Path:
@@ -67,6 +70,23 @@ class Known(Protocol):
         """See ``Journal.add``."""
 
 
+class Looked(NamedTuple):
+    """A row that was looked up."""
+
+    row: int
+    item: Utterance | Result
+    key: str | None
+    """For the journal; None where there is none, and of a result."""
+    known: Result | None
+    """What the journal has."""
+
+    @property
+    def wanted(self) -> str | None:
+        """``Fetcher``: the address of its recording, where that is not here and is needed."""
+        audio = self.item.audio if isinstance(self.item, Utterance) and self.known is None else None
+        return audio if isinstance(audio, str) and is_remote(audio) else None
+
+
 class Turn(NamedTuple):
     """A row on its way."""
 
@@ -77,6 +97,8 @@ class Turn(NamedTuple):
     """Whether the journal's ``held`` counts the row."""
     resumed: bool
     """Whether the result came from the journal."""
+    fetched: tuple[Utterance, str] | None = None
+    """The row as the input has it, and the path of the copy of its recording; None where none was fetched."""
 
 
 class Rows:
@@ -85,32 +107,59 @@ class Rows:
     Args:
         items: rows with their numbers, ascending.
         journal: what is known of them, and where results are written down; None for none.
+        fetcher: fetches recordings of other machines; None where no row has one.
 
     Attributes:
         clip_seconds: seconds of audio of clips, of rows that were not complete, whose result was known.
     """
 
-    def __init__(self, items: Iterable[tuple[int, Utterance | Result]], journal: Known | None) -> None:
+    def __init__(self, items: Iterable[tuple[int, Utterance | Result]], journal: Known | None, *, fetcher: Fetcher | None = None) -> None:
         self._items, self._turns = items, deque[Turn]()
         self._row, self._key = -1, ""
         self._whole: Utterance | None = None
         self._clips: deque[tuple[int, str] | None] = deque()
-        self.journal = journal
+        self.journal, self._fetcher = journal, fetcher
         self.clip_seconds = 0.0
+
+    def results(self, transcriber: Transcribes) -> Iterator[Result]:
+        """The result of each row, in order, as the transcriber gives them; ``next`` says of each whose it is."""
+        fetcher = self._fetcher
+        if fetcher is None:
+            yield from transcriber.results(self.items(), memory=self)
+            return
+        for result in transcriber.results(self.items(), memory=self, ready=fetcher.ready):
+            fetched = self._turns[0].fetched
+            if fetched is None:
+                yield result
+                continue
+            row, path = fetched
+            yield replace(fetcher.named(result), utterance=row)
+            fetcher.done(path)
 
     def items(self) -> Iterator[Utterance | Result]:
         """What is to be transcribed, with a result in the place of each row that needs nothing done."""
-        for row, item in self._items:
-            journal = self.journal
-            if journal is None or isinstance(item, Result):
+        looked = self._looked()
+        for (row, item, key, known), copy in ((one, None) for one in looked) if self._fetcher is None else self._fetcher.ahead(looked):
+            if isinstance(item, Result):
                 self._turns.append(Turn(row, None, False, False))
                 yield item
                 continue
+            counted = self.journal is not None and self.journal.holds(row)
+            if isinstance(copy, InputError):
+                self._turns.append(Turn(row, key, counted, False))
+                yield Result(utterance=item, error=f"{item.name}: {copy}")
+                continue
+            self._turns.append(Turn(row, None if known else key, counted, known is not None, None if copy is None else (item, copy)))
+            self._row, self._key, self._whole = row, key or "", item if copy is None else replace(item, audio=copy)
+            yield known or self._whole
+
+    def _looked(self) -> Iterator[Looked]:
+        for row, item in self._items:
+            if self.journal is None or isinstance(item, Result):
+                yield Looked(row, item, None, None)
+                continue
             key = key_of(item)  # before the recording is read: what is written over meanwhile is not taken for this
-            known = journal.find(row, key, item)
-            self._turns.append(Turn(row, None if known else key, journal.holds(row), known is not None))
-            self._row, self._key, self._whole = row, key, item
-            yield known or item
+            yield Looked(row, item, key, self.journal.find(row, key, item))
 
     def find(self, clip: Utterance) -> Result | None:
         """``stream.Memory.find``: of a clip of the row that was given last. Whole rows were looked up before."""
@@ -128,7 +177,8 @@ class Rows:
         """``stream.Memory.keep``."""
         clip = self._clips.popleft()
         if self.journal is not None and clip is not None:
-            self.journal.add(*clip, result, segment=result.utterance.id)
+            named = result if self._fetcher is None else self._fetcher.named(result)
+            self.journal.add(*clip, named, segment=result.utterance.id)
 
     def next(self) -> Turn:
         """Whose turn it is: the first row whose result was not asked about yet."""

@@ -70,6 +70,23 @@ class Memory(Protocol):
         """Take the result of the next clip for which ``find`` gave None."""
 
 
+class Gate:
+    """Says whether the next clip can be had without waiting for rows that are under way.
+
+    Args:
+        ready: says it of the next row.
+
+    Attributes:
+        inside: whether the next clip belongs to a row whose clips are being handed out, so that nothing has to be waited for.
+    """
+
+    def __init__(self, ready: Callable[[], bool] | None) -> None:
+        self._ready, self.inside = ready, False
+
+    def __call__(self) -> bool:
+        return self.inside or self._ready is None or self._ready()
+
+
 @dataclass
 class _Place:
     """A row's place in the order."""
@@ -95,6 +112,7 @@ def transcribe_stream(
     window: int,
     frames_per_second: float,
     memory: Memory | None = None,
+    ready: Callable[[], bool] = lambda: True,
 ) -> Generator[Result, None, None]:
     """One result for each item, in the items' order.
 
@@ -108,6 +126,7 @@ def transcribe_stream(
         window: how many items are under way at once.
         frames_per_second: how many frames a second of audio has, for ``Result.seconds``.
         memory: is asked about each utterance before its features are made, and told its result before that is yielded; None for none.
+        ready: says whether the next item can be had without waiting. Where it cannot, what is under way goes on meanwhile.
 
     Raises:
         DeviceLost: the decoder raised it. Results of the clips before have been yielded.
@@ -118,7 +137,7 @@ def transcribe_stream(
     with closing(features(_as_features(items, memory))) as stream:
         more = True
         while True:
-            while more and len(places) < window:
+            while more and len(places) < window and (not places or ready()):
                 item = next(stream, None)
                 more = item is not None
                 if item is not None:
@@ -130,7 +149,7 @@ def transcribe_stream(
                 yield result
             if not places and not more:
                 return
-            if not places or places[0].result is not None or (more and len(places) < window):
+            if not places or places[0].result is not None or (more and len(places) < window and ready()):
                 continue
             for outcome in decoder.step():
                 place = waiting.pop(outcome.ticket)

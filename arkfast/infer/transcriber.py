@@ -19,7 +19,7 @@ from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.long import Splitter, Vad, transcribe_long
 from arkfast.infer.result import Result
 from arkfast.infer.speech import NoSpeech
-from arkfast.infer.stream import FRAMES_PER_SECOND, Memory, Outcome, transcribe_stream
+from arkfast.infer.stream import FRAMES_PER_SECOND, Gate, Memory, Outcome, transcribe_stream
 from arkfast.records import InputError, JsonObject, Utterance
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class Transcriber:
         hotwords: phrases that are preferred, with what each adds to the scores of its ids; a row's own field ``hotwords`` adds to them.
         language: of utterances that do not say theirs, as a code or a name. Prompts of models that know languages are told it; where they
             are not, a ``RuntimeWarning`` says so.
-        timestamps: ``word`` gives the times of words, by a CTC head; ``character`` those of their letters and numbers too.
-        aligner: folder of the head; None takes the one beside the checkpoint's weights.
+        timestamps: ``word`` gives the times of words, by a CTC head or a forced aligner; ``character`` those of their letters and numbers
+            too, which a head alone gives.
+        aligner: folder of the head, or folder or repository of Qwen3's forced aligner; None takes the head beside the checkpoint's weights.
 
     Raises:
         InputError: an argument out of range, no whole checkpoint at ``model_path`` or none that can be fetched, a tokenizer that is not the
@@ -84,7 +85,7 @@ class Transcriber:
         tokenizer: the folder that the tokenizer was loaded from.
         dtype: the type of the weights that ``dtype`` came to.
         model_commit: the commit of the repository that the model came from; None for a folder.
-        head_folder: the folder of the head that gives the times of words; None where none were asked for.
+        head_folder: the folder of the head or aligner that gives the times of words; None where none were asked for.
         interface: the model's ids and features.
         audio_input: what it hears.
         vocab_size: how many ids the model scores.
@@ -179,7 +180,7 @@ class Transcriber:
             self._words = WordTimes(model, checkpoint=folder, folder=self.head_folder, characters=timestamps == "character")
         elif aligner is not None:
             raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
-        self.checkpoint, self.tokenizer, self.dtype = folder, tokenizer, dtype
+        self.checkpoint, self.tokenizer, self.dtype, self._language = folder, tokenizer, dtype, language
         self._max_audio_seconds = max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
         self._workers = num_workers if num_workers is not None else half if self.device.type == "cuda" else 0
@@ -199,15 +200,19 @@ class Transcriber:
         """
         return (result.row() for result in self.results(utterances))
 
-    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
+    def results(
+        self, items: Iterable[Utterance | Result], *, memory: Memory | None = None, ready: Callable[[], bool] | None = None
+    ) -> Iterator[Result]:
         """``__call__`` with results instead of rows; a ``Result`` among the items passes through in its place.
 
         Args:
             items: utterances and results.
             memory: what is known of clips, and where new results are kept.
+            ready: says whether the next item can be had without waiting; None where it always can.
         """
         from arkfast.data.pipeline import FeaturePipeline
 
+        gate = Gate(ready)
         pipeline = FeaturePipeline(
             self._log_mel,
             workers=self._workers,
@@ -215,6 +220,7 @@ class Transcriber:
             prepare=None if self._gain == 1 else Gain(self._log_mel, self._gain),
             on_bad_audio="skip:1",
             isolate=True,
+            ready=gate,
         )
         self.session.close()  # what an abandoned iterator may have left
         if self._words is not None:
@@ -227,8 +233,9 @@ class Transcriber:
             window=clips_under_way(self.batch_size),
             frames_per_second=FRAMES_PER_SECOND,
             memory=memory,
+            ready=pipeline.ready,
         )
-        results = transcribe_long(items, transcribe=transcribe, splitter=self._splitter, unheard=self._unheard)
+        results = transcribe_long(items, transcribe=transcribe, splitter=self._splitter, gate=gate, unheard=self._unheard)
         return self._served(results, self._iterators)
 
     def _served(self, results: Generator[Result, None, None], which: int) -> Iterator[Result]:
@@ -267,7 +274,7 @@ class Transcriber:
         """See ``stream.Decoder.submit``."""
         ticket = self.session.submit(utterance, features)
         if self._words is not None:
-            self._words.keep(ticket, features)
+            self._words.keep(ticket, features, utterance.language or self._language)
         return ticket
 
     def step(self) -> list[Outcome]:

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from arkfast.files.spool import LOCK
 from arkfast.records import InputError
-from arkfast.serve.spool import LOCK, PREFIX, Spool
+from arkfast.serve.spool import PREFIX, Spool
 
 if TYPE_CHECKING:
     from tests.serve.conftest import Running

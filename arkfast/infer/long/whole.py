@@ -12,7 +12,7 @@ from arkfast.infer.confidence import joined_scores
 from arkfast.infer.long.split import Known, Splitter
 from arkfast.infer.long.texts import join_texts
 from arkfast.infer.result import CUT_SHORT, FinishReason, Result, later
-from arkfast.infer.stream import Outcome
+from arkfast.infer.stream import Gate, Outcome
 from arkfast.records import InputError, JsonObject, Utterance
 
 MOST_WARNINGS = 20  # of the clips of one recording
@@ -26,7 +26,12 @@ Unheard = Callable[[Utterance], Outcome]
 
 
 def transcribe_long(
-    items: Iterable[Utterance | Result], *, transcribe: Transcribe, splitter: Splitter, unheard: Unheard | None = None
+    items: Iterable[Utterance | Result],
+    *,
+    transcribe: Transcribe,
+    splitter: Splitter,
+    unheard: Unheard | None = None,
+    gate: Gate | None = None,
 ) -> Generator[Result, None, None]:
     """One result for each item, in order; those of long recordings have ``segments``.
 
@@ -38,9 +43,10 @@ def transcribe_long(
         transcribe: transcribes clips.
         splitter: cuts long recordings.
         unheard: what is said of a long recording in which nothing is heard, beside its empty text; None: nothing.
+        gate: is told while the next clip belongs to the same recording as the last one.
     """
     rows: deque[_Row] = deque()
-    with closing(transcribe(_clips(items, rows, splitter, unheard))) as results:
+    with closing(transcribe(_clips(items, rows, splitter, unheard, gate or Gate(None)))) as results:
         for result in results:
             while rows[0].done:
                 yield rows.popleft().result()
@@ -52,9 +58,12 @@ def transcribe_long(
 
 
 def _clips(
-    items: Iterable[Utterance | Result], rows: deque[_Row], splitter: Splitter, unheard: Unheard | None
+    items: Iterable[Utterance | Result], rows: deque[_Row], splitter: Splitter, unheard: Unheard | None, gate: Gate
 ) -> Iterator[Utterance | Result]:
-    """What is to be transcribed; each item's row is in ``rows`` before its first clip is given."""
+    """What is to be transcribed; each item's row is in ``rows`` before its first clip is given.
+
+    A row's last clip is given when it is known to be the last, so that its result can come before the next item is asked for.
+    """
     for item in items:
         if isinstance(item, Result) or not splitter.is_long(item):
             rows.append(_Row(None, splitter.vad))
@@ -62,13 +71,22 @@ def _clips(
             continue
         row = _Row(item, splitter.vad, unheard)
         rows.append(row)
+        last: Utterance | None = None
         try:
             for piece in splitter.pieces(item, tell=row.known):
                 row.times.append((piece.begin, piece.end))
-                yield piece.utterance
+                if last is not None:
+                    gate.inside = True
+                    yield last
+                last = piece.utterance
         except InputError as error:
             row.error = str(error)
-        row.handed_out = True
+        gate.inside, row.handed_out = False, True
+        if last is not None:
+            yield last
+        else:
+            rows[-1] = _Row(None, splitter.vad)
+            yield row.result()
 
 
 class _Row:

@@ -11,6 +11,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -18,6 +19,7 @@ from typing import TypeVar
 from arkfast.console import Console
 from arkfast.files import json_text
 from arkfast.files.json_input import parse_json_object
+from arkfast.infer.fetching import Fetcher
 from arkfast.infer.journal import Journal
 from arkfast.infer.loading import Transcribes
 from arkfast.infer.options import TranscribeOptions
@@ -107,10 +109,8 @@ def lead(
         told = max(told, total.rows)
 
     journal = Journal(place, rows=rows, decides=decides, retry_failed=options.retry_failed, own=own_journal(place, team.rank))
-    try:
-        work(team, transcriber=transcriber, items=items, starts=starts, rows=rows, journal=journal, tell=show)
-    finally:
-        journal.close()
+    with closing(journal), Fetcher(options.spool_mb) as fetcher:
+        work(team, transcriber=transcriber, items=items, starts=starts, rows=rows, journal=journal, fetcher=fetcher, tell=show)
     while any(team.lives(rank) for rank in range(1, team.world)):
         show()
         time.sleep(WAIT_SECONDS)
@@ -154,10 +154,9 @@ def follow(team: Team, *, load: Callable[[], Transcriber], items: Items, place: 
             )
     own = own_journal(place, team.rank)
     journal = Journal(place, rows=run["rows"], decides=run["decides"], resume=options.resume, retry_failed=options.retry_failed, own=own)
-    try:
-        work(team, transcriber=transcriber, items=items, starts=array("q", run["starts"]), rows=run["rows"], journal=journal)
-    finally:
-        journal.close()
+    with closing(journal), Fetcher(options.spool_mb) as fetcher:
+        starts = array("q", run["starts"])
+        work(team, transcriber=transcriber, items=items, starts=starts, rows=run["rows"], journal=journal, fetcher=fetcher)
 
 
 def work(
@@ -168,6 +167,7 @@ def work(
     starts: array[int],
     rows: int,
     journal: Journal,
+    fetcher: Fetcher,
     tell: Callable[[], None] = lambda: None,
 ) -> None:
     """Work on chunks until every chunk has been ended by some rank.
@@ -179,6 +179,7 @@ def work(
         starts: the first row of each chunk.
         rows: how many rows there are.
         journal: where results go, and those of earlier runs are found.
+        fetcher: fetches recordings of other machines.
         tell: called now and then.
     """
     before = transcriber.processing_seconds
@@ -204,8 +205,8 @@ def work(
                 under_way.popleft()
                 team.end(chunk)
 
-        known = Rows(given(), journal)
-        for result in transcriber.results(known.items(), memory=known):
+        known = Rows(given(), journal, fetcher=fetcher)
+        for result in known.results(transcriber):
             turn = known.next()
             end_chunks()
             under_way.popleft()

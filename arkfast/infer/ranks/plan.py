@@ -95,10 +95,16 @@ class Shard:
 
 
 def seconds_of(utterance: Utterance) -> float:
-    """How long an utterance is, by its segment or by a field ``duration``; ``ASSUMED_SECONDS`` where nothing says."""
+    """``known_seconds``, or ``ASSUMED_SECONDS`` where nothing says."""
+    seconds = known_seconds(utterance)
+    return ASSUMED_SECONDS if seconds is None else seconds
+
+
+def known_seconds(utterance: Utterance) -> float | None:
+    """How long an utterance is, by its segment or by a field ``duration``; None where nothing says."""
     if utterance.end is not None:
         return max(utterance.end - (utterance.begin or 0.0), 0.0)
     duration = utterance.extra.get("duration")
     if isinstance(duration, (int, float)) and not isinstance(duration, bool) and 0 < duration < 1e9:
         return float(duration)
-    return ASSUMED_SECONDS
+    return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arkfast.files import json_line
+from arkfast.infer.fetching import Fetcher
 from arkfast.infer.loading import Load
 from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.ray.chunk import Notes, unpacked
@@ -56,7 +57,7 @@ class ChunkTranscriber:
         without_loading_bars()
         if os.path.isdir(job.folder):
             os.chdir(job.folder)
-        self._block = job.block
+        self._block, self._fetcher = job.block, Fetcher(job.options.spool_mb)
         self._transcriber = job.load(job.model, job.options)
         ours = decided(self._transcriber, job.options)
         if differing := sorted(name for name in ours.keys() | job.decides.keys() if ours.get(name) != job.decides.get(name)):
@@ -73,9 +74,9 @@ class ChunkTranscriber:
         """
         rows = unpacked(batch.column(CHUNK)[0].as_py())
         notes = Notes(rows)
-        known = Rows(((given.row, given.utterance) for given in rows), notes)
+        known = Rows(((given.row, given.utterance) for given in rows), notes, fetcher=self._fetcher)
         try:
-            for result in self._transcriber.results(known.items(), memory=known):
+            for result in known.results(self._transcriber):
                 turn = known.next()
                 if turn.key is not None:
                     notes.add(turn.row, turn.key, result)

@@ -75,6 +75,8 @@ class OnRay:
     def __init__(self, where: RayOptions, model_path: Path, options: TranscribeOptions, *, load: Load) -> None:
         from arkfast.models.hub import checkpoint_folder, commit_of
 
+        if find_spec("ray") is None:
+            raise InputError(f"--ray needs the package ray, {install_hint('ray')}; torchrun and --shard need none")
         if options.device not in (None, "cuda", "cpu"):
             raise InputError(f"--device {options.device}: Ray gives each actor a GPU of its own; leave it out, or give cuda or cpu")
         folder = checkpoint_folder(model_path, revision=options.revision, flag="model_path")
@@ -103,8 +105,6 @@ class OnRay:
         self._model, self._load = model_path.absolute() if local else model_path, load
 
     def _begin(self, address: str | None) -> None:
-        if find_spec("ray") is None:
-            raise InputError(f"--ray needs the package ray, {install_hint('ray')}; torchrun and --shard need none")
         for name, value in environment(address).items():
             os.environ[name] = value
         import logging
@@ -129,20 +129,16 @@ class OnRay:
         import ray
 
         there = ray.cluster_resources()
-        gpus, cores = int(there.get("GPU", 0)), int(there.get("CPU", 0))
-        on_gpu = options.device != "cpu" and gpus > 0
-        if options.device == "cuda" and not gpus:
-            raise InputError("--device cuda: the Ray cluster has no GPU; leave --device out to run on its cores")
+        gpus, cores = int(there.get("GPU", 0)), max(1, int(there.get("CPU", 0)))
+        on_gpu = options.device == "cuda" or (options.device is None and gpus > 0)
         self.device = Device("cuda" if on_gpu else "cpu")
-        each = (gpus, gpus) if on_gpu else (max(1, cores // CORES),) * 2
-        self.least, self.most = where.actors() or each
-        if not on_gpu and self.least > cores:
-            raise InputError(f"--ray_actors {where.ray_actors}: the Ray cluster has {cores} cores, and each actor takes one at least")
-        if on_gpu and self.least > gpus:
-            raise InputError(f"--ray_actors {where.ray_actors}: the Ray cluster has {gpus} GPUs, and each actor takes one")
+        self.least, self.most = where.actors() or ((max(1, gpus),) * 2 if on_gpu else (max(1, cores // CORES),) * 2)
+        if where.ray_address is None and self.least > (gpus if on_gpu else cores):  # a cluster may grow
+            have = f"{gpus} GPUs" if on_gpu else f"{cores} cores"
+            raise InputError(f"--ray: this machine has {have}, and each of {self.least} actors takes one; give a smaller --ray_actors")
         self._cores = 1 if on_gpu else max(1, cores // self.most)
         if on_gpu and options.num_workers is None:
-            options = replace(options, num_workers=max(1, min(MOST_WORKERS, cores // (2 * gpus))))
+            options = replace(options, num_workers=max(1, min(MOST_WORKERS, cores // (2 * max(1, gpus)))))
         self._options = options
 
     def __enter__(self) -> OnRay:
@@ -158,7 +154,7 @@ class OnRay:
         with suppress(Exception):  # what ended the run is what is told
             ray.shutdown()
 
-    def results(self, items: Iterable[Utterance | Result], *, memory: object = None) -> Iterator[Result]:
+    def results(self, items: Iterable[Utterance | Result], *, memory: object = None, ready: object = None) -> Iterator[Result]:
         """The results among the items; every other row has failed, since no actor gave its result."""
         for item in items:
             yield item if isinstance(item, Result) else Result(utterance=item, error=f"{item.name}: {_LOST}")
