@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
+from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 HEAD_SECONDS = 15.0
 """Within which a connection must have sent a request's line and headers whole, the first one's and each further one's. uvicorn itself waits
@@ -14,11 +16,15 @@ for ever; it limits only how long a connection may be silent between two request
 class Connection(H11Protocol):
     """uvicorn's connection, with a limit of ``HEAD_SECONDS``. What comes after the headers is the application's to limit."""
 
-    _late: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_SECONDS, self._close)
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, object],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._late: asyncio.TimerHandle | None = self.loop.call_later(HEAD_SECONDS, self._close)
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
