@@ -1,7 +1,8 @@
 """Top-k over a linear layer on a GPU: the product of a chunk of rows in a workspace, the row kernels on it, float32 scores of the winners.
 
 cuBLAS does the product: a matrix product with the selection fused into it would
-have to keep up with cuBLAS to within a tenth to be worth it, and Triton's does not.
+have to keep up with cuBLAS to within a tenth to be worth it, and Triton's does not. The passes over one chunk's rows run beside the next
+chunk's product.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import overload
 
 import torch
 
+from arkfast.kernels.common.beside import BUFFERS, Beside
 from arkfast.kernels.common.chunks import padded_rows, rows_within, spans
 from arkfast.kernels.common.launch import Config, Rule, pick
 from arkfast.kernels.linear_topk.reference import Columns
@@ -35,9 +37,11 @@ def aligned(width: int) -> int:
 
 
 def chunk_rows(width: int, workspace_mb: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Rows of a chunk: a function of the layer and the workspace, never of how many rows there are."""
+    """Rows of a chunk, a power of two: a function of the layer and the workspace, which BUFFERS chunks share, never of how many rows there
+    are. A product has whole tiles then, and the usual numbers of positions have whole chunks: a last one is computed in full."""
     most = CHUNK_ROWS_INTERPRETED if device.type == "cpu" else CHUNK_ROWS
-    return rows_within(int((workspace_mb << 20) / (dtype.itemsize * GROUP_SHARE)), aligned(width), most=most)
+    rows = rows_within(int((workspace_mb << 20) / (dtype.itemsize * GROUP_SHARE * BUFFERS)), aligned(width), most=most)
+    return 1 << (rows.bit_length() - 1)
 
 
 def linear_topk_rows(
@@ -66,20 +70,25 @@ def linear_topk_rows(
         ranges = columns.position_ranges(ranges)
     positions = None if gather_ids is None else columns.places(gather_ids)
     rows = chunk_rows(width, workspace_mb, hidden.dtype, device)
-    logits = torch.empty(rows, aligned(width), dtype=hidden.dtype, device=device)
-    logits[:, width:] = float("-inf")
+    several = hidden.shape[0] > rows
+    buffers = torch.empty(BUFFERS if several else 1, rows, aligned(width), dtype=hidden.dtype, device=device)
+    buffers[:, :, width:] = float("-inf")
     parts = []
-    for span in spans(hidden.shape[0], rows):
-        x, n = hidden[span], span.stop - span.start
-        torch.mm(padded_rows(x, rows), weight.t(), out=logits[:, :width])
-        own = None if ranges is None else ranges[span]
-        values, ids, lse, flags = rows_launcher.topk_rows(logits[:n], k, space, ranges=own, need_lse=need_lse)
-        gathered = None if positions is None else rows_launcher.gather_rows(logits[:n], positions[span], space, own)
-        if rescores:
-            values, ids = rescored(x, weight, columns.of(ids), values, ids)
-            if gathered is not None and gather_ids is not None:
-                gathered, _ = rescored(x, weight, columns.of(gather_ids[span]), gathered, None)
-        parts.append(TopK(values, ids, lse, gathered, flags))
+    with Beside(device, on=several) as halves:
+        for number, span in enumerate(spans(hidden.shape[0], rows)):
+            x, n, buffer = hidden[span], span.stop - span.start, number % len(buffers)
+            logits = buffers[buffer]
+            halves.claim(buffer)
+            torch.mm(padded_rows(x, rows), weight.t(), out=logits[:, :width])
+            with halves.second(buffer):
+                own = None if ranges is None else ranges[span]
+                values, ids, lse, flags = rows_launcher.topk_rows(logits[:n], k, space, ranges=own, need_lse=need_lse)
+                gathered = None if positions is None else rows_launcher.gather_rows(logits[:n], positions[span], space, own)
+                if rescores:
+                    values, ids = rescored(x, weight, columns.of(ids), values, ids)
+                    if gathered is not None and gather_ids is not None:
+                        gathered, _ = rescored(x, weight, columns.of(gather_ids[span]), gathered, None)
+                parts.append(TopK(values, ids, lse, gathered, flags))
     return join(parts)
 
 

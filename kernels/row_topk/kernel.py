@@ -5,7 +5,9 @@ maxima of both; ``row_select`` takes the K best supergroups, of their groups the
 
 Why that is exact: order groups by (maximum down, position up). A value outside the K best groups has K groups before its own, and in each a
 value that precedes it: a larger one, or an equal one that stands earlier because groups are consecutive. So it is not among the K first.
-The same holds for supergroups. There is no list that can overflow and no loop whose length depends on values.
+The same holds for supergroups. There is no list that can overflow. The K-th best of each level is found by halving an
+interval of values, each time counting those above its middle: that ends after as many steps as a value has bits, whatever the values are,
+and takes a fraction of the comparisons of a sort.
 
 Values that take part: NaN, dead positions and those outside the row's own ranges of positions are −inf, and −0 is +0. A position is a
 column's number; with an order, position p stands for column ``order[p]`` and the output id ``id_of[p]``, so that the order of positions is
@@ -75,10 +77,53 @@ def _value(key, KIND: tl.constexpr):
 
 
 @triton.jit
-def _best(x, N: tl.constexpr, K: tl.constexpr, KIND: tl.constexpr):
-    """Positions in x [N] of the K first in the order (value down, position up), in ascending order: [K] int32."""
-    keys = tl.topk(_key(x, tl.arange(0, N), KIND), K)
-    return tl.sort(_position(keys, KIND))
+def _ordered(x, KIND: tl.constexpr):
+    """int32 numbers that order as the float32 ``x`` do, −0 like +0: their bits, the lower ones flipped where x is negative. A value of a
+    16-bit type needs its upper 16 bits alone."""
+    x = x + 0.0
+    if KIND == "fp32":
+        bits = x.to(tl.int32, bitcast=True)
+        return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    else:
+        if KIND == "fp16":
+            bits = x.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32)
+        else:
+            bits = x.to(tl.int32, bitcast=True) >> 16
+        return bits ^ ((bits >> 31) & 0x7FFF)
+
+
+@triton.jit
+def _kth(ordered, k, low, high):
+    """The k-th largest of ``ordered`` [N], or a number between it and the next smaller one.
+
+    At least k numbers must be at least ``low``, and none above ``high``. The interval is halved at most 16 or 32 times.
+    """
+    while low < high:
+        middle = (low | high) - ((low ^ high) >> 1)  # their mean rounded up, without their sum, which may overflow
+        there = tl.sum((ordered >= middle).to(tl.int32), 0)
+        low = tl.where(there >= k, middle, low)
+        high = tl.where(there > k, high, tl.where(there == k, middle, middle - 1))
+    return low
+
+
+@triton.jit
+def _first(ordered, kth, k, scratch_ptr, N: tl.constexpr, K: tl.constexpr):
+    """Places in ``ordered`` [N] of the k first in the order (value down, place up), in ascending order: [K], the rest 0.
+
+    Threads hand them to each other through ``scratch_ptr`` [k], which afterwards is free again.
+    """
+    above = (ordered > kth).to(tl.int32)
+    equal = (ordered == kth).to(tl.int32)
+    wanted = k - tl.sum(above, 0)  # how many of the equal ones
+    up_to_here = tl.cumsum(above | (equal << 16), 0)  # both counts in one scan
+    kept = (above > 0) | ((equal > 0) & ((up_to_here >> 16) <= wanted))
+    slot = (up_to_here & 0xFFFF) + tl.minimum(up_to_here >> 16, wanted) - 1
+    tl.store(scratch_ptr + slot, tl.arange(0, N), mask=kept)
+    tl.debug_barrier()
+    mine = tl.arange(0, K)
+    place = tl.load(scratch_ptr + mine, mask=mine < k, other=0)
+    tl.debug_barrier()
+    return place
 
 
 @triton.jit
@@ -260,32 +305,48 @@ def row_select(
     """One row: its k first ids and values, its flags, and the log-sum-exp from its parts. SUPERS ≥ super_row and SPLITS ≥ splits are powers
     of two."""
     row = tl.program_id(0).to(tl.int64)
+    value_ptr += row * k
+    id_ptr += row * k
+
     q = tl.arange(0, SUPERS)
     supers = tl.load(super_ptr + row * super_row + q, mask=q < super_row, other=NEG_INF).to(tl.float32)
-    best_super = _best(_without_nan(supers), SUPERS, K, KIND)
+    ordered = _ordered(_without_nan(supers), KIND)
+    # Of K sets each has its largest, so K values at least are no smaller than the smallest of those.
+    low = tl.min(tl.max(tl.reshape(ordered, (K, SUPERS // K)), 1), 0)
+    high = tl.max(ordered, 0)
+    kth = _kth(ordered, k, low, high)
+    slot = tl.arange(0, K)
+    best_super = tl.where(slot < k, _first(ordered, kth, k, id_ptr, SUPERS, K), super_row)
 
+    # k supergroups have a group that is as large as the last of them, and k groups such a value: the search begins there.
     g = tl.reshape(best_super[:, None] * S + tl.arange(0, S)[None, :], (K * S,))
     groups = tl.load(group_ptr + row * group_row + g, mask=g < group_row, other=NEG_INF).to(tl.float32)
-    place = _best(_without_nan(groups), K * S, K, KIND)
-    best_group = tl.gather(best_super, place // S, 0) * S + place % S
+    ordered = _ordered(_without_nan(groups), KIND)
+    kth = _kth(ordered, k, kth, high)
+    place = _first(ordered, kth, k, id_ptr, K * S, K)
+    best_group = tl.where(slot < k, tl.gather(best_super, place // S, 0) * S + place % S, group_row)
 
     p = tl.reshape(best_group[:, None] * G + tl.arange(0, G)[None, :], (K * G,))
     if RANGES:
         ranges_ptr += row * (2 * RANGES)
-    x = _values_at(x_ptr + row * x_row, x_col, order_ptr, dead_ptr, ranges_ptr, p, p < V, G, HAS_ORDER, HAS_DEAD, RANGES)
-    keys = tl.topk(_key(x, tl.arange(0, K * G), KIND), K)
-    value = _value(keys, KIND)
-    place = _position(keys, KIND)
+    x_ptr += row * x_row
+    ordered = _ordered(_values_at(x_ptr, x_col, order_ptr, dead_ptr, ranges_ptr, p, p < V, G, HAS_ORDER, HAS_DEAD, RANGES), KIND)
+    kth = _kth(ordered, k, kth, high)
+    place = _first(ordered, kth, k, id_ptr, K * G, K)
     position = tl.gather(best_group, place // G, 0) * G + place % G
+    inside = (slot < k) & (position < V)
+    x = _values_at(x_ptr, x_col, order_ptr, dead_ptr, ranges_ptr, position, inside, G, HAS_ORDER, HAS_DEAD, RANGES)
+    keys = tl.sort(_key(x, slot, KIND), descending=True)
+    value = _value(keys, KIND)
+    position = tl.gather(position, _position(keys, KIND), 0)
     there = value > NEG_INF
     if HAS_ORDER:
         token = tl.load(id_of_ptr + position, mask=there, other=-1)
     else:
         token = position
     token = tl.where(there, token, -1)
-    slot = tl.arange(0, K)
-    tl.store(value_ptr + row * k + slot, value, mask=slot < k)
-    tl.store(id_ptr + row * k + slot, token, mask=slot < k)
+    tl.store(value_ptr + slot, value, mask=slot < k)
+    tl.store(id_ptr + slot, token, mask=slot < k)
 
     part = tl.arange(0, SPLITS)
     inside = part < splits

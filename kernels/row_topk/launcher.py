@@ -28,11 +28,12 @@ STATS = (
     Rule(config=Config(num_warps=4)),
 )
 """64 bytes in flight a thread."""
+# Width is the largest number of candidates that are looked at together. They lie in registers and are counted over and over: in one warp
+# without a barrier, as long as a thread has room for its share.
 SELECT = (
-    Rule(itemsize=4, config=Config(num_warps=8)),
+    Rule(config=Config(num_warps=1), max_width=1024),
     Rule(config=Config(num_warps=4)),
 )
-"""float32 keys are int64: with k = 64 they need the registers of eight warps."""
 KINDS = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
@@ -145,6 +146,7 @@ def topk_rows(
         **pick(STATS, device=device, dtype=logits.dtype).kwargs(),
     )
     most = max(2, power_of_two(k))
+    supers_block = max(most, power_of_two(supers.shape[1]))
     kernel.row_select[(rows,)](
         logits,
         logits.stride(0),
@@ -170,11 +172,11 @@ def topk_rows(
         K=most,
         G=GROUP,
         S=SUPER,
-        SUPERS=max(most, power_of_two(supers.shape[1])),
+        SUPERS=supers_block,
         SPLITS=power_of_two(splits),
         KIND=KINDS[logits.dtype],
         **has,
-        **pick(SELECT, device=device, dtype=logits.dtype).kwargs(),
+        **pick(SELECT, device=device, width=max(supers_block, most * GROUP), dtype=logits.dtype).kwargs(),
     )
     return values, ids, lse, flags
 

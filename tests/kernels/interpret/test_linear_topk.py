@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
 from arkfast.kernels import linear_topk_lse, topk_lse
+from arkfast.kernels.common.beside import BUFFERS, Beside
 from arkfast.kernels.linear_topk import launcher
 from arkfast.kernels.linear_topk.launcher import aligned, chunk_rows
 
@@ -111,8 +114,39 @@ def test_a_real_vocabulary():
 
 def test_the_workspace_bounds_the_chunk():
     cuda = torch.device("cuda")
-    assert chunk_rows(151936, 512, torch.bfloat16, cuda) == 1024
+    assert chunk_rows(151936, 1024, torch.bfloat16, cuda) == 1024
+    assert chunk_rows(151936, 512, torch.bfloat16, cuda) == 512
     assert aligned(163958) == 163968
     for megabytes in (1, 64, 128):
         rows = chunk_rows(151936, megabytes, torch.bfloat16, cuda)
-        assert rows == 1 or rows * 151936 * 2 <= megabytes << 20
+        assert rows == 1 or rows * 151936 * 2 * BUFFERS <= megabytes << 20
+
+
+def test_chunks_take_turns_with_two_buffers(monkeypatch):
+    """Of five chunks each writes the buffer that it claimed, and its rows are those of its own product; a single chunk has one buffer."""
+    said, product = [], torch.mm
+
+    class Halves(Beside):
+        def claim(self, buffer):
+            said.append(("claim", buffer))
+
+        @contextmanager
+        def second(self, buffer):
+            said.append(("second", buffer))
+            yield
+
+    def multiplied(a, b, *, out):
+        said.append(("product", out.storage_offset() // (4 * aligned(500))))
+        return product(a, b, out=out)
+
+    monkeypatch.setattr(launcher, "CHUNK_ROWS_INTERPRETED", 4)
+    monkeypatch.setattr(launcher, "Beside", Halves)
+    monkeypatch.setattr(torch, "mm", multiplied)
+    hidden, weight = torch.randint(-2, 3, (18, 8)).float(), torch.randint(-2, 3, (500, 8)).float()
+    got = linear_topk_lse(hidden, weight, 4, backend="triton")
+    want = topk_lse(hidden @ weight.t(), 4, backend="torch")
+    assert torch.equal(got.ids, want.ids)
+    assert said == [(what, number % 2) for number in range(5) for what in ("claim", "product", "second")]
+    said.clear()
+    linear_topk_lse(hidden[:4], weight, 4, backend="triton")
+    assert said == [(what, 0) for what in ("claim", "product", "second")]
