@@ -48,8 +48,9 @@ READY_SECONDS = 10.0
 MOST_ADMIN_BYTES = 10_000
 ROUTES = (
     "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/models", "/asr", "/token-mask", "/health", "/ready", "/metrics",
-    "/admin/model", "/", "/ui",
+    "/admin/model", "/", "/ui", "/page/settings.json", "/page/{name}",
 )  # fmt: skip
+"""Every route, as it is described. Requests are counted by these names; those of the page's files count among unknown paths."""
 
 
 class Service:
@@ -371,7 +372,7 @@ async def _disconnected(request: Request) -> None:
 
 def _add(app: FastAPI, path: str, method: str, route: Callable[..., Awaitable[Response]], said: Description) -> None:
     app.add_api_route(
-        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.extra
+        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.form
     )
 
 
