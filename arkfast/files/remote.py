@@ -33,8 +33,8 @@ PACKAGES = {
 several, are none of them: a manifest from elsewhere could have them opened."""
 WAITS = (0.5, 2.0, 8.0)
 """Seconds before each further try after a fault that may pass, half as long up to half as long again."""
-CONNECT_SECONDS, SILENT_SECONDS = 30.0, 60.0
-"""A server that cannot be reached for so long, or sends nothing for so long, counts as a fault that may pass."""
+CONNECT_SECONDS, SILENT_SECONDS = 30.0, 30.0
+"""A web server that cannot be reached for so long, or sends nothing for so long, is a fault that may pass."""
 SIGNING = re.compile(
     r"(?i)x-(amz|goog|oss|cos)-.*|signature|sig|expires|awsaccesskeyid|googleaccessid|ossaccesskeyid|key-pair-id|policy|token|access_token"
     r"|s[etvprk]|spr|sk[a-z]{1,3}|sip|sdd|saoid|suoid|scid|security-token"

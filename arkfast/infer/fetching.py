@@ -71,7 +71,7 @@ class Fetcher:
     """
 
     def __init__(self, most_mb: int) -> None:
-        self._most_mb, self._most = most_mb, most_mb * 1_000_000
+        self._most = most_mb * 1_000_000
         self._spool: Spool | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._stop = threading.Event()
@@ -183,6 +183,9 @@ class Fetcher:
                         break
         except InputError as error:
             fault = error
+        except BaseException:  # those behind it would wait for its turn
+            self._release(copy)
+            raise
         self._release(copy)
         raise fault
 

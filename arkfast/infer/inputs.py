@@ -128,15 +128,21 @@ def _remote_sources(address: str) -> list[Source]:
     return list(found)
 
 
+@cache
+def _manifests() -> Spool:
+    """Where copies of manifests are, for as long as this process lives."""
+    spool = Spool(None, prefix="arkfast-manifests-", flag="TMPDIR")
+    atexit.register(spool.close)
+    return spool
+
+
 _copies: dict[str, Path] = {}
 
 
 def _copy_of(address: str) -> Path:
-    """A manifest of another machine as a file here, for as long as this process lives. It is fetched once, however often it is read."""
+    """A manifest of another machine as a file here. It is fetched once, however often it is read."""
     if address not in _copies:
-        spool = Spool(None, prefix="arkfast-manifest-", flag="TMPDIR")
-        atexit.register(spool.close)
-        copy = spool.path / named_path(address).name
+        copy = _manifests().path / f"{len(_copies)}-{named_path(address).name}"
         fetch(address, copy, most=MOST_MANIFEST)
         _copies[address] = copy
     return _copies[address]
