@@ -372,7 +372,7 @@ async def _disconnected(request: Request) -> None:
 
 def _add(app: FastAPI, path: str, method: str, route: Callable[..., Awaitable[Response]], said: Description) -> None:
     app.add_api_route(
-        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.form
+        path, route, methods=[method], response_model=None, summary=said.summary, responses=said.responses, openapi_extra=said.extra
     )
 
 

@@ -73,7 +73,7 @@ class Description(NamedTuple):
 
     summary: str
     responses: dict[int | str, JsonObject]
-    form: JsonObject | None = None
+    extra: JsonObject | None = None
     """The body or the parameters that it takes."""
 
 
