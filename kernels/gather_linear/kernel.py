@@ -34,18 +34,27 @@ def gather_linear_scores(
 
 @triton.jit(do_not_specialize=["U", "V"])
 def gather_linear_hidden_grad(
-    grad, weight, ids, d_hidden, weight_stride, ids_stride, U, V, H,
-    BU: tl.constexpr, NU: tl.constexpr, BH: tl.constexpr,
+    grad, scale, weight, ids, d_hidden, weight_stride, ids_stride, U, V, H,
+    HAS_SCALE: tl.constexpr, BU: tl.constexpr, NU: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
-    """d_hidden[t] = Σ_u grad[t, u] · weight[ids[t, u]] over ids in [0, V), for BH features of a position. NU = ⌈U / BU⌉."""
+    """d_hidden[t] = Σ_u grad[t, u] · weight[ids[t, u]] over ids in [0, V), for BH features of a position. NU = ⌈U / BU⌉.
+
+    HAS_SCALE: times scale[t], and 0 where that is 0, whatever the gradient and the rows hold.
+    """
     t = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BH + tl.arange(0, BH)
+    slots = U
+    if HAS_SCALE:
+        factor = tl.load(scale + t)
+        slots = tl.where(factor == 0.0, 0, U)
     acc = tl.zeros((BH,), tl.float32)
     for n in range(NU):
         u = n * BU + tl.arange(0, BU)
-        rows = tl.load(ids + t * ids_stride + u, mask=u < U, other=-1).to(tl.int64)
+        rows = tl.load(ids + t * ids_stride + u, mask=u < slots, other=-1).to(tl.int64)
         known = (rows >= 0) & (rows < V)
         g = tl.load(grad + t * U + u, mask=known, other=0.0).to(tl.float32)
+        if HAS_SCALE:
+            g = tl.where(known, g * factor, 0.0)
         base = tl.maximum(rows, 0) * weight_stride
         w = tl.load(weight + base[:, None] + c[None, :], mask=known[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
         acc += tl.sum(w * g[:, None], 0)

@@ -43,7 +43,7 @@ class _GatherLinear(torch.autograd.Function):
         with without_autocast(hidden):
             if ctx.needs_input_grad[0]:
                 if ctx.backend == "triton":
-                    d_hidden = _launch_hidden_grad(grad, weight, ids, hidden.dtype)
+                    d_hidden = launch_hidden_grad(grad, weight, ids, hidden.dtype)
                 else:
                     d_hidden = reference.hidden_grad(grad, weight, ids, hidden).to(hidden.dtype)
             if ctx.needs_input_grad[1]:
@@ -82,7 +82,13 @@ def launch_scores(hidden: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor)
 
 
 @on_its_device
-def _launch_hidden_grad(grad: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def launch_hidden_grad(
+    grad: torch.Tensor, weight: torch.Tensor, ids: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Σ_u grad[t, u] · weight[ids[t, u]] [T, H] over ids in [0, V), summed in float32 and rounded once to ``dtype``; no gradient.
+
+    ``scale`` [T] multiplies each position's gradient; where it is 0 the result is 0, whatever that gradient and the rows hold.
+    """
     import triton
 
     from arkfast.kernels.gather_linear import kernel
@@ -95,6 +101,7 @@ def _launch_hidden_grad(grad: torch.Tensor, weight: torch.Tensor, ids: torch.Ten
         weight, ids = unit_rows(weight), unit_rows(ids)
         kernel.gather_linear_hidden_grad[(positions, triton.cdiv(features, config["BH"]))](
             grad.contiguous(),
+            None if scale is None else scale.contiguous(),
             weight,
             ids,
             d_hidden,
@@ -103,6 +110,7 @@ def _launch_hidden_grad(grad: torch.Tensor, weight: torch.Tensor, ids: torch.Ten
             width,
             weight.shape[0],
             features,
+            HAS_SCALE=scale is not None,
             NU=triton.cdiv(width, config["BU"]),
             **config,
         )

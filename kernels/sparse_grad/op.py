@@ -18,6 +18,8 @@ Mode = Literal["sorted", "atomic"]
 
 PIECE = 128
 """Entries of a long run that one program sums. Partial sums take H floats for every PIECE entries: 1.8 KB a position at U = 64, H = 896."""
+PIECE_OF_WIDE_ROWS = 256
+"""The same beyond H = 1,024, so that partial sums do not take more than half of what the loss may hold: 2 KB a position at H = 2,048."""
 
 # Width is H. A block as wide as the row gives a program all of it, so that its search for runs is done once; BE rows of a block are in
 # flight. WINDOW is the number of sorted places in which one program looks for runs: they come one after another, so few of them.
@@ -113,6 +115,11 @@ def sparse_weight_grad(
     return result if out is not None or dtype is None else result.to(dtype)
 
 
+def piece_of(features: int) -> int:
+    """Entries of a piece, for rows of so many features."""
+    return PIECE if features <= 1024 else PIECE_OF_WIDE_ROWS
+
+
 def _unfit(wide: torch.dtype, entries: int) -> str | None:
     if wide == torch.float64:
         return "float64 inputs"
@@ -171,7 +178,7 @@ def _launch(
     entries, slots, width = keys.numel(), ids.numel(), max(1, ids.shape[1])
     strides = hidden.stride(0), 0 if extra is None else extra.stride(0)
     sizes = slots, width, entries, out.shape[0], features
-    columns = triton.cdiv(features, blocks["BH"])
+    columns, piece = triton.cdiv(features, blocks["BH"]), piece_of(features)
     if mode == "atomic":
         grid = (triton.cdiv(entries, blocks["BE"]), columns)
         kernel.weight_grad_atomic[grid](
@@ -180,13 +187,13 @@ def _launch(
         return
     # Stable, so that an id's entries stay in the order of their positions.
     keys, order = keys.sort(stable=True)
-    shared = {"EXTRA": extra is not None, "PIECE": PIECE, **blocks}
+    shared = {"EXTRA": extra is not None, "PIECE": piece, **blocks}
     kernel.weight_grad_runs[(triton.cdiv(entries, window), columns)](
         keys, order, factor, hidden, extra, out, *strides, out.stride(0), *sizes, ADD=add, WINDOW=window, **shared
     )
-    if entries < 2 * PIECE:
+    if entries < 2 * piece:
         return
-    pieces = triton.cdiv(entries, PIECE)
+    pieces = triton.cdiv(entries, piece)
     partial = torch.empty(pieces, features, dtype=torch.float32, device=device)
     heads = torch.empty(pieces, dtype=torch.int32, device=device)
     kernel.weight_grad_pieces[(pieces, columns)](keys, order, factor, hidden, extra, partial, heads, *strides, *sizes, **shared)

@@ -139,13 +139,13 @@ def union_kl_rows(
 
 @triton.jit(do_not_specialize=["KS", "KT", "V", "min_support"])
 def union_kl_sparse(
-    hidden, weight, student_ids, teacher_ids, teacher_scores, teacher_lse, rows, support, ids, grad, d_hidden,
+    hidden, weight, student_ids, teacher_ids, teacher_scores, teacher_lse, rows, support, ids, grad,
     hidden_stride, weight_stride, student_stride, teacher_stride, score_stride, KS, KT, V, H, min_support, tau, beta,
-    KIND: tl.constexpr, SUPPORT: tl.constexpr, ORIGINAL: tl.constexpr, NEED_GRAD: tl.constexpr, NEED_HIDDEN: tl.constexpr,
+    KIND: tl.constexpr, SUPPORT: tl.constexpr, ORIGINAL: tl.constexpr, NEED_GRAD: tl.constexpr,
     UB: tl.constexpr, BH: tl.constexpr, NH: tl.constexpr,
 ):  # fmt: skip
-    """The whole loss of a position: its support, the student's scores from the gathered rows of the weight, τ² · D, and its gradients to
-    those scores and to the hidden row. NH = ⌈H / BH⌉."""
+    """The whole loss of a position: its support, the student's scores from the gathered rows of the weight, τ² · D, and its gradient to
+    those scores. NH = ⌈H / BH⌉."""
     t = tl.program_id(0).to(tl.int64)
     slot = tl.arange(0, UB)
     U = KS + KT
@@ -192,12 +192,6 @@ def union_kl_sparse(
     if NEED_GRAD:
         tl.store(grad + t * U + slot, dz, mask=slot < U)
         tl.store(ids + t * U + slot, tl.where(on, found, -1), mask=slot < U)
-    if NEED_HIDDEN:
-        # The gathered rows once more, from the block read last back to the first: the caches still hold some of them.
-        for j in range(NH):
-            c = (NH - 1 - j) * BH + tl.arange(0, BH)
-            w = tl.load(weight + base[:, None] + c[None, :], mask=known[:, None] & (c < H)[None, :], other=0.0).to(tl.float32)
-            tl.store(d_hidden + t * H + c, tl.sum(w * dz[:, None], 0), mask=c < H)
 
 
 @triton.jit(do_not_specialize=["U"])

@@ -26,9 +26,8 @@ ROW_TABLE = (
     Rule(config=Config(num_warps=4, num_stages=1)),
 )
 # Width is the number of slots. TILE is the number of gathered weight elements in flight: 16 KB over 8 warps and 64 registers a thread leave
-# room for four programs on a multiprocessor, which cover each other's waits. The assembler's own choice on 9.0 is 78 registers; on other
-# GPUs, and with more slots, a limit of 64 would spill. The rows come from the L2 cache and are read twice, for the scores and for the
-# hidden gradient.
+# room for four programs on a multiprocessor, which cover each other's waits. The assembler's own choice on 9.0 is 75 registers; on other
+# GPUs, and with more slots, a limit of 64 would spill. The rows come from the L2 cache.
 SPARSE_TABLE = (
     Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 8192}), itemsize=2, min_arch=100),
     Rule(config=Config(num_warps=8, num_stages=1, blocks={"TILE": 8192}, most_registers=64), itemsize=2, min_arch=90, max_width=64),
@@ -128,8 +127,6 @@ class SparseRows(NamedTuple):
     """[T, U] int32 the ids that count, in slots, −1 elsewhere; None without gradient."""
     grad: torch.Tensor | None
     """[T, U] gradient to the student's scores; None without gradient."""
-    d_hidden: torch.Tensor | None
-    """[T, H] gradient to the hidden rows, in float32 since it is yet to be scaled; None where it was not asked for."""
 
 
 @on_its_device
@@ -147,9 +144,9 @@ def launch_sparse(
     divergence: str,
     beta: float,
     need_grad: bool,
-    need_hidden: bool,
 ) -> SparseRows:
-    """hidden [T, H], weight [V, H], ids [T, Ks] and [T, Kt], teacher_scores [T, Ks + Kt] → the loss of each position and its gradients.
+    """hidden [T, H], weight [V, H], ids [T, Ks] and [T, Kt], teacher_scores [T, Ks + Kt] → the loss of each position and, with
+    ``need_grad``, its gradient to the scores.
 
     ``teacher_lse`` [T] is taken from the scores of ids that only the student's list holds; None takes nothing.
     """
@@ -163,7 +160,6 @@ def launch_sparse(
         support=torch.empty(positions, dtype=torch.int32, device=device),
         ids=torch.empty(positions, slots, dtype=torch.int32, device=device) if need_grad else None,
         grad=torch.empty(positions, slots, dtype=torch.float32, device=device) if need_grad else None,
-        d_hidden=torch.empty(positions, features, dtype=torch.float32, device=device) if need_hidden else None,
     )
     if not positions:
         return out
@@ -183,7 +179,6 @@ def launch_sparse(
         out.support,
         out.ids,
         out.grad,
-        out.d_hidden,
         hidden.stride(0),
         weight.stride(0),
         student_ids.stride(0),
@@ -200,7 +195,6 @@ def launch_sparse(
         SUPPORT=SUPPORTS.index(support),
         ORIGINAL=teacher_lse is not None,
         NEED_GRAD=need_grad,
-        NEED_HIDDEN=need_hidden,
         UB=slot_block,
         BH=feature_block,
         NH=triton.cdiv(features, feature_block),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arkfast.kernels import sparse_weight_grad
-from arkfast.kernels.sparse_grad.op import PIECE
+from arkfast.kernels.sparse_grad.op import PIECE, PIECE_OF_WIDE_ROWS
 
 FLOAT32 = 1e-6  # relative, in the norm: sums of at most a few hundred terms of order 1
 
@@ -37,6 +37,15 @@ def test_runs_around_the_lengths_at_which_they_are_cut(lengths, empty):
     got = sparse_weight_grad(grad, ids, hidden, len(lengths) + 1, backend="triton")
     check(got, sums(grad, ids, hidden, len(lengths) + 1))
     assert torch.equal(sparse_weight_grad(grad, ids, hidden, len(lengths) + 1, backend="triton"), got)
+
+
+def test_pieces_of_wide_rows_are_longer():
+    """The longest run that stays whole, the shortest that is cut, and one with a remainder, of rows beyond 1,024 features."""
+    lengths = (2 * PIECE_OF_WIDE_ROWS - 1, 2 * PIECE_OF_WIDE_ROWS, 3 * PIECE_OF_WIDE_ROWS + 1)
+    ids = torch.cat([torch.full((n,), v) for v, n in enumerate(lengths)])
+    ids = ids[torch.randperm(len(ids))][:, None]
+    grad, hidden = torch.randn(len(ids), 1), torch.randn(len(ids), 1025)
+    check(sparse_weight_grad(grad, ids, hidden, 3, backend="triton"), sums(grad, ids, hidden, 3))
 
 
 @pytest.mark.parametrize("features", [1, 31, 1030])
