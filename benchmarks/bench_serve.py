@@ -6,8 +6,8 @@ Each client sends its next recording when the last one was answered, and waits a
 compared with what the same server gave for the same recording alone, since the speed of wrong transcripts is worth nothing. With ``--hold``
 as many clients as the last row has go on for so many seconds while the memory of arkfast's processes is watched. ``--against`` names other
 servers with OpenAI's routes, which get the same requests without the hold; those that nobody names stand in the table as not run. Without
-``--model`` a tiny random one is served, which says nothing about speed. Writes OUT/serve.json and, with matplotlib, OUT/serve.png, and
-prints a table. The exit code is 1 where a request failed or a transcript differed.
+``--model`` a tiny random one is served, which says nothing about speed. arkfast's cache of recordings is off; others may have one. Writes
+OUT/serve.json and, with matplotlib, OUT/serve.png, and prints a table. The exit code is 1 where a request failed or a transcript differed.
 """
 
 from __future__ import annotations
