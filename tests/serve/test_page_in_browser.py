@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -106,11 +107,35 @@ def test_an_uploaded_recording_is_transcribed(
     assert (sum(ground) < 150) == (scheme == "dark")
 
 
-def test_the_microphone_s_sound_is_what_is_sent(views: Views, open_browser: Callable[..., Any], tmp_path: Path) -> None:
-    spoken = synthetic_speech(2.0, seed=5)
-    write_wav(tmp_path / "spoken.wav", spoken)
+SPOKEN = synthetic_speech(2.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def listening(open_browser: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A browser whose microphone hears ``SPOKEN`` again and again."""
+    path = tmp_path_factory.mktemp("spoken") / "spoken.wav"
+    write_wav(path, SPOKEN)
     flags = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
-    views.browser = open_browser(*flags, f"--use-file-for-fake-audio-capture={tmp_path / 'spoken.wav'}")
+    return open_browser(*flags, f"--use-file-for-fake-audio-capture={path}")
+
+
+def test_a_recording_ends_where_the_service_would_refuse_it(views: Views, listening: Any) -> None:
+    views.browser = listening
+    context = views.context(permissions=["microphone"])
+    limits = {"keys": True, "max_upload_mb": 4.0, "max_duration": 0.5, "max_new_tokens": 24, "words": False}
+    context.route("**/page/settings.json", lambda route: route.fulfill(json=limits))
+    view = views(context=context)
+    view.click("#record")
+    view.wait_for_selector("#player:not([hidden])")
+    assert view.inner_text("#about").startswith("Recorded here, ")
+    views.until(view, "document.getElementById('microphone-hint').textContent.startsWith('The recording ended here')")
+    views.until(view, "document.getElementById('player').duration > 0.2")
+    assert view.evaluate("document.getElementById('player').duration") <= 0.5
+    assert view.inner_text("#record") == "Record"
+
+
+def test_the_microphone_s_sound_is_what_is_sent(views: Views, listening: Any) -> None:
+    views.browser = listening
     view = views(context=views.context(permissions=["microphone"]))
     kept = "() => { const make = URL.createObjectURL; URL.createObjectURL = blob => make.call(URL, window.made = blob); }"
     view.evaluate(kept)
@@ -120,14 +145,16 @@ def test_the_microphone_s_sound_is_what_is_sent(views: Views, open_browser: Call
     assert view.is_disabled("#transcribe")
     view.click("#record")
     view.wait_for_selector("#player:not([hidden])")
-    wav = bytes(view.evaluate("async () => [...new Uint8Array(await window.made.arrayBuffer())]"))
+    read = """() => new Promise(done => { const reader = new FileReader(); reader.onload = () => done(reader.result.split(',')[1]);
+      reader.readAsDataURL(window.made); })"""
+    wav = base64.b64decode(view.evaluate(read))
     samples, rate = soundfile.read(BytesIO(wav))
     assert soundfile.info(BytesIO(wav)).subtype == "PCM_16"
     assert samples.ndim == 1
     assert len(samples) >= 2.4 * rate
     # What was played stands in what was recorded, wherever it begins: the peak of their normalised cross-correlation.
     at = np.arange(0.5, 0.8, 1 / rate)
-    played = np.interp(at, np.arange(len(spoken)) / 16_000, spoken)
+    played = np.interp(at, np.arange(len(SPOKEN)) / 16_000, SPOKEN)
     size = 1 << (len(samples) + len(played)).bit_length()
     crossed = np.fft.irfft(np.fft.rfft(samples, size) * np.conj(np.fft.rfft(played, size)), size)[: len(samples) - len(played)]
     energy = np.cumsum(np.concatenate(([0.0], samples**2)))

@@ -48,7 +48,7 @@ class Page:
 
     def __init__(self, config: ServeConfig, *, keys: bool) -> None:
         self._config, self._keys = config, keys
-        self._files = {path.name: (path.read_bytes(), KINDS[path.suffix]) for path in STATIC.iterdir()}
+        self._files = {path.name: (path.read_bytes(), KINDS[path.suffix]) for path in STATIC.iterdir() if path.suffix in KINDS}
 
     def file(self, name: str) -> Response:
         """A file of the page.

@@ -15,7 +15,7 @@ const PRESETS = {
   varied: { temperature: 0.7, top_p: 0.9, top_k: 50, repetition_penalty: 1 },
 };
 
-let settings = { keys: false, max_upload_mb: Infinity, words: false }; // until the service has told them
+let settings = { keys: false, max_upload_mb: Infinity, max_duration: Infinity, words: false }; // until the service has told them
 let file = null;
 let recording = null; // under way
 let running = null; // the AbortController of a transcription under way
@@ -44,6 +44,9 @@ function tell(error) {
   showError(() => sentence(error));
 }
 
+/** Bytes of the largest recording that the service takes. */
+const mostBytes = () => settings.max_upload_mb * 1e6 - FORM_BYTES;
+
 // -- the recording ------------------------------------------------------------------------------------------------------------------------
 
 async function take(chosen, name = () => chosen.name) {
@@ -51,7 +54,7 @@ async function take(chosen, name = () => chosen.name) {
   showError(null);
   by("result").hidden = true;
   by("heard").hidden = true;
-  const most = settings.max_upload_mb * 1e6 - FORM_BYTES;
+  const most = mostBytes();
   if (!chosen.size) return showError("empty_file");
   if (chosen.size > most) return showError(() => text("too_large", { size: size(chosen.size), most: size(most) }));
   file = chosen;
@@ -122,7 +125,7 @@ async function record() {
   showError(null);
   by("record").disabled = by("transcribe").disabled = true; // while the browser asks for leave
   try {
-    const most = settings.max_upload_mb * 1e6 - FORM_BYTES;
+    const most = { bytes: mostBytes(), seconds: settings.max_duration };
     const begun = await Recording.begin(most, onBlock, (why) => stopRecording(why));
     recording = begun;
     player.pause();

@@ -24,8 +24,8 @@ export class Recording {
 
   /**
    * Ask for the microphone and begin.
-   * most: bytes of the finished file. onBlock is called with (seconds so far, loudest of the block); onFull when nothing more fits, or when
-   * the microphone is gone. Throws NoMicrophone.
+   * most: {bytes, seconds} of the finished file. onBlock is called with (seconds so far, loudest of the block); onFull with the name of a text
+   * when nothing more fits, or when the microphone is gone. Throws NoMicrophone.
    */
   static async begin(most, onBlock, onFull) {
     if (!window.isSecureContext || !navigator.mediaDevices?.getUserMedia) throw new NoMicrophone("insecure");
@@ -55,7 +55,8 @@ export class Recording {
     this.#ended = promise;
     this.#tap.port.onmessage = ({ data }) => {
       if (data === null) return resolve();
-      if (HEADER + 2 * (this.#samples + data.length) > most) return onFull("recording_full");
+      const samples = this.#samples + data.length;
+      if (HEADER + 2 * samples > most.bytes || samples > most.seconds * this.#context.sampleRate) return onFull("recording_full");
       const loudest = this.#keep(data);
       onBlock(this.#samples / this.#context.sampleRate, loudest);
     };
