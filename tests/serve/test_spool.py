@@ -8,18 +8,13 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
 from arkfast.files.spool import LOCK
 from arkfast.records import InputError
 from arkfast.serve.spool import PREFIX, Spool
-
-if TYPE_CHECKING:
-    from tests.serve.conftest import Running
 
 OWNER = """
 import sys, time
@@ -100,17 +95,3 @@ def test_a_folder_where_none_can_be_made_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     with pytest.raises(InputError, match=r"no folder can be made in it \(No space left on device\)"):
         Spool(tmp_path)
-
-
-@pytest.mark.slow
-def test_a_service_that_was_killed_leaves_its_spool_to_the_next(start: Callable[..., Running], clips: Path, tmp_path: Path):
-    first = start("--spool", str(tmp_path))
-    first.process.kill()
-    first.process.wait()
-    (left,) = tmp_path.iterdir()
-    second = start("--spool", str(tmp_path))
-    (own,) = tmp_path.iterdir()
-    assert own != left
-    assert second.post(file=clips / "1.wav").status_code == 200
-    assert second.stop() == 0
-    assert list(tmp_path.iterdir()) == []
