@@ -289,18 +289,21 @@ def test_too_many_shards_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "why"),
     [
-        ["s3://bucket/in.jsonl?key=secret", "--output", "out.jsonl"],
-        ["in.jsonl", "--output", "gs://bucket/out.jsonl"],
-        ["in.jsonl", "--output_dir", "s3://bucket/secret"],
+        (["s3://bucket/in.jsonl?key=secret", "--output", "out.jsonl"], "needs the package s3fs"),
+        (["ftp://host/in.jsonl?key=secret", "--output", "out.jsonl"], "is an address of a kind that is not read"),
+        (["in.jsonl", "--output", "gs://bucket/out.jsonl"], "outputs are files of this machine"),
+        (["in.jsonl", "--output_dir", "s3://bucket/secret"], "outputs are files of this machine"),
     ],
 )
-def test_an_address_is_refused_and_no_folder_is_made_of_it(folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+def test_an_address_is_refused_and_no_folder_is_made_of_it(
+    folder: Path, capsys: pytest.CaptureFixture[str], flags: list[str], why: str
+) -> None:
     before = sorted(folder.rglob("*"))
     assert main([*flags, "--model_path", "model"], load=lambda *_: StandIn()) == 2  # type: ignore[return-value]
     said = capsys.readouterr().err
-    assert "is an address" in said
+    assert why in said
     assert "secret" not in said
     assert sorted(folder.rglob("*")) == before
 
