@@ -51,6 +51,7 @@ const mostBytes = () => settings.max_upload_mb * 1e6 - FORM_BYTES;
 
 async function take(chosen, name = () => chosen.name) {
   file = shown = null;
+  player.pause();
   showError(null);
   by("result").hidden = true;
   by("heard").hidden = true;
@@ -81,7 +82,7 @@ function takeFirst(files) {
   if (running || recording) return;
   if (!files.length) return showError("no_file");
   take(files[0]);
-  if (files.length > 1) showError(() => text("one_file", { name: files[0].name }));
+  if (files.length > 1 && file === files[0]) showError(() => text("one_file", { name: files[0].name }));
 }
 
 by("file").addEventListener("change", () => {
