@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from arkfast.distill.objective import Divergences, Objective, divergences, overlap
+from arkfast.distill.policy_gradient import policy_gradient
 from arkfast.distill.references import joined, references
 from arkfast.distill.sequence import at_predicting_positions
 from arkfast.kernels import linear_log_softmax
@@ -137,7 +138,7 @@ def opd_loss(
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.
-        objective: which divergence, and on which ids.
+        objective: which divergence, and on which ids; or that it is estimated from the produced tokens.
         blocked, allowed: as for ``cross_entropy_loss``; read where rows are learnt by their references, and where the objective compares
             more than the ids that both list.
     """
@@ -146,7 +147,10 @@ def opd_loss(
     rows = rollout if learnt is None else joined(rollout, learnt)
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[Divergences, torch.Tensor]:
-        found = divergences(objective, hidden[:produced], weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
+        if objective.kind == "divergence":
+            found = divergences(objective, hidden[:produced], weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
+        else:
+            found = policy_gradient(objective, hidden[:produced], weight, rollout, scores, blocked=blocked, allowed=allowed)
         if learnt is None:
             return found, hidden.new_zeros(0)
         row, place = learnt.packed_index()

@@ -12,11 +12,12 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from arkfast.kernels import linear_kl, linear_log_softmax, opd_union_kl, union_kl, union_support
+from arkfast.kernels import UnionKLRows, linear_kl, linear_log_softmax, opd_union_kl, union_kl, union_support
 from arkfast.records import AllowedTokens, InputError, Rollout, TeacherScores
 
 Divergence = Literal["forward_kl", "reverse_kl", "jsd"]
 Support = Literal["union", "teacher", "student", "intersection", "full"]
+Kind = Literal["divergence", "policy_gradient", "fixed_advantage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,12 @@ class Objective:
     tail: bool = False
     """Nothing is renormalised, and one more slot stands for all allowed ids outside the support."""
 
+    kind: Kind = "divergence"
+    """divergence: that of the distributions; policy_gradient: KL(q‖p) estimated from the produced tokens; fixed_advantage: the same with −1
+    in the place of every advantage, which teaches nothing on average and is there to be compared with."""
+    control_variate: bool = True
+    """Whether a mean advantage is taken from that of policy_gradient."""
+
     def __post_init__(self) -> None:
         if self.tail and self.support == "full":
             raise ValueError("a tail bucket stands for what a support leaves out, and the full one leaves out nothing; drop one of them")
@@ -44,7 +51,12 @@ class Objective:
     @property
     def needs_lse(self) -> bool:
         """Whether the teacher must report its log-sum-exp."""
-        return self.tail
+        return self.tail or self.needs_sampled
+
+    @property
+    def needs_sampled(self) -> bool:
+        """Whether the teacher must report its scores of the produced tokens."""
+        return self.kind == "policy_gradient"
 
     @property
     def needs_states(self) -> bool:
@@ -94,14 +106,13 @@ def divergences(
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
     if objective.support == "full":
         return _full(objective, hidden, weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
-    teacher_scores = torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
     if not objective.tail:
         union = opd_union_kl(
             hidden,
             weight,
             rollout.topk_ids,
             scores.ids,
-            teacher_scores,
+            _teacher_scores(scores),
             tau=tau,
             divergence=objective.divergence,
             beta=objective.beta,
@@ -111,26 +122,59 @@ def divergences(
         return Divergences(union.loss, union.valid, union.support)
     if scores.lse is None:
         raise InputError("--tail_bucket: the teacher reports no log-sum-exp of its scores; leave the flag out or give another teacher")
-    # A slot without a finite score of the teacher leaves before repeats do: the same id may be seen in a later slot.
-    ids = torch.cat(_of_support(objective.support, rollout.topk_ids, scores.ids), 1).masked_fill(~teacher_scores.isfinite(), -1)
-    kept = rollout.topk_ids.shape[1]
-    ids = union_support(ids[:, :kept], ids[:, kept:]).ids
-    # Log-probabilities take the place of the student's scores, so that its log-sum-exp is 0.
+    ids = listed_ids(objective.support, rollout, scores)
     ranges = None if allowed is None else allowed.row_ranges(rollout.packed_index()[1])
     log_q = linear_log_softmax(hidden, weight, ids, tau=tau, blocked=blocked, ranges=ranges)
-    rows = union_kl(
-        teacher_scores,
+    rows = tail_rows(ids, log_q, scores, scores.lse, tau=tau, divergence=objective.divergence, beta=objective.beta)
+    return Divergences(rows.rows.sum(), rows.valid, rows.support)
+
+
+def listed_ids(support: Support, rollout: Rollout, scores: TeacherScores) -> torch.Tensor:
+    """[N, Ks + Kt] int32: the ids of a support that the teacher sees, each once; −1 in the other slots."""
+    assert rollout.topk_ids is not None
+    kept = rollout.topk_ids.shape[1]
+    # A slot without a finite score of the teacher leaves before repeats do: the same id may be seen in a later slot.
+    ids = torch.cat(_of_support(support, rollout.topk_ids, scores.ids), 1).masked_fill(~_teacher_scores(scores).isfinite(), -1)
+    return union_support(ids[:, :kept], ids[:, kept:]).ids
+
+
+def tail_rows(
+    ids: torch.Tensor,
+    log_q: torch.Tensor,
+    scores: TeacherScores,
+    lse: torch.Tensor,
+    *,
+    tau: float = 1.0,
+    divergence: Divergence,
+    beta: float = 0.5,
+) -> UnionKLRows:
+    """The divergence on some ids and one slot for all others, position by position.
+
+    Args:
+        ids: [N, Ks + Kt] of ``listed_ids``.
+        log_q: [N, Ks + Kt] the student's log-probabilities of them at temperature τ, with gradient or without.
+        scores: the teacher's view.
+        lse: [N] its log-sum-exp at τ.
+        tau, divergence, beta: as in ``divergences``.
+    """
+    # Log-probabilities take the place of the student's scores, so that its log-sum-exp is 0.
+    return union_kl(
+        _teacher_scores(scores),
         tau * log_q.masked_fill(ids < 0, 0.0),
         ids,
         tau=tau,
-        divergence=objective.divergence,
-        beta=objective.beta,
+        divergence=divergence,
+        beta=beta,
         tail=True,
-        teacher_lse=scores.lse,
+        teacher_lse=lse,
         student_lse=torch.zeros_like(log_q[:, 0]),
         min_support=1,
     )
-    return Divergences(rows.rows.sum(), rows.valid, rows.support)
+
+
+def _teacher_scores(scores: TeacherScores) -> torch.Tensor:
+    """[N, Ks + Kt] at the student's slots, then at the teacher's own; −inf where it could not score the position."""
+    return torch.cat([scores.student_scores, scores.scores], 1).masked_fill(~scores.valid[:, None], float("-inf"))
 
 
 def overlap(student_ids: torch.Tensor, teacher_ids: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from arkfast.distill.losses import opd_loss
+from arkfast.distill.losses import PAPER, opd_loss
 from arkfast.distill.prefix import ATTENTIONS, at_predicting_positions_after
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
@@ -66,13 +66,17 @@ class Calibration:
 
 def own_scores(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rollout) -> TeacherScores:
     """What the student says of its own rollout when it is asked as a teacher is: prompts first, then the tokens after them."""
-    assert rollout.topk_ids is not None
-    topk_ids, engine, model = rollout.topk_ids, learner.engine, learner.model
+    engine, model = learner.engine, learner.model
     ranges = engine.allowed.row_ranges(rollout.packed_index()[1])
     prefix = prefill(model, batch.input_ids, batch.prompt_lens, encoded(model, batch))
-    wanted = Wanted(top_k=learner.top_k, lse_temperature=config.lse_temperature, states=config.objective.needs_states)
+    wanted = Wanted(
+        top_k=learner.top_k,
+        lse_temperature=config.lse_temperature,
+        sampled=config.objective.needs_sampled,
+        states=config.objective.needs_states,
+    )
     found: TeacherScores = at_predicting_positions_after(
-        model, prefix, rollout, lambda hidden, weight: wanted.at(hidden, weight, topk_ids, blocked=engine.blocked, ranges=ranges)
+        model, prefix, rollout, lambda hidden, weight: wanted.at(hidden, weight, rollout, blocked=engine.blocked, ranges=ranges)
     )
     return found
 
@@ -129,7 +133,8 @@ def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Roll
             rollout,
             scores,
             tau=config.opd_temperature,
-            objective=config.objective,
+            # A fixed advantage is none of the teacher's, so of a student that is its own teacher it proves nothing.
+            objective=PAPER if config.opd_objective == "fixed_advantage" else config.objective,
             blocked=learner.engine.blocked,
             allowed=learner.engine.allowed,
         )

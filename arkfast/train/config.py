@@ -193,6 +193,11 @@ class TrainConfig(ConsoleOptions):
     each model's states with its whole head."""
     tail_bucket: bool = False
     """Renormalise nothing, and let one more slot stand for all ids outside the support; it needs the same product of the student."""
+    opd_objective: Literal["divergence", "policy_gradient", "fixed_advantage"] = "divergence"
+    """divergence: what the flags above choose; policy_gradient: KL(student‖teacher) estimated from the produced tokens alone, which must be
+    drawn at temperature 1; fixed_advantage: the same with −1 for every token's advantage, a control that learns nothing of the teacher."""
+    control_variate: bool = True
+    """Take from each advantage of policy_gradient its mean over the ids that both models list: less noise, the same on average."""
     empty_rollout: Literal["eos", "reference", "skip"] = "eos"
     """What stage opd learns from a rollout of nothing but the end token: eos: that position, like any other; reference: the row's text, by
     cross-entropy; skip: nothing. Rows without a text are skipped by reference too."""
@@ -301,6 +306,12 @@ class TrainConfig(ConsoleOptions):
             raise ValueError(f"--jsd_beta: must lie between 0 and 1, got {self.jsd_beta}; reverse_kl and forward_kl are its limits")
         if self.jsd_beta != 0.5 and self.divergence != "jsd":
             raise ValueError(f"--jsd_beta {self.jsd_beta}: is a matter of --divergence jsd, and it is {self.divergence}; leave it out")
+        if self.opd_objective != "divergence":
+            self._check_sampled()
+        if not self.control_variate and self.opd_objective != "policy_gradient":
+            raise ValueError(
+                f"--control_variate: is a matter of --opd_objective policy_gradient, and it is {self.opd_objective}; leave it out"
+            )
         if 0 < self.length_guard < 1:
             raise ValueError(f"--length_guard: below 1 it would leave rollouts out that are as long as the text, got {self.length_guard}")
         if self.tail_bucket and self.support == "full":
@@ -354,12 +365,32 @@ class TrainConfig(ConsoleOptions):
         if self.eval_freq and self.eval_data is None:
             raise ValueError("--eval_freq: there is nothing to measure on; give --eval_data")
 
+    def _check_sampled(self) -> None:
+        """Raise ValueError unless tokens are drawn from the student's distribution and nothing else is asked of the loss."""
+        if (self.rollout_temperature, self.rollout_top_p, self.rollout_top_k, self.opd_temperature) != (1.0, 1.0, 0, 1.0):
+            raise ValueError(
+                f"--opd_objective {self.opd_objective}: its mean is right for tokens of the student's own distribution alone; give "
+                "--rollout_temperature 1, and leave --rollout_top_p, --rollout_top_k and --opd_temperature out"
+            )
+        if (self.divergence, self.support, self.tail_bucket) != ("forward_kl", "union", False):
+            raise ValueError(
+                f"--opd_objective {self.opd_objective}: is the reverse divergence over all ids; leave --divergence, --support and "
+                "--tail_bucket out"
+            )
+
     @property
     def objective(self) -> Objective:
         """The loss of stage opd at one position."""
         from arkfast.distill import Objective
 
-        return Objective(divergence=self.divergence, beta=self.jsd_beta, support=self.support, tail=self.tail_bucket)
+        return Objective(
+            divergence=self.divergence,
+            beta=self.jsd_beta,
+            support=self.support,
+            tail=self.tail_bucket,
+            kind=self.opd_objective,
+            control_variate=self.control_variate,
+        )
 
     @property
     def guards(self) -> Guards:

@@ -18,7 +18,7 @@ from arkfast.distill import CTCHead
 from arkfast.distill.teachers import Teacher, TeacherRequest, load_teacher
 from arkfast.engine import Decodes, Engine
 from arkfast.models.family import AnyFamily, Processor, SpeechModel, check_head, check_positions, find_family
-from arkfast.models.packed import pack
+from arkfast.models.packed import pack, pays
 from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
@@ -77,7 +77,7 @@ class LoadedStudent:
             model.to(device)
             self.model = model
         check_head(self.model, where=f"--student_model {folder}")
-        if config.packed_decoder == "on" or (config.packed_decoder == "auto" and device.type == "cuda" and compute == torch.bfloat16):
+        if config.packed_decoder == "on" or (config.packed_decoder == "auto" and pays(device, compute)):
             pack(self.model)
         self.task: Task = find_task(config.task)
         self.interface: Interface = self.family.interface(self.processor.tokenizer, self.model, where=f"--student_model {folder}")
@@ -191,6 +191,7 @@ def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Lo
         dtype=compute_dtype(config, parallel.device),
         attn_implementation=config.teacher_attn_implementation,
         lse_temperature=config.lse_temperature,
+        sampled=config.stage == "opd" and config.objective.needs_sampled,
         states=config.stage == "opd" and config.objective.needs_states,
         positions=student.positions,
         prompt=config.teacher_prompt,

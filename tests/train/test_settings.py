@@ -138,6 +138,13 @@ def test_a_number_that_is_not_finite_names_its_flag(name: str) -> None:
         ({"opd_temperature": 1e-300}, r"--opd_temperature: must lie in \[1.18e-38, 3.4e\+38\], the range of scores, got 1e-300"),
         ({"jsd_beta": 1.0, "divergence": "jsd"}, "--jsd_beta: must lie between 0 and 1, got 1.0"),
         ({"jsd_beta": 0.3}, "--jsd_beta 0.3: is a matter of --divergence jsd, and it is forward_kl"),
+        ({"opd_objective": "policy_gradient"}, "--opd_objective policy_gradient: its mean is right for tokens of the student's own"),
+        (
+            {"opd_objective": "fixed_advantage", "rollout_temperature": 1.0, "support": "teacher"},
+            "--opd_objective fixed_advantage: is the reverse divergence over all ids; leave --divergence, --support",
+        ),
+        ({"control_variate": False}, "--control_variate: is a matter of --opd_objective policy_gradient, and it is divergence"),
+        ({"length_guard": 0.5}, "--length_guard: below 1 it would leave rollouts out that are as long as the text, got 0.5"),
         ({"tail_bucket": True, "support": "full"}, "--tail_bucket: with --support full no id is left for it"),
         ({"rollout_temperature": 1e39}, "--rollout_temperature: must lie in"),
         ({"num_threads": 1 << 40}, "--num_threads: must be at most 4096 threads"),

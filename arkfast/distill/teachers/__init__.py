@@ -59,7 +59,8 @@ def load_teacher(name: str, request: TeacherRequest) -> Teacher:
         "teacher_prompt": request.prompt is not None,
         "teacher_full_attention": request.full_attention,
         "unsupported_language": request.unsupported_language != TeacherRequest.unsupported_language,
-        "tail_bucket": request.lse_temperature is not None,
+        "tail_bucket": request.lse_temperature is not None and not request.sampled,
+        "opd_objective": request.sampled,
         "support full": request.states,
     }
     for flag, differs in given.items():

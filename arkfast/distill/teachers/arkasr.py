@@ -51,7 +51,12 @@ def load(request: TeacherRequest) -> ArkasrTeacher:
             f"{model.config.max_position_embeddings}; lower --max_audio_seconds or --asr_opd_max_new_tokens"
         )
     return ArkasrTeacher(
-        model, allowed=request.allowed, top_k=request.top_k, lse_temperature=request.lse_temperature, states=request.states
+        model,
+        allowed=request.allowed,
+        top_k=request.top_k,
+        lse_temperature=request.lse_temperature,
+        sampled=request.sampled,
+        states=request.states,
     )
 
 
@@ -59,7 +64,7 @@ class ArkasrTeacher(DirectTeacher):
     """An ``ArkasrForConditionalGeneration`` as a ``Teacher``: the student's prompt and features are its own.
 
     Args:
-        model, allowed, top_k, lse_temperature, states: see ``DirectTeacher``.
+        model, allowed, top_k, lse_temperature, sampled, states: see ``DirectTeacher``.
     """
 
     def __init__(
@@ -69,9 +74,12 @@ class ArkasrTeacher(DirectTeacher):
         allowed: AllowedTokens,
         top_k: int,
         lse_temperature: float | None = None,
+        sampled: bool = False,
         states: bool = False,
     ) -> None:
-        super().__init__(model, allowed=allowed, top_k=top_k, cost=ArkasrCost(model), lse_temperature=lse_temperature, states=states)
+        super().__init__(
+            model, allowed=allowed, top_k=top_k, cost=ArkasrCost(model), lse_temperature=lse_temperature, sampled=sampled, states=states
+        )
 
     def read(self, batch: Batch) -> tuple[Batch, Audio | None]:
         """See ``DirectTeacher.read``."""

@@ -89,6 +89,9 @@ class TeacherRequest:
     lse_temperature: float | None = None
     """τ where the teacher reports the log-sum-exp of its scores / τ too; None: it is not needed. For backends whose ``OPTIONS`` names
     tail_bucket."""
+    sampled: bool = False
+    """Whether the teacher reports its scores of the produced tokens too, and its log-sum-exp; for backends whose ``OPTIONS`` names
+    opd_objective."""
     states: bool = False
     """Whether the teacher reports its hidden states and its head too; for backends whose ``OPTIONS`` names support full."""
     positions: int = 0

@@ -17,7 +17,7 @@ from arkfast.kernels import linear_log_softmax, linear_topk_lse
 from arkfast.models.family import Audio, Cost, SpeechModel, check_head
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
 
-OPTIONS = ("tail_bucket", "support full")
+OPTIONS = ("tail_bucket", "opd_objective", "support full")
 """Flags that only some teachers obey, and every one of these does."""
 
 
@@ -28,15 +28,16 @@ class Wanted:
     top_k: int
     """Kt, how many of its best ids."""
     lse_temperature: float | None = None
+    sampled: bool = False
     states: bool = False
-    """Both as in ``TeacherRequest``."""
+    """All three as in ``TeacherRequest``."""
 
     @torch.no_grad()
     def at(
         self,
         hidden: torch.Tensor,
         weight: torch.Tensor,
-        topk_ids: torch.Tensor,
+        rollout: Rollout,
         *,
         blocked: torch.Tensor | None,
         ranges: torch.Tensor | None,
@@ -46,12 +47,16 @@ class Wanted:
         Args:
             hidden: [N, H] states that predict the produced tokens.
             weight: [V, H] the head, as far as the student's ids go.
-            topk_ids: [N, Ks] int32 the student's top-k.
+            rollout: what the student produced, with its top-k ids.
             blocked, ranges: what may not be produced, as the kernels take it.
         """
-        tau = self.lse_temperature
-        best = linear_topk_lse(hidden, weight, self.top_k, blocked=blocked, ranges=ranges, gather_ids=topk_ids, need_lse=tau == 1.0)
+        assert rollout.topk_ids is not None
+        tau, wanted, kept = self.lse_temperature, rollout.topk_ids, rollout.topk_ids.shape[1]
+        if self.sampled:
+            wanted = torch.cat([wanted, rollout.tokens[rollout.packed_index()][:, None].to(wanted.dtype)], 1)
+        best = linear_topk_lse(hidden, weight, self.top_k, blocked=blocked, ranges=ranges, gather_ids=wanted, need_lse=tau == 1.0)
         assert best.gathered is not None
+        scores = best.gathered.masked_fill(wanted < 0, float("-inf"))
         lse = best.lse
         if tau is not None and tau != 1.0:
             none = torch.full((len(hidden), 1), -1, dtype=torch.int32, device=hidden.device)
@@ -59,9 +64,10 @@ class Wanted:
         return TeacherScores(
             ids=best.ids,
             scores=best.values,
-            student_scores=best.gathered.masked_fill(topk_ids < 0, float("-inf")),
+            student_scores=scores[:, :kept],
             valid=torch.isfinite(best.values[:, 0]),
             lse=lse,
+            sampled_scores=scores[:, kept] if self.sampled else None,
             states=hidden.detach() if self.states else None,
             head=weight.detach() if self.states else None,
         )
@@ -75,7 +81,7 @@ class DirectTeacher:
         allowed: what the student may produce; the teacher's distribution is restricted to the same ids.
         top_k: Kt, how many of its best ids it reports.
         cost: its arithmetic.
-        lse_temperature, states: what it reports besides; see ``TeacherRequest``.
+        lse_temperature, sampled, states: what it reports besides; see ``TeacherRequest``.
 
     Raises:
         ValueError: an attention that cannot score answers after prompts.
@@ -92,6 +98,7 @@ class DirectTeacher:
         top_k: int,
         cost: Cost,
         lse_temperature: float | None = None,
+        sampled: bool = False,
         states: bool = False,
     ) -> None:
         attention = model.config._attn_implementation
@@ -104,7 +111,7 @@ class DirectTeacher:
         model.eval()
         model.requires_grad_(False)
         self.model, self.cost = model, cost
-        self._wanted = Wanted(top_k=top_k, lse_temperature=lse_temperature, states=states)
+        self._wanted = Wanted(top_k=top_k, lse_temperature=lse_temperature, sampled=sampled, states=states)
         self._engine = Engine(model, allowed=allowed)
         device = model.lm_head.weight.device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
@@ -129,8 +136,6 @@ class DirectTeacher:
     @torch.no_grad()
     def score(self, batch: Batch, rollout: Rollout, begun: object = None) -> TeacherScores:
         """See ``Teacher.score``: the decoder over the produced tokens, and one [N, V] product in bounded chunks."""
-        assert rollout.topk_ids is not None
-        topk_ids = rollout.topk_ids
         prefix = self.begin(batch) if begun is None else begun
         assert isinstance(prefix, Prefilled)
         if self._stream is not None:
@@ -143,7 +148,7 @@ class DirectTeacher:
             self.model,
             prefix,
             rollout,
-            lambda hidden, weight: self._wanted.at(hidden, weight[:width], topk_ids, blocked=self._engine.blocked, ranges=ranges),
+            lambda hidden, weight: self._wanted.at(hidden, weight[:width], rollout, blocked=self._engine.blocked, ranges=ranges),
         )
         return found
 

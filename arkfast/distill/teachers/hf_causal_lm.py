@@ -24,7 +24,7 @@ from arkfast.kernels import topk_lse
 from arkfast.models.weights import LISTED, weight_files
 from arkfast.records import AllowedTokens, Batch, InputError, Rollout, TeacherScores, TokenizerLike
 
-OPTIONS = ("teacher_prompt", "tail_bucket")
+OPTIONS = ("teacher_prompt", "tail_bucket", "opd_objective")
 AUTO_CLASSES = (AutoModelForMultimodalLM, AutoModelForSpeechSeq2Seq, AutoModelForCausalLM)
 
 
@@ -52,6 +52,7 @@ def load(request: TeacherRequest) -> HfTeacher:
         width=int(request.student.config.vocab_size),
         top_k=request.top_k,
         lse_temperature=request.lse_temperature,
+        sampled=request.sampled,
         where=where,
     )
 
@@ -100,7 +101,7 @@ class HfTeacher:
         allowed: what the student may produce.
         width: scores that the student's head gives.
         top_k: Kt, how many of its best ids it reports.
-        lse_temperature: see ``TeacherRequest``; the log-sum-exp is over those of the student's ids that it has.
+        lse_temperature, sampled: see ``TeacherRequest``; the log-sum-exp is over those of the student's ids that it has.
         where: what an error calls the teacher.
 
     Raises:
@@ -111,11 +112,11 @@ class HfTeacher:
 
     def __init__(
         self, model: TeacherModel, inputs: Inputs, *, tokenizer: TokenizerLike, end_id: int, allowed: AllowedTokens, width: int, top_k: int,
-        lse_temperature: float | None = None, where: str = "the teacher",
+        lse_temperature: float | None = None, sampled: bool = False, where: str = "the teacher",
     ) -> None:  # fmt: skip
         self.model, self.inputs, self.top_k, self.prepare = model, inputs, top_k, inputs.prepare
         self._tokenizer, self._end_id, self._allowed = tokenizer, end_id, allowed
-        self._tau = lse_temperature
+        self._tau, self._sampled = lse_temperature, sampled
         theirs = inputs.tokenizer
         eos = _eos(model.model, where)
         self.direct = set(allowed.stop_ids) <= set(eos) and not differing_ids(tokenizer, theirs, allowed, width=model.width)
@@ -170,10 +171,12 @@ class HfTeacher:
             fed.append(answer[:room])
             wanted.append(starts[r] + np.flatnonzero((place >= 0) & (place <= room)))
         ranges = self._allowed.row_ranges(rollout.packed_index()[1])
-        device, count, kept = rollout.topk_ids.device, len(aligned.place), rollout.topk_ids.shape[1]
+        device, count, gather = rollout.topk_ids.device, len(aligned.place), rollout.topk_ids
+        if self._sampled:
+            gather = torch.cat([gather, rollout.tokens[rollout.packed_index()][:, None].to(gather.dtype)], 1)
         ids = torch.full((count, self.top_k), -1, dtype=torch.int32, device=device)
         scores = torch.full((count, self.top_k), float("-inf"), device=device)
-        own = torch.full((count, kept), float("-inf"), device=device)
+        own = torch.full((count, gather.shape[1]), float("-inf"), device=device)
         lse = None if self._tau is None else torch.zeros(count, device=device)
         for part, logits in self.model.scores(rows, states, fed, [aligned.place[which].tolist() for which in wanted]):
             packed = np.concatenate([wanted[i] for i in part])
@@ -182,15 +185,23 @@ class HfTeacher:
                 here = torch.from_numpy(packed).to(device)[inside]
                 own_turn = None if ranges is None else ranges[here]
                 seen = self._in_student_ids(logits[inside], kind)
-                best = topk_lse(seen, self.top_k, ranges=own_turn, gather_ids=rollout.topk_ids[here])
+                best = topk_lse(seen, self.top_k, ranges=own_turn, gather_ids=gather[here])
                 assert best.gathered is not None
                 ids[here], scores[here] = best.ids, best.values
-                own[here] = best.gathered.masked_fill(rollout.topk_ids[here] < 0, float("-inf"))
+                own[here] = best.gathered.masked_fill(gather[here] < 0, float("-inf"))
                 if lse is not None:
                     over = topk_lse(seen / self._tau, 1, ranges=own_turn, need_lse=True).lse
                     assert over is not None
                     lse[here] = over.to(lse.dtype)
-        return TeacherScores(ids=ids, scores=scores, student_scores=own, valid=torch.isfinite(scores[:, 0]), lse=lse)
+        kept = rollout.topk_ids.shape[1]
+        return TeacherScores(
+            ids=ids,
+            scores=scores,
+            student_scores=own[:, :kept],
+            valid=torch.isfinite(scores[:, 0]),
+            lse=lse,
+            sampled_scores=own[:, kept] if self._sampled else None,
+        )
 
     def _in_student_ids(self, logits: torch.Tensor, kind: int) -> torch.Tensor:
         """[n, V] scores of the teacher's ids → [n, Vs] of the student's, −inf where the teacher has no such id."""

@@ -66,6 +66,7 @@ def load(request: TeacherRequest) -> Qwen3AsrTeacher:
         top_k=request.top_k,
         unsupported=request.unsupported_language,
         lse_temperature=request.lse_temperature,
+        sampled=request.sampled,
         states=request.states,
     )
 
@@ -77,7 +78,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         model: the teacher, on its device.
         tokenizer: its own.
         folder: of the checkpoint, for its settings and for messages.
-        allowed, top_k, lse_temperature, states: see ``DirectTeacher``.
+        allowed, top_k, lse_temperature, sampled, states: see ``DirectTeacher``.
         unsupported: what becomes of rows in languages that it does not know; see ``TeacherRequest.unsupported_language``.
 
     Raises:
@@ -96,6 +97,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         top_k: int,
         unsupported: Literal["skip", "sft", "none"] = "skip",
         lse_temperature: float | None = None,
+        sampled: bool = False,
         states: bool = False,
     ) -> None:
         device = model.lm_head.weight.device
@@ -112,7 +114,7 @@ class Qwen3AsrTeacher(DirectTeacher):
                 "the end would mean something else to each; give a teacher of the student's vocabulary"
             )
         cost = Qwen3AsrCost(model, around=prompts.before + prompts.after + 3)
-        super().__init__(model, allowed=allowed, top_k=top_k, cost=cost, lse_temperature=lse_temperature, states=states)
+        super().__init__(model, allowed=allowed, top_k=top_k, cost=cost, lse_temperature=lse_temperature, sampled=sampled, states=states)
         heard = model.audio_input
         self.prepare = TeacherLogMel(heard.n_mels, least_samples=heard.least_samples)
         self._skip, self._teach = unsupported != "none", unsupported == "sft"
