@@ -7,4 +7,5 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARAL
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy -p arkfast
-.venv/bin/python -m pytest -q -m "not slow" "$@"
+# pytest-xdist: as many processes as there are processors, at most four; the tests of a file run in one of them. With -n 0 all run here.
+.venv/bin/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile "$@"

@@ -17,6 +17,12 @@ import pytest
 from arkfast import files
 
 
+def pytest_configure() -> None:
+    """A pytest that a test starts is no part of the one that runs the test, however many processes that one has."""
+    for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
+        del os.environ[name]
+
+
 @pytest.fixture(scope="session")
 def recordings() -> list[Path]:
     """The wav, flac, mp3 and ogg files of the folder in ARKFAST_TEST_AUDIO, at least one; the test skips where the variable is unset."""

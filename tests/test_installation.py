@@ -49,7 +49,7 @@ MODULES = {
 """Packages whose module has another name."""
 CALLED = {
     "ruff": "scripts/test.sh", "mypy": "scripts/test.sh", "types-pyyaml": "", "types-tqdm": "", "cmake": "setup.py", "ninja": "setup.py",
-    "pytest-benchmark": "docs/kernels.md", "kernels": "tests/test_packaging.py", "zstandard": "",
+    "pytest-benchmark": "docs/kernels.md", "pytest-xdist": "scripts/test.sh", "kernels": "tests/test_packaging.py", "zstandard": "",
 }  # fmt: skip
 """Packages that are called by their command or looked up by their name, and the file that does; none for what the type checker reads."""
 
