@@ -103,8 +103,8 @@ class Transcript:
             what = "its token limit" if done.finish_reason == "length" else "a phrase that repeats itself"
             self.warnings.append(f"The transcript {place} was cut at {what}.")
         if done.scores and done.scores.get("no_speech"):
-            what = "what the transcript has of it may be invented" if text else "so nothing of it is transcribed"
-            self.warnings.append(f"No speech was heard {place}, {what}.")
+            what = "; what the transcript has of it may be invented" if text else ", so nothing of it is transcribed"
+            self.warnings.append(f"No speech was heard {place}{what}.")
         if done.words_error:
             self.warnings.append(f"Words {place} have no times: {done.words_error}.")
         self.warnings += [_sentence(warning) for warning in done.warnings if _sentence(warning) not in self.warnings]

@@ -39,14 +39,17 @@ def followed(engine: Engine) -> tuple[dict[int, Finished], dict[int, list[list[i
     return found, told
 
 
+@pytest.mark.parametrize("overlap", [False, True])
 @pytest.mark.parametrize(("slots", "look_every"), [(1, 1), (2, 2), (5, 8)])
-def test_what_is_told_grows_and_is_never_taken_back(model: ArkasrForConditionalGeneration, slots: int, look_every: int) -> None:
+def test_what_is_told_grows_and_is_never_taken_back(
+    model: ArkasrForConditionalGeneration, slots: int, look_every: int, overlap: bool
+) -> None:
     plain = engine_of(model, slots, look_every=look_every)
     want = [plain.submit(request) for request in requests(make_batch(), TOKENS)]
     tokens, nothing = followed(plain)
     assert nothing == {}, "nobody is watched unasked"
     assert distinct([tokens[i].tokens for i in want]) >= 10
-    watching = engine_of(model, slots, look_every=look_every)
+    watching = engine_of(model, slots, look_every=look_every, overlap=overlap)
     ids = [watching.submit(replace(request, watched=n != 1)) for n, request in enumerate(requests(make_batch(), TOKENS))]
     found, told = followed(watching)
     assert [found[i] for i in ids] == [tokens[i] for i in want]
@@ -59,13 +62,16 @@ def test_what_is_told_grows_and_is_never_taken_back(model: ArkasrForConditionalG
     assert watching.progress() == {}
 
 
-def test_nothing_of_a_loop_that_is_cut_was_told(model: ArkasrForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_nothing_of_a_loop_that_is_cut_was_told(
+    model: ArkasrForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
     """With loops of two equal ids in a row of two, many transcripts are cut short, and what was told stands in them."""
     from arkfast.engine import guards
 
     for name, value in (("LONGEST_PERIOD", 2), ("REPEATS", 1), ("LOOP_TOKENS", 2), ("LOOP_WINDOW", 2)):
         monkeypatch.setattr(guards, name, value)
-    engine = engine_of(model, cut_loops=True, look_every=4)
+    engine = engine_of(model, cut_loops=True, look_every=4, overlap=overlap)
     ids = [engine.submit(replace(request, watched=True)) for request in requests(make_batch(), TOKENS)]
     found, told = followed(engine)
     assert any(found[i].finish_reason == "repetition" for i in ids)
@@ -110,20 +116,23 @@ def test_a_cancelled_request_is_told_no_further(model: ArkasrForConditionalGener
     assert set(engine.progress()) == set(ids) - {ids[2]}
 
 
-def test_embeddings_that_came_out_go_in_again(model: ArkasrForConditionalGeneration, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("overlap", [False, True])
+def test_embeddings_that_came_out_go_in_again(
+    model: ArkasrForConditionalGeneration, monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
     kept: dict[int, torch.Tensor] = {}
 
     def keep(n: int, audio: torch.Tensor) -> None:
         kept[n] = audio.clone()
 
-    first = engine_of(model)
+    first = engine_of(model, overlap=overlap)
     batch = make_batch()
     asked = [replace(request, encoded=lambda audio, n=n: keep(n, audio)) for n, request in enumerate(requests(batch, TOKENS))]
     ids = [first.submit(request) for request in asked]
     want, _ = followed(first)
     assert sorted(kept) == [0, 1, 2, 3, 4]
     monkeypatch.setattr(model, "get_audio_features", None)  # nothing is encoded any more
-    again = engine_of(model)
+    again = engine_of(model, overlap=overlap)
     known = [replace(request, mel=None, audio=kept[n]) for n, request in enumerate(requests(batch, TOKENS))]
     got = [again.submit(request) for request in known]
     found, _ = followed(again)

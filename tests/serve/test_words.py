@@ -171,7 +171,7 @@ def test_silence_never_becomes_text_that_is_not_marked(service: Running, silence
         assert "No speech was heard from 0.00 to 2.00 s" in found.headers[WARNINGS_HEADER]
         return
     body = json.loads(found.text.strip().splitlines()[-1].removeprefix("data: "))
-    assert any("No speech was heard from 0.00 to 2.00 s, what the transcript has of it may be invented." in w for w in body["warnings"])
+    assert any("No speech was heard from 0.00 to 2.00 s; what the transcript has of it may be invented." in w for w in body["warnings"])
     if "segments" in body:
         assert body["segments"][0]["no_speech"] is True
         assert body["segments"][0]["no_speech_prob"] >= THRESHOLD
