@@ -166,6 +166,17 @@ def test_an_actor_that_would_give_other_transcripts_does_not_begin(job: Job) -> 
         ChunkTranscriber(replace(job, decides={**job.decides, "dtype": "bfloat16", "max_new_tokens": 13}))
 
 
+def test_an_actor_that_cannot_go_on_says_why(folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    actor = ChunkTranscriber(job)
+
+    def full(*_: object, **__: object) -> None:
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(actor._transcriber, "results", full)
+    tables = list(actor(pyarrow.table({"chunk": [packed([Given(0, "k", Utterance(id="a", audio="a.wav"))])]})))
+    assert [json.loads(entry) for table in tables for entry in table.column("entry").to_pylist()] == [{"fault": "the disk is full"}]
+
+
 def test_an_actor_whose_device_is_lost_ends_so_that_another_takes_its_place(
     folder: Path, job: Job, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class ChunkTranscriber:
             )
 
     def __call__(self, batch: pyarrow.Table) -> Iterator[pyarrow.Table]:
-        """The results of a chunk, as journal entries in blocks, then what this actor has done so far.
+        """The results of a chunk, as journal entries in blocks, then what this actor has done so far, or why it cannot go on.
 
         Args:
             batch: a table with one row, whose column ``chunk`` holds a chunk (``chunk.packed``).
@@ -85,6 +86,11 @@ class ChunkTranscriber:
         except DeviceLost as error:  # nothing works in this process any more; Ray starts another one and gives it the chunk
             print(f"arkfast transcribe: {error}", file=sys.stderr, flush=True)
             os._exit(1)
+        except Exception as error:  # Ray would bury the reason under its own
+            traceback.print_exc()
+            said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+            yield _table([json_line({"fault": said})])
+            return
         spent = {"actor": f"{os.uname().nodename}:{os.getpid()}", "processing_seconds": self._transcriber.processing_seconds}
         yield _table([*notes.take(1), json_line(spent)])
 

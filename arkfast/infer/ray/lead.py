@@ -119,7 +119,7 @@ class OnRay:
                 ray.init(address=address, logging_level=logging.ERROR)
         except Exception as error:  # Ray raises whatever its parts do
             what = f"--ray_address {address}: no Ray cluster can be reached there" if address else "--ray: Ray cannot be started here"
-            raise InputError(f"{what} ({_first_line(error)})") from error
+            raise InputError(f"{what} ({_reason(error)})") from error
         finally:
             for number, handler in before.items():  # Ray sets its own, which would end this process without a word
                 signal.signal(number, handler)
@@ -195,6 +195,8 @@ class OnRay:
         job = Job(self._model, self._options, self._load, decides, os.getcwd(), sizes.block)
         try:
             for entry in self._entries(chunks, job):
+                if "fault" in entry:
+                    raise InputError(f"--ray: an actor cannot go on: {entry['fault']}; {_GO_ON}")
                 if "actor" in entry:
                     spent[entry["actor"]] = entry["processing_seconds"]
                     tally.processing_seconds = max(spent.values())
@@ -222,7 +224,9 @@ class OnRay:
         context.enable_progress_bars = False
         context.target_max_block_size = 1  # each block goes out when it is there, and not when megabytes have come together
         context.print_on_execution_start = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        for handler in logging.getLogger("ray.data").handlers:  # its file in the session's folder has everything all the same
+            if isinstance(handler, logging.StreamHandler):
+                handler.setLevel(logging.CRITICAL)
         dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
             ChunkTranscriber,
             fn_constructor_args=(job,),
@@ -239,11 +243,10 @@ class OnRay:
                 for entry in batch.column(ENTRY).to_pylist():
                     yield parse_json_object(entry)
         except RayError as error:
-            raise InputError(
-                f"--ray: Ray gave up: {_first_line(error)}; what was done is in the journal, and the same command goes on from there"
-            ) from error
+            raise InputError(f"--ray: Ray gave up: {_reason(error)}; {_GO_ON}") from error
 
 
+_GO_ON = "what was done is in the journal, and the same command goes on from there"
 _LOST = "no actor gave its result, or its recording was changed while the others were transcribed; --retry_failed does it anew"
 
 
@@ -278,10 +281,8 @@ def _chunks(items: Iterator[Utterance | Result], journal: Journal, starts: array
         yield chunk
 
 
-def _first_line(error: BaseException) -> str:
-    """The reason at the bottom of an error of Ray's, in one line."""
-    cause = error
-    while (below := getattr(cause, "cause", None) or cause.__cause__) is not None and below is not cause:
-        cause = below
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__
+def _reason(error: BaseException) -> str:
+    """The last line of an error of Ray's, which has what an actor raised below the actor's stack."""
+    cause = getattr(error, "cause", None)
+    lines = [line.strip() for line in str(cause if isinstance(cause, BaseException) else error).splitlines() if line.strip()]
+    return lines[-1].removeprefix(f"{InputError.__module__}.{InputError.__name__}: ") if lines else type(error).__name__
