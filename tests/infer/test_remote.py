@@ -28,6 +28,7 @@ from arkfast.files import remote
 from arkfast.files.remote import address_in, check_remote, fetch, identity, is_remote, listed, remote_size, scrubbed, shown
 from arkfast.infer.command import main
 from arkfast.infer.fetching import AHEAD, PREFIX, Fetcher
+from arkfast.infer.formats.save import file_names
 from arkfast.infer.inputs import check_addresses, input_rows, single_recording, sources
 from arkfast.infer.journal import key_of
 from arkfast.records import InputError, Utterance
@@ -363,6 +364,13 @@ def test_long_recordings_of_which_the_spool_holds_one_are_cut_as_those_that_lie_
     assert [len(row.get("segments", [])) >= 3 for row in here] == [True, True, False, True, True]
     for mine, theirs in zip(here, there_rows, strict=True):
         assert {**mine, "audio": 0} == {**theirs, "audio": 0}
+
+
+def test_files_of_recordings_elsewhere_are_called_after_their_paths() -> None:
+    assert file_names([f"https://h/a/talk.mp3?{SIGNED}.x", "s3://b/talk two.wav"]) == ["talk", "talk two"]
+    one, other = file_names(["https://h/a/talk.mp3?sig=1.2", "https://h/b/talk.mp3?sig=1.2"])
+    assert one != other
+    assert one == file_names(["https://h/a/talk.mp3?sig=3", "https://h/b/talk.mp3?sig=4"])[0]
 
 
 def test_a_single_recording_elsewhere_is_printed(web: Web, folder: Path, model: Path, capfd: pytest.CaptureFixture[str]) -> None:

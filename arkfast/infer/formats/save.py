@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from arkfast.data.shards import TarMember
 from arkfast.files import write_text
+from arkfast.files.remote import identity, is_remote, shown
 from arkfast.infer.formats.forms import FORMS, CaptionLimits, Form, written
 from arkfast.infer.formats.recordings import Recording
 
@@ -22,7 +23,7 @@ def file_names(recordings: Sequence[str]) -> list[str]:
     """A file name without suffix for each recording, whatever their order.
 
     It is the recording's own name. Where two recordings have one, also one that differs in case alone, or it is too long, a digest of its
-    path follows.
+    path follows. Of an address, nothing behind its path is in the name.
 
     Args:
         recordings: paths as rows give them, each once.
@@ -56,7 +57,7 @@ def save(recordings: Iterable[Recording], folder: Path, forms: Sequence[Form], l
     done, left_out = 0, []
     for recording, name in zip(found, file_names([recording.audio for recording in found]), strict=True):
         if recording.failed:
-            left_out.append(recording.audio)
+            left_out.append(shown(recording.audio))
             continue
         for form in forms:
             if form != "jsonl":
@@ -67,7 +68,8 @@ def save(recordings: Iterable[Recording], folder: Path, forms: Sequence[Form], l
 
 def _safe(recording: str) -> str:
     member = TarMember.parse(recording)
-    name = PurePosixPath((member.name if member else recording).replace("\\", "/")).stem
+    plain = shown(recording).removesuffix("?…") if is_remote(recording) else recording
+    name = PurePosixPath((member.name if member else plain).replace("\\", "/")).stem
     name = _UNSAFE.sub("_", name).strip(" .") or "recording"
     return f"_{name}" if _DEVICES.fullmatch(name) else name
 
@@ -77,4 +79,4 @@ def _cut(name: str) -> str:
 
 
 def _digest(recording: str) -> str:
-    return hashlib.blake2b(recording.encode(errors="surrogatepass"), digest_size=5).hexdigest()
+    return hashlib.blake2b(identity(recording).encode(errors="surrogatepass"), digest_size=5).hexdigest()
