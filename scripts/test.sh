@@ -8,4 +8,4 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARAL
 .venv/bin/ruff format --check .
 .venv/bin/mypy -p arkfast
 # pytest-xdist: as many processes as there are processors, at most four; the tests of a file run in one of them. With -n 0 all run here.
-.venv/bin/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile "$@"
+.venv/bin/python -m pytest -q -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@"

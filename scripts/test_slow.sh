@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What takes too long for every day: the C++ extension under the address and undefined-behaviour sanitizers, every command of the READMEs,
 # then the tests marked slow.
-# Expects the environment that scripts/setup.sh makes. Arguments go to the second pytest.
+# Expects the environment that scripts/setup.sh makes. Arguments go to the last two pytest.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PATH="$PWD/.venv/bin:$PATH"
@@ -62,4 +62,21 @@ sanitize() {
 
 sanitize
 bash tests/first_hour.sh
-pytest -q -m slow "$@"
+
+# Two processes share the slow tests; those that start services, Ray or a browser come after them, one at a time. Arguments may name tests
+# of one kind alone: the other pytest then finds none (exit code 5).
+failed=0 empty=0
+slow() {
+  local status=0
+  pytest -q "$@" || status=$?
+  case "$status" in
+    0) ;;
+    2) exit 2 ;; # interrupted
+    5) empty=$((empty + 1)) ;;
+    *) failed="$status" ;;
+  esac
+}
+slow -m "slow and not alone" -n auto --maxprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+slow -m "slow and alone" "$@"
+[ "$empty" -lt 2 ] || failed=5
+exit "$failed"

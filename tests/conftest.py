@@ -16,11 +16,30 @@ import pytest
 
 from arkfast import files
 
+HERE = Path(__file__).resolve().parent
+LONGEST = (
+    "kernels/test_triton_interpreter.py", "train/test_ranks.py", "models/test_hub_commands.py", "train/test_trainer.py",
+    "quickstart/test_run.py", "test_packaging.py", "train/test_ranks_faults.py", "examples/test_examples.py",
+)  # fmt: skip
+"""Files of a minute or more, the longest first."""
+ALONE = ("serve/", "reports/", "infer/test_ray.py")
+"""Where tests start services, Ray or a browser. They have deadlines: the slow ones among them run beside no others."""
+
 
 def pytest_configure() -> None:
     """A pytest that a test starts is no part of the one that runs the test, however many processes that one has."""
     for name in [name for name in os.environ if name.startswith("PYTEST_XDIST")]:
         del os.environ[name]
+
+
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs the machine to itself, and put the longest files first, so that no process is left alone with one at the end."""
+    places = {item: item.path.relative_to(HERE).as_posix() for item in items if item.path.is_relative_to(HERE)}
+    for item, place in places.items():
+        if place.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)
+    items.sort(key=lambda item: LONGEST.index(places[item]) if places.get(item) in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")

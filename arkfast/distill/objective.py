@@ -25,7 +25,7 @@ class Objective:
     """The loss of on-policy distillation at one position; the default is the paper's.
 
     Raises:
-        ValueError: a choice that does not exist, or two that exclude one another.
+        ValueError: a tail beside the full support.
     """
 
     divergence: Divergence = "forward_kl"
@@ -37,7 +37,6 @@ class Objective:
     allowed."""
     tail: bool = False
     """Nothing is renormalised, and one more slot stands for all allowed ids outside the support."""
-
     kind: Kind = "divergence"
     """divergence: that of the distributions; policy_gradient: KL(q‖p) estimated from the produced tokens; fixed_advantage: the same with −1
     in the place of every advantage, which teaches nothing on average and is there to be compared with."""

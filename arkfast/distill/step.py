@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,9 +20,12 @@ from arkfast.distill.objective import Objective
 from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
-from arkfast.engine import Decodes
+from arkfast.engine import Decodes, RolloutOptions
 from arkfast.models.family import SpeechModel
 from arkfast.records import Batch, Rollout, TeacherScores
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Phase = Callable[[str], AbstractContextManager[object]]
 
@@ -53,7 +56,7 @@ def opd_step(
     objective: Objective = PAPER,
     guards: Guards = UNGUARDED,
     phase: Phase = _untimed,
-    **decoding: Any,
+    **decoding: Unpack[RolloutOptions],
 ) -> LossSum:
     """On-policy distillation on one batch.
 

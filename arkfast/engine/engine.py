@@ -8,7 +8,7 @@ the order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 import torch
 
@@ -25,11 +25,26 @@ from arkfast.engine.waiting import Queue, Waiting
 from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout
 
+if TYPE_CHECKING:
+    from typing_extensions import Required, Unpack
+
 LOOK_EVERY = {"cuda": 4, "cpu": 2}
 """Decode steps between two looks at which rows have ended; until that is seen, ended rows are computed in vain. On a GPU it is seen a look
 late, after 4 to 8 steps, so that the device never waits for the host."""
 LENGTHS = 128
 """What the length of slots is a multiple of: a batch that is a little longer than those before it finds room, as do its captured steps."""
+
+
+class RolloutOptions(TypedDict, total=False):
+    """The choices of ``Engine.rollout``, which says what they are, for those who hand them on."""
+
+    max_new_tokens: Required[int | Sequence[int]]
+    n: int
+    temperature: float
+    top_p: float
+    top_k: int
+    repetition_penalty: float
+    seed: int
 
 
 class Decodes(Protocol):
@@ -42,19 +57,7 @@ class Decodes(Protocol):
     stop_ids: torch.Tensor
     """[n] int64 ids that end a row, on the device."""
 
-    def rollout(
-        self,
-        batch: Batch,
-        *,
-        max_new_tokens: int | Sequence[int],
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        audio: Audio | None = None,
-    ) -> Rollout:
+    def rollout(self, batch: Batch, *, audio: Audio | None = None, **options: Unpack[RolloutOptions]) -> Rollout:
         """See ``Engine.rollout``."""
         ...
 

@@ -24,6 +24,7 @@ from arkfast.records import Batch, Rollout, TeacherScores
 from arkfast.train.config import TrainConfig
 from arkfast.train.gates import percent
 from arkfast.train.models import Learner
+from arkfast.train.objective import decoding_of, objective_of, reports_of
 from arkfast.train.preflight import Start
 
 SELF_LOSS = 1e-3
@@ -69,12 +70,7 @@ def own_scores(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rol
     engine, model = learner.engine, learner.model
     ranges = engine.allowed.row_ranges(rollout.packed_index()[1])
     prefix = prefill(model, batch.input_ids, batch.prompt_lens, encoded(model, batch))
-    wanted = Wanted(
-        top_k=learner.top_k,
-        lse_temperature=config.lse_temperature,
-        sampled=config.objective.needs_sampled,
-        states=config.objective.needs_states,
-    )
+    wanted = Wanted(top_k=learner.top_k, **reports_of(config))
     found: TeacherScores = at_predicting_positions_after(
         model, prefix, rollout, lambda hidden, weight: wanted.at(hidden, weight, rollout, blocked=engine.blocked, ranges=ranges)
     )
@@ -120,7 +116,7 @@ def calibrate(config: TrainConfig, learner: Learner, teacher: Teacher | None, ba
 
 def _rollout(config: TrainConfig, learner: Learner, batch: Batch) -> Rollout:
     with torch.no_grad():
-        return learner.engine.rollout(batch, **config.decoding, seed=step_seed(config.seed, 0))  # as the first step draws
+        return learner.engine.rollout(batch, **decoding_of(config), seed=step_seed(config.seed, 0))  # as the first step draws
 
 
 def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rollout, scores: TeacherScores) -> tuple[float, float]:
@@ -134,7 +130,7 @@ def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Roll
             scores,
             tau=config.opd_temperature,
             # A fixed advantage is none of the teacher's, so of a student that is its own teacher it proves nothing.
-            objective=PAPER if config.opd_objective == "fixed_advantage" else config.objective,
+            objective=PAPER if config.opd_objective == "fixed_advantage" else objective_of(config),
             blocked=learner.engine.blocked,
             allowed=learner.engine.allowed,
         )

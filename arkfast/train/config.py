@@ -6,14 +6,11 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, TypedDict
+from typing import ClassVar, Literal
 
 from arkfast import command_line
 from arkfast.console import ConsoleOptions
 from arkfast.records import OnTruncated
-
-if TYPE_CHECKING:
-    from arkfast.distill import Guards, Objective
 
 Attention = Literal["sdpa", "eager", "flash_attention_2"]
 CHANGEABLE = ("rows", "student_model", "teacher_model")
@@ -24,16 +21,6 @@ FLOAT32 = (2.0**-126, (2.0 - 2.0**-23) * 2.0**127)
 LONGEST_WAIT = 365 * 24 * 3600
 """Seconds; clocks of collectives count nanoseconds in 64 bits."""
 MOST_THREADS = 4096
-
-
-class Decoding(TypedDict):
-    """Arguments of ``Engine.rollout``."""
-
-    max_new_tokens: int
-    n: int
-    temperature: float
-    top_p: float
-    top_k: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -377,43 +364,6 @@ class TrainConfig(ConsoleOptions):
                 f"--opd_objective {self.opd_objective}: is the reverse divergence over all ids; leave --divergence, --support and "
                 "--tail_bucket out"
             )
-
-    @property
-    def objective(self) -> Objective:
-        """The loss of stage opd at one position."""
-        from arkfast.distill import Objective
-
-        return Objective(
-            divergence=self.divergence,
-            beta=self.jsd_beta,
-            support=self.support,
-            tail=self.tail_bucket,
-            kind=self.opd_objective,
-            control_variate=self.control_variate,
-        )
-
-    @property
-    def guards(self) -> Guards:
-        """What rollouts of stage opd are guarded against."""
-        from arkfast.distill import Guards
-
-        return Guards(empty=self.empty_rollout, loops=self.loop_guard, length_ratio=self.length_guard)
-
-    @property
-    def lse_temperature(self) -> float | None:
-        """The temperature of the log-sum-exp that the loss needs of the teacher; None where it needs none."""
-        return self.opd_temperature if self.stage == "opd" and self.objective.needs_lse else None
-
-    @property
-    def decoding(self) -> Decoding:
-        """How a step's rollouts are drawn, but for the seed."""
-        return {
-            "max_new_tokens": self.asr_opd_max_new_tokens,
-            "n": self.rollouts_per_prompt,
-            "temperature": self.rollout_temperature,
-            "top_p": self.rollout_top_p,
-            "top_k": self.rollout_top_k,
-        }
 
 
 def profiled_steps(text: str) -> tuple[int, int] | None:

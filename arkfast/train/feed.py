@@ -23,6 +23,7 @@ from arkfast.distill.teachers import Prepare
 from arkfast.records import Batch, InputError, Interface, Prompt, Utterance
 from arkfast.train.checkpoints.identity import contents_of_rows
 from arkfast.train.config import TrainConfig
+from arkfast.train.objective import guards_of
 from arkfast.train.parallel import Parallel
 
 DOUBTS_NAMED = 20
@@ -129,7 +130,7 @@ def targets_of(config: TrainConfig, task: Task, interface: Interface) -> Callabl
     """An utterance's reference as ids, where the run learns it: no ids for a row without text in a stage that can do without."""
     if config.stage == "sft":
         return partial(task.targets, interface=interface)
-    if config.unsupported_language == "sft" or (config.stage == "opd" and config.guards.needs_references):
+    if config.unsupported_language == "sft" or (config.stage == "opd" and guards_of(config).needs_references):
         return lambda utterance: task.targets(utterance, interface) if (utterance.text or "").strip() else []
     return None
 

@@ -23,6 +23,7 @@ from arkfast.records import Batch, InputError, Interface, Utterance
 from arkfast.train.checkpoints.export import whole_weights
 from arkfast.train.config import TrainConfig
 from arkfast.train.lora import add_adapters, merged
+from arkfast.train.objective import reports_of
 from arkfast.train.optim import MasterAdamW
 from arkfast.train.parallel import Agreed, Parallel
 from arkfast.train.rollout_copy import RolloutCopy, WholeEngine, decision
@@ -190,9 +191,7 @@ def load_models(config: TrainConfig, parallel: Parallel, *, sharded: bool) -> Lo
         device=parallel.device,
         dtype=compute_dtype(config, parallel.device),
         attn_implementation=config.teacher_attn_implementation,
-        lse_temperature=config.lse_temperature,
-        sampled=config.stage == "opd" and config.objective.needs_sampled,
-        states=config.stage == "opd" and config.objective.needs_states,
+        **reports_of(config),
         positions=student.positions,
         prompt=config.teacher_prompt,
         full_attention=config.teacher_full_attention,

@@ -7,18 +7,21 @@ is, in the compute precision, and takes the new weights once a step, layer by la
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
 
 from arkfast.distill.sequence import encoded
-from arkfast.engine import Engine
+from arkfast.engine import Engine, RolloutOptions
 from arkfast.engine.ahead import Ahead
 from arkfast.engine.memory import free_memory
 from arkfast.models.family import Audio, ShardUnits, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout
 from arkfast.train.student import ShardedStudent, Student
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 SHARE = 0.25
 """The most of the free memory that a copy may take. The rest is for activations, the cache of the rows that are decoded and the teacher."""
@@ -158,35 +161,13 @@ class WholeEngine:
         self.allowed: AllowedTokens = engine.allowed
         self.stop_ids: torch.Tensor = engine.stop_ids
 
-    def rollout(
-        self,
-        batch: Batch,
-        *,
-        max_new_tokens: int | Sequence[int],
-        n: int = 1,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        top_k: int = 0,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        audio: Audio | None = None,
-    ) -> Rollout:
+    def rollout(self, batch: Batch, *, audio: Audio | None = None, **options: Unpack[RolloutOptions]) -> Rollout:
         """See ``Engine.rollout``. Every rank calls it, inside ``Student.inside``; once the weights are there no collective runs in it, so
         that ranks may decode for as long as their own rows take."""
 
         def decoded(heard: Audio | None) -> Rollout:
             with self._ahead.first():
-                return self._engine.rollout(
-                    batch,
-                    max_new_tokens=max_new_tokens,
-                    n=n,
-                    temperature=temperature,
-                    top_p=top_p,
-                    top_k=top_k,
-                    repetition_penalty=repetition_penalty,
-                    seed=seed,
-                    audio=heard,
-                )
+                return self._engine.rollout(batch, audio=heard, **options)
 
         if self._copy is None:
             with self._student.whole():

@@ -43,6 +43,7 @@ from arkfast.train.logging.profiler import StepProfiler
 from arkfast.train.logging.recorder import Pending, Recorder
 from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_models
+from arkfast.train.objective import decoding_of, guards_of, objective_of
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.paths import check_paths
@@ -156,10 +157,10 @@ class Trainer:
             self._teacher,
             batch,
             tau=config.opd_temperature,
-            objective=config.objective,
-            guards=config.guards,
+            objective=objective_of(config),
+            guards=guards_of(config),
             phase=phase,
-            **config.decoding,
+            **decoding_of(config),
             seed=step_seed(config.seed, self._state.step),  # fresh noise when an utterance comes round again
         )
 

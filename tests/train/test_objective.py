@@ -11,6 +11,7 @@ import pytest
 from arkfast.command_line import parse
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 from arkfast.train.config import TrainConfig
+from arkfast.train.objective import guards_of
 from arkfast.train.trainer import Trainer
 
 TEXTS = ("one two", "three", "four five six", "")
@@ -73,5 +74,5 @@ def test_a_run_is_the_same_from_flags_and_from_a_file_and_is_resumed(world: Path
     Trainer(plain).run()
     assert losses(tmp_path / "plain")[0] != losses(tmp_path / "whole")[0], "the settings decide the loss"
     logged = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
-    assert set(whole.guards.counters) <= set(logged)
-    assert (logged["generated_rows"], bool(whole.guards.counters)) == (2 * whole.rollouts_per_prompt, True)
+    assert set(guards_of(whole).counters) <= set(logged)
+    assert (logged["generated_rows"], bool(guards_of(whole).counters)) == (2 * whole.rollouts_per_prompt, True)

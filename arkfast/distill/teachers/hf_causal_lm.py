@@ -189,7 +189,7 @@ class HfTeacher:
                 assert best.gathered is not None
                 ids[here], scores[here] = best.ids, best.values
                 own[here] = best.gathered.masked_fill(gather[here] < 0, float("-inf"))
-                if lse is not None:
+                if lse is not None and self._tau is not None:
                     over = topk_lse(seen / self._tau, 1, ranges=own_turn, need_lse=True).lse
                     assert over is not None
                     lse[here] = over.to(lse.dtype)

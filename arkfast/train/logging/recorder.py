@@ -23,6 +23,7 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP
 from arkfast.train.logging.phases import Phases
 from arkfast.train.logging.step_metrics import StepMetrics
+from arkfast.train.objective import guards_of
 from arkfast.train.optim import StepResult
 from arkfast.train.parallel import Parallel
 from arkfast.train.stop import SIGNALS, asked_for
@@ -82,7 +83,7 @@ class Recorder:
     def __init__(self, config: TrainConfig, parallel: Parallel, *, rows: int, student: Cost, teacher: Cost | None, phases: Phases) -> None:
         self._config, self._parallel, self._rows, self.phases = config, parallel, rows, phases
         self._metrics = StepMetrics(
-            metric_names(config.stage, ctc=bool(config.ctc_weight), guards=config.guards),
+            metric_names(config.stage, ctc=bool(config.ctc_weight), guards=guards_of(config)),
             (*SUMS, *(_TOLD + name for name in COUNTED)),
             parallel,
         )
