@@ -168,6 +168,14 @@ def test_importing_arkfast_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_what_orders_the_tests_names_what_is_there():
+    spec = importlib.util.spec_from_file_location("of_all_tests", ROOT / "tests" / "conftest.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert all((ROOT / "tests" / name).is_file() for name in module.LONGEST)
+    assert all((ROOT / "tests" / name).exists() for name in module.ALONE)
+
+
 def test_scripts_parse():
     scripts = [*ROOT.glob("scripts/*.sh"), ROOT / ".ci" / "run"]
     assert len(scripts) >= 4
