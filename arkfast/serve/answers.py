@@ -10,7 +10,7 @@ from arkfast.files.json_text import json_text
 from arkfast.infer.formats import CaptionLimits, written
 from arkfast.infer.formats.captions import Segment
 from arkfast.infer.formats.recordings import Recording
-from arkfast.infer.result import DETECTED
+from arkfast.infer.result import CUT_SHORT, DETECTED
 from arkfast.metrics.languages import canonical
 from arkfast.records import JsonObject
 from arkfast.serve.errors import ApiError
@@ -22,7 +22,7 @@ UNKNOWN_LANGUAGE = "und"
 WARNINGS_HEADER, MOST_HEADER = "X-Transcript-Warnings", 4000
 SEEKS_PER_SECOND = 100
 """Of Whisper's ``seek``, which counts frames of features."""
-_NO_SEGMENTS_FIELDS = ("word_confidence", DETECTED)
+_NOT_IN_SEGMENTS = ("word_confidence", DETECTED)
 _CAPTIONS = {"srt": "application/x-subrip", "vtt": "text/vtt"}
 
 
@@ -129,13 +129,16 @@ def _segments(transcript: Transcript, asked: Asked) -> list[JsonObject]:
             "temperature": asked.temperature,
             "finish_reason": said.finish_reason,
         }
-        | {name: value for name, value in said.scores.items() if name not in _NO_SEGMENTS_FIELDS and value is not None}
+        | {name: value for name, value in said.scores.items() if name not in _NOT_IN_SEGMENTS and value is not None}
         for number, said in enumerate(transcript.said)
     ]
 
 
 def _reason(transcript: Transcript) -> str:
-    return next((said.finish_reason for said in transcript.said if said.finish_reason != "stop"), "stop")
+    """As transcription says it of a recording: a cut is told wherever it was, silence where there was nothing else."""
+    reasons = [said.finish_reason for said in transcript.said]
+    ended = "no_speech" if reasons and set(reasons) == {"no_speech"} else "stop"
+    return next((reason for reason in reasons if reason in CUT_SHORT), ended)
 
 
 def _warnings_header(transcript: Transcript) -> dict[str, str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from arkfast.infer.hotwords import FIELD, read_hotwords
-from arkfast.records import InputError, JsonObject, JsonRow, Utterance
+from arkfast.records import InputError, JsonObject, JsonRow, NamesLanguages, Utterance
 from arkfast.serve.growing import Growing
 from arkfast.serve.hearing import end_with_parent
 from arkfast.serve.lru import Lru
@@ -81,6 +81,8 @@ class Ready:
     commit: str | None
     words: bool
     """Whether it can tell when words were said."""
+    told: bool
+    """Whether its prompts are told the language of the speech."""
     token_mask: JsonObject
     """What ``GET /token-mask`` answers."""
 
@@ -149,6 +151,7 @@ def main(connection: Connection, config: ServeConfig) -> None:
             dtype=transcriber.dtype,
             commit=transcriber.model_commit,
             words=transcriber.word_times is not None,
+            told=isinstance(transcriber.interface, NamesLanguages),
             token_mask=token_mask(transcriber),
         )
     )
@@ -309,7 +312,7 @@ class _Desk:
             keep=None if name is None or known else lambda heard: self._heard.keep(name, heard),
         )
         if message.words and self._times is not None and features is not None:
-            self._times.keep(id_, features)
+            self._times.keep(id_, features, utterance.language)
         self._clips[id_] = _Clip(
             ticket=message.ticket,
             prompt_tokens=self._session.prompt_tokens(id_),

@@ -24,6 +24,7 @@ from arkfast.serve.word_confidence import with_confidence
 
 NOTHING_HEARD = "Nothing was heard in the recording, so nothing was transcribed."
 NO_PROMPT = "The field prompt has no effect: the model takes none."
+NO_LANGUAGE = "The field language has no effect on the transcript: the model is told none."
 MOST_KNOWN = 20_000
 """Clips of recordings whose times are kept, each of some hundred bytes."""
 
@@ -160,6 +161,9 @@ class Work:
             warnings.append(NOTHING_HEARD)
         if asked.prompt.strip():
             warnings.append(NO_PROMPT)
+        facts = self._engines.facts
+        if asked.language is not None and facts is not None and not facts.told:
+            warnings.append(NO_LANGUAGE)
         return Transcript(heard, recording, folder, name, warnings=warnings)
 
     async def _hear(self, recording: Path, folder: Path, asked: Asked, name: str | None) -> Heard:

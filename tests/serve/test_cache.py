@@ -155,6 +155,7 @@ class Forgetful(Engines):
     """Engines that know a clip when they have heard it, unless they are told to forget it."""
 
     def __init__(self) -> None:
+        self._current = None
         self.heard: dict[str, int] = {}
         self.asked: list[bool] = []
 

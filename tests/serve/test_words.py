@@ -27,7 +27,7 @@ from arkfast.serve.fields import MOST_HOTWORDS, Asked, asked
 from arkfast.serve.hearing import Clip, Heard
 from arkfast.serve.options import ServeConfig
 from arkfast.serve.word_confidence import with_confidence
-from arkfast.serve.work import Transcript
+from arkfast.serve.work import NO_LANGUAGE, Transcript
 from arkfast.testing import synthetic_speech, write_wav
 
 if TYPE_CHECKING:
@@ -79,6 +79,12 @@ def test_openai_s_own_classes_take_the_answer_strictly(service: Running, clips: 
         whole = audio.TranscriptionVerbose.model_validate_json(text, strict=True)
         assert whole.segments[0].tokens
         assert (whole.words is None) == (fields is VERBOSE)
+
+
+def test_a_language_that_changes_nothing_is_said(service: Running, clips: Path) -> None:
+    plain, told = (service.post(file=clips / "2.wav", **VERBOSE, **more).json() for more in ({}, {"language": "German"}))
+    assert (plain["text"], plain["language"], told["language"]) == (told["text"], "und", "de")
+    assert (NO_LANGUAGE in plain.get("warnings", ()), NO_LANGUAGE in told["warnings"]) == (False, True)
 
 
 def test_the_client_of_openai_gets_words(service: Running, clips: Path) -> None:
@@ -191,6 +197,18 @@ def test_what_is_left_out_for_want_of_speech_has_no_tokens() -> None:
     assert said.said[1].tokens == ()
 
 
+@pytest.mark.parametrize(
+    ("reasons", "want"),
+    [
+        (["stop", "no_speech"], "stop"), (["no_speech", "no_speech"], "no_speech"), (["no_speech", "length"], "length"),
+        (["stop", "repetition", "length"], "repetition"), ([], "stop"),
+    ],
+)  # fmt: skip
+def test_a_recording_ends_as_transcription_says(reasons: list[str], want: str) -> None:
+    transcript = take(*(Done(ticket=n, text="", finish_reason=reason) for n, reason in enumerate(reasons)))
+    assert json.loads(answer(transcript, Asked(format="verbose_json")).body)["finish_reason"] == want
+
+
 def test_a_warning_is_fit_for_a_header() -> None:
     done = Done(ticket=1, text="a", finish_reason="stop", warnings=("language 'Ünknown'\nis none",))
     headers = answer(take(done), Asked(format="text")).headers
@@ -265,7 +283,15 @@ class Stand(Engine):
         self.config, self.clips, self.alive, self.stopped = config, {}, True, False
         self.ready = asyncio.get_running_loop().create_future()
         mels = 80 if config.model.name == "narrow" else 128
-        facts = {"slots": 1, "device": "cpu", "dtype": "float32", "commit": None, "words": config.aligner is not None, "token_mask": {}}
+        facts = {
+            "slots": 1,
+            "device": "cpu",
+            "dtype": "float32",
+            "commit": None,
+            "words": config.aligner is not None,
+            "told": True,
+            "token_mask": {},
+        }
         self.ready.set_result(Ready(n_mels=mels, least_samples=400, **facts))
 
     async def stop(self) -> None:
