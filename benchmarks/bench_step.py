@@ -32,6 +32,7 @@ from arkfast.distill import opd_step
 from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
 from arkfast.models.arkasr.cost import ArkasrCost
+from arkfast.models.packed import pack, pays
 from arkfast.records import Batch, Rollout
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phases import Phases
@@ -94,6 +95,8 @@ class Ours:
         # A copy of its own: the other step trains the model's parameters themselves.
         self.student = speech.model.__wrapped__(shape.H, device).requires_grad_(True)
         self.student.load_state_dict(both.student.state_dict())
+        if pays(device, compute):
+            pack(self.student)
         self.optimizer = MasterAdamW(self.student.float().named_parameters(), settings(shape), compute)
         self._engine = Engine(self.student, allowed=allowed, topk=shape.K)
         self._teacher = ArkasrTeacher(both.teacher, allowed=allowed, top_k=shape.K)

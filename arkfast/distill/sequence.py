@@ -14,7 +14,7 @@ import torch
 
 from arkfast.engine.masks import causal_mask
 from arkfast.models.family import Audio, SpeechModel
-from arkfast.models.packed import packed_inputs, packs
+from arkfast.models.packed import packed_options, packs
 from arkfast.models.packing import Packing, counted_off, sent
 from arkfast.records import Batch, Rollout
 
@@ -85,5 +85,6 @@ def _packed(
 
     row, place = counted_off(lens)
     select = (np.cumsum(rows) - rows + before - 1)[row] + place
-    found: Out = model(**packed_inputs(model, embeddings, packing), select=sent(torch.from_numpy(select), prompts.device), head=head)
+    chosen = sent(torch.from_numpy(select), prompts.device)
+    found: Out = model(inputs_embeds=embeddings[None], select=chosen, head=head, **packed_options(model, packing))
     return found

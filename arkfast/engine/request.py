@@ -84,7 +84,7 @@ class Request:
     """[N, H] audio embeddings, on the model's device and of its type, where they are known; ``mel`` is None then."""
     encoded: Callable[[torch.Tensor], None] | None = None
     """Is given the audio embeddings [N, H] when ``mel`` has been encoded. They share memory with those of other clips, so who keeps them
-    copies them."""
+    copies them, at once: on a GPU the stream that computes them is the current one then."""
     watched: bool = False
     """Whether ``Engine.progress`` tells its ids before it has ended."""
 

@@ -20,6 +20,11 @@ PACKED = "arkfast_packed"
 """The name of that attention in Transformers' registry."""
 
 
+def pays(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether attention over packed sequences is one call there, so that nothing is lost by what padding no longer costs."""
+    return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+
+
 def pack(model: SpeechModel) -> bool:
     """Let ``model`` run over packed sequences; whether its decoder can, which it can with PyTorch's fused attention (``sdpa``)."""
     config = model.model.config
@@ -34,24 +39,17 @@ def packs(model: SpeechModel) -> bool:
     return bool(model.model.config._attn_implementation == PACKED)
 
 
-def packed_inputs(model: SpeechModel, embeddings: torch.Tensor, packing: Packing) -> dict[str, object]:
-    """What a model that ``packs`` is called with for sequences laid end to end.
+def packed_options(model: SpeechModel, packing: Packing) -> dict[str, object]:
+    """Options with which a model that ``packs`` is called for sequences laid end to end, beside their embeddings [1, P, H].
 
     Args:
         model: whose decoder runs.
-        embeddings: [P, H] of all positions.
         packing: where the sequences lie.
     """
     # A Llama makes a mask unless it is given one, and a Qwen2 or Qwen3 takes one of each kind of layers. None of them is read.
     llama = isinstance(model.model, LlamaModel)
-    mask = embeddings.new_zeros(1, 1, 1, 1) if llama else {"full_attention": None}
-    return {
-        "inputs_embeds": embeddings[None],
-        "attention_mask": mask,
-        "position_ids": packing.place[None],
-        "use_cache": False,
-        "packing": packing,
-    }
+    mask = packing.place.new_zeros(1, 1, 1, 1) if llama else {"full_attention": None}
+    return {"attention_mask": mask, "position_ids": packing.place[None], "use_cache": False, "packing": packing}
 
 
 def _attend(

@@ -53,7 +53,8 @@ class Packing:
     ) -> Tensor:
         """Attention within each sequence.
 
-        On a GPU in half precision it is one call for all of them; elsewhere, each sequence is a call of its own.
+        On a GPU in half precision it is one call for all of them, where the head size is a multiple of 8; elsewhere, each sequence is a
+        call of its own.
 
         Args:
             q: [P, heads, head size].
@@ -65,16 +66,16 @@ class Packing:
         Returns:
             [P, heads, head size].
         """
-        one_call = own is None and on_gpu(q) and q.dtype in (torch.bfloat16, torch.float16)
+        one_call = own is None and on_gpu(q) and q.dtype in (torch.bfloat16, torch.float16) and q.shape[2] % 8 == 0
         grouped = q.shape[1] // k.shape[1]
         if grouped > 1 and not (one_call and TAKES_GROUPS):
             k, v = k.repeat_interleave(grouped, 1), v.repeat_interleave(grouped, 1)
         if one_call:
-            longest = max(self.lens)
-            options: dict[str, bool | tuple[int, int]] = {"window_size": (-1, 0)} if causal else {}
-            if q.shape[1] != k.shape[1]:
-                options["enable_gqa"] = True
-            found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale, **options)  # type: ignore[arg-type]
+            longest, window = max(self.lens), (-1, 0 if causal else -1)
+            if q.shape[1] == k.shape[1]:
+                found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale, window_size=window)
+            else:
+                found = varlen_attn(q, k, v, self.bounds, self.bounds, longest, longest, scale=scale, window_size=window, enable_gqa=True)
             assert isinstance(found, Tensor)  # a pair only where more is asked for
             return found
         attend: Attend = own or (lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=scale, is_causal=causal))

@@ -87,7 +87,8 @@ def batch(mel: torch.Tensor, frames: list[int], prompts: list[list[int]]) -> Bat
     ids, lens = pad_right(prompts)
     return Batch(
         ids=tuple(f"clip {i}" for i in range(len(frames))), keys=torch.arange(len(frames), device=device), mel=mel,
-        mel_lens=torch.tensor(frames, device=device), input_ids=ids.to(device), prompt_lens=lens.to(device), seconds=sum(frames) / 100,
+        mel_lens=torch.tensor(frames, device=device), mel_frames=tuple(frames), input_ids=ids.to(device), prompt_lens=lens.to(device),
+        prompt_sizes=tuple(lens.tolist()), seconds=sum(frames) / 100,
     )  # fmt: skip
 
 

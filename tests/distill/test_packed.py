@@ -11,6 +11,7 @@ from distill_batches import ALLOWED, make_batch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from arkfast.distill import opd_step, sft_step
+from arkfast.distill.references import references
 from arkfast.distill.sequence import at_predicting_positions
 from arkfast.distill.teachers.arkasr import ArkasrTeacher
 from arkfast.engine import Engine
@@ -148,6 +149,25 @@ def test_on_a_gpu_all_rows_are_one_call(monkeypatch: pytest.MonkeyPatch, takes_g
     assert (begin.tolist(), most) == ([0, 3, 4, 9], 5)
     assert options == {"scale": 0.5, "window_size": (-1, 0), **({"enable_gqa": True} if takes_groups else {})}
     assert torch.equal(keys, k if takes_groups else k[:, [0, 0, 1, 1]])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is seen")
+def test_in_bfloat16_packed_rows_err_no_more_than_padded_ones() -> None:
+    """Hidden states of rows with grouped heads, and a gradient through them, against float32."""
+    batch = make_batch((37, 96, 61, 8, 122), ((3, 4, 95), (7, 95), (9, 10, 11, 12, 95), (95,), (5, 95))).to("cuda")
+    weight = torch.randn(13, 64, generator=torch.Generator().manual_seed(0)).cuda()
+    found = {}
+    for name, dtype, packed in (("truth", torch.float32, False), ("padded", torch.bfloat16, False), ("packed", torch.bfloat16, True)):
+        model = tiny_model(seed=1, hidden_size=64).cuda().to(dtype)
+        assert not packed or pack(model)
+        audio = model.get_audio_features(batch.mel, batch.mel_lens)
+        rollout = references(batch, range(5))
+        hidden = at_predicting_positions(model, batch, audio, rollout, lambda hidden, weight: hidden).float()
+        (hidden * weight).sum().backward()
+        found[name] = hidden.detach(), model.model.layers[0].self_attn.k_proj.weight.grad.float()
+    for padded, packed, truth in zip(found["padded"], found["packed"], found["truth"], strict=True):
+        assert (packed - truth).norm() <= 1.5 * (padded - truth).norm() + 1e-3 * truth.norm()
 
 
 def test_a_pass_over_packed_rows_reads_nothing_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import torch
 from engine_batches import ALLOWED, alone, distinct, generated, make_batch, requests, rows
 
 from arkfast.engine import Engine
+from arkfast.engine.prefill import LOOKED_AT
 from arkfast.engine.slots import Slots
 from arkfast.records import AllowedTokens
 from arkfast.testing import tiny_model
@@ -90,6 +91,24 @@ def test_requests_that_come_and_go_are_answered_as_alone(model):
         found |= {finished.id: finished.tokens for finished in engine.step()}
     assert [found[i] for i in ids] == want
     assert captured(engine)
+
+
+@pytest.mark.parametrize("slots", [2, 5, 16])
+def test_what_is_made_ready_beside_decoding_changes_no_answer(model, monkeypatch, slots):
+    """Features come from the host; encoder, prefill and decoding have streams of their own, and looks are late."""
+    monkeypatch.setitem(LOOKED_AT, "cuda", 1)
+    batch = make_batch([37, 96, 8, 61, 122, 15, 80, 44] * 4)
+    found = []
+    for overlap in (False, True):
+        engine = Engine(model, allowed=ALLOWED, slots=slots, max_len=128, max_new_tokens=20, look_every=2, overlap=overlap)
+        ids = [engine.submit(request) for request in requests(batch, 20)]
+        done = {}
+        while engine.pending:
+            done |= {finished.id: finished.tokens for finished in engine.step()}
+        found.append([done[i] for i in ids])
+        assert captured(engine)
+    assert found[0] == found[1]
+    assert distinct(found[0]) >= 10
 
 
 @pytest.mark.parametrize("restricted", [{}, {"top_k": 20, "top_p": 0.9}], ids=str)

@@ -199,15 +199,16 @@ def test_on_a_gpu_all_clips_are_one_call(monkeypatch: pytest.MonkeyPatch) -> Non
     given: list[Any] = []
     monkeypatch.setattr(packing, "varlen_attn", lambda *a, **b: (given.append((a, b)), a[0])[1])
     clips = packing.Packing([3, 1, 5], torch.device("cpu"))
-    q = torch.randn(9, 2, 4).bfloat16()
+    q = torch.randn(9, 2, 8).bfloat16()
     monkeypatch.setattr(packing, "on_gpu", lambda _: True)
     assert clips.attend(q, q, q, scale=0.5) is q
     ((_, _, _, begin, end, most, longest), options) = given[0]
     assert begin.tolist() == end.tolist() == [0, 3, 4, 9]
     assert begin.dtype == torch.int32
-    assert (most, longest, options) == (5, 5, {"scale": 0.5})
-    clips.attend(q.float(), q.float(), q.float())
-    assert len(given) == 1, "varlen attention is of half precision"
+    assert (most, longest, options) == (5, 5, {"scale": 0.5, "window_size": (-1, -1)})
+    for other in (q.float(), q[..., :4]):
+        clips.attend(other, other, other)
+    assert len(given) == 1, "varlen attention is of half precision, and of heads of a multiple of 8"
 
 
 @pytest.mark.parametrize("known", [None, (203, 60)], ids=["masked", "packed"])
