@@ -20,7 +20,7 @@ export function understood(answer) {
       return { ...segment, text: String(segment.text ?? ""), words: words.filter(({ start }) => from <= start && start < to) };
     }),
     warnings: list(answer.warnings).map(String),
-    language: answer.language || null,
+    language: answer.language && answer.language !== "und" ? answer.language : null, // und: nobody has said, nor has the model
     seconds: answer.usage?.seconds ?? answer.duration ?? null,
     latency: answer.latency_s ?? null,
     promptTokens: answer.prompt_tokens ?? null,
