@@ -142,8 +142,11 @@ def flooded(service: Running, head: str, parts: Iterator[bytes]) -> tuple[bytes,
 @pytest.mark.parametrize("length", ["Content-Length: 1073741824", "Transfer-Encoding: chunked"])
 def test_a_gigabyte_that_is_really_sent_is_refused_and_cut_off(service: Running, length: str):
     before = resident(service.process.pid)
-    chunk = b"10000\r\n" + bytes(CHUNK) + b"\r\n" if "chunked" in length else bytes(CHUNK)
-    first, sent = flooded(service, HEAD + length + "\r\n", itertools.repeat(chunk, (1 << 30) // CHUNK))
+    parts = [BEGIN, bytes(CHUNK)]
+    if "chunked" in length:
+        parts = [f"{len(part):x}\r\n".encode() + part + b"\r\n" for part in parts]
+    body = itertools.chain(parts[:1], itertools.repeat(parts[1], (1 << 30) // CHUNK))
+    first, sent = flooded(service, HEAD + length + "\r\n", body)
     assert b" 413 " in first
     assert sent < 100_000_000, "the connection ends long before the gigabyte has passed"
     assert resident(service.process.pid) - before < 50_000_000
