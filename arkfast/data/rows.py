@@ -17,7 +17,7 @@ from arkfast.audio.channels import parse_channel
 from arkfast.data.shards import TarMember
 from arkfast.files.inputs import local_path
 from arkfast.files.json_input import parse_json
-from arkfast.files.remote import check_remote, is_remote, shown
+from arkfast.files.remote import beside, check_remote, is_remote, shown
 from arkfast.records import InputError, JsonObject, JsonRow, OnTruncated, Utterance
 
 NEMO_AUDIO = "audio_filepath"
@@ -244,7 +244,7 @@ def _resolved(audio: str, folder: Path | str) -> str:
     if is_remote(audio):
         return audio
     if isinstance(folder, str):  # of a manifest of another machine
-        return audio if audio.startswith("/") else f"{folder}/{audio}"
+        return audio if audio.startswith("/") else beside(folder, audio)
     if member := TarMember.parse(audio):
         return str(replace(member, path=str(folder / member.path)))
     return str(folder / audio)

@@ -83,8 +83,18 @@ def shown(address: str) -> str:
     if found is None:
         return address
     rest = re.split(r"[?#]", address[found.end() :], maxsplit=1)
-    host, slash, path = rest[0].partition("/")
-    return f"{found[0]}{host.rpartition('@')[2]}{slash}{path}" + ("?…" if len(rest) > 1 else "")
+    return f"{found[0]}{_without_user(rest[0], found[1])}" + ("?…" if len(rest) > 1 else "")
+
+
+def _without_user(rest: str, kind: str) -> str:
+    """An address behind its ``://`` without a user and a password; before the @ of other kinds than the web's may stand a store's part."""
+    host, slash, path = rest.partition("/")
+    user, _, server = host.rpartition("@")
+    return f"{server if _of_the_web(kind) or ':' in user else host}{slash}{path}"
+
+
+def _of_the_web(kind: str) -> bool:
+    return kind.lower() in ("http", "https")
 
 
 def scrubbed(text: str) -> str:
@@ -95,12 +105,18 @@ def scrubbed(text: str) -> str:
 def identity(address: str) -> str:
     """What of an address says which file it is: all but what signs it, so that a manifest that was signed anew names the same files."""
     found = _ADDRESS.match(address)
-    if found is None:
+    if found is None or not _of_the_web(found[1]):
         return address
     path, _, query = address[found.end() :].partition("#")[0].partition("?")
-    host, slash, name = path.partition("/")
     fields = [(key, value) for key, value in parse_qsl(query, keep_blank_values=True) if not SIGNING.fullmatch(key)]
-    return f"{found[0]}{host.rpartition('@')[2]}{slash}{name}" + (f"?{urlencode(fields)}" if fields else "")
+    return f"{found[0]}{_without_user(path, found[1])}" + (f"?{urlencode(fields)}" if fields else "")
+
+
+def beside(folder: str, name: str) -> str:
+    """The address of a file by its path in a folder elsewhere. On the web, signs of a name that would begin a query are spelled."""
+    if _of_the_web(folder.partition("://")[0]):
+        name = name.replace("?", "%3F").replace("#", "%23")
+    return f"{folder}/{name}"
 
 
 def check_remote(address: str) -> None:
@@ -137,7 +153,7 @@ def listed(address: str) -> list[str]:
     """
     with _naming_faults():
         system, kind = _system(address), address.partition("://")[0].lower()
-        if kind in ("http", "https"):  # a web server has pages and no folders, and its files' names may hold a ?
+        if _of_the_web(kind):  # a web server has pages and no folders, and its files' names may hold a ?
             return []
         path = system._strip_protocol(address)
         names = system.glob(path) if set(path) & set("*?[") else [] if system.isfile(path) else system.find(path)
@@ -155,7 +171,7 @@ class Opened:
 
     def __init__(self, address: str) -> None:
         system = _system(address)
-        if address.lower().startswith(("http://", "https://")):
+        if _of_the_web(address.partition("://")[0]):
             # With a size given, fsspec asks for the file at once, where it would otherwise ask for its size before.
             self._file = system.open(address, "rb", block_size=0, size=1, headers={"Accept-Encoding": "identity"})
             said = self._file.r.headers
@@ -245,7 +261,7 @@ def _system(address: str) -> AbstractFileSystem:
     with _making:
         if kind not in _systems:
             options: dict[str, object] = {}
-            if kind in ("http", "https"):
+            if _of_the_web(kind):
                 import aiohttp
 
                 timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENT_SECONDS)

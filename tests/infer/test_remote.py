@@ -64,6 +64,8 @@ def web(folder: Path, recordings: Path) -> Iterator[Web]:
     ("address", "said", "same"),
     [
         ("https://me:pw@host:8/a/b.wav?X-Amz-Signature=1&v=2#f", "https://host:8/a/b.wav?…", "https://host:8/a/b.wav?v=2"),
+        ("abfs://part@account/a.wav", "abfs://part@account/a.wav", "abfs://part@account/a.wav"),
+        ("s3://key:secret@bucket/a.wav", "s3://bucket/a.wav", "s3://key:secret@bucket/a.wav"),
         ("s3://bucket/a@b.wav", "s3://bucket/a@b.wav", "s3://bucket/a@b.wav"),
         ("https://h/a.wav?sv=1&sig=2&se=3&id=7", "https://h/a.wav?…", "https://h/a.wav?id=7"),
         ("https://h/a.wav#token", "https://h/a.wav?…", "https://h/a.wav"),
@@ -274,7 +276,7 @@ def test_folders_patterns_and_braces_elsewhere(folder: Path) -> None:
 
 
 def test_rows_of_a_manifest_elsewhere_start_at_its_folder(web: Web, folder: Path) -> None:
-    lines = [{"audio": "1.wav"}, {"audio": "sub/2.wav"}, {"audio": "s3://b/a.wav"}, {"audio": "ftp://h/x?key=s3cr3t"}, {"text": "none"}]
+    lines = [{"audio": "1.wav"}, {"audio": "sub/2?.wav"}, {"audio": "s3://b/a.wav"}, {"audio": "ftp://h/x?key=s3cr3t"}, {"text": "none"}]
     web.wanted = SIGNED
     (web.folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
     try:
@@ -285,7 +287,7 @@ def test_rows_of_a_manifest_elsewhere_start_at_its_folder(web: Web, folder: Path
     assert web.asked["/m.jsonl"] == 1, "it is fetched once"
     rows = rows[: len(rows) // 2]
     assert [row.default_id for row in rows] == [f"m.jsonl:{i}" for i in range(1, 7)]
-    assert [row.utterance and row.utterance.audio for row in rows[:2]] == [f"{web.url}/1.wav", f"{web.url}/sub/2.wav"]
+    assert [row.utterance and row.utterance.audio for row in rows[:2]] == [f"{web.url}/1.wav", f"{web.url}/sub/2%3F.wav"]
     assert [row.utterance and row.utterance.where for row in rows[:2]] == [f"{web.url}/m.jsonl?…:1", f"{web.url}/m.jsonl?…:2"]
     assert "needs the package s3fs" in str(rows[2].error)
     assert "ftp://h/x?…: is an address of a kind that is not read" in str(rows[3].error)
