@@ -57,7 +57,7 @@ def check(answers: Sequence[Answer], expected: Sequence[Answer]) -> Counter[int]
 
 def test_floods_lose_no_request_change_no_text_and_leave_no_memory(start: Callable[..., Running], spoken: list[Clip], capsys):
     # The cache of what was heard holds a few of the recordings, so that they are heard anew again and again and found there, too.
-    limits = ("--max_requests", str(CONCURRENCY - 4), "--max_requests_per_key", str(CONCURRENCY), "--encoder_cache_mb", "0.05")
+    limits = ("--max_requests", str(CONCURRENCY - 16), "--max_requests_per_key", str(CONCURRENCY), "--encoder_cache_mb", "0.05")
     service = start(*limits)
     expected = alone(server(service), spoken)
     assert [answer.status for answer in expected] == [200] * len(SECONDS) + [400]
