@@ -14,10 +14,12 @@ from arkfast.distill.objective import Divergences, Objective, divergences, overl
 from arkfast.distill.policy_gradient import policy_gradient
 from arkfast.distill.references import joined, references
 from arkfast.distill.sequence import at_predicting_positions
+from arkfast.distill.weights import Weights
 from arkfast.kernels import linear_log_softmax
 from arkfast.models.family import Audio, SpeechModel
 from arkfast.records import AllowedTokens, Batch, Rollout, TeacherScores
 
+ALIKE = Weights()
 PAPER = Objective()
 """The ARK-ASR paper's: KL(p‖q) on the union of both top-k."""
 
@@ -29,7 +31,7 @@ class LossSum:
     total: torch.Tensor
     """Scalar float32, the sum that is differentiated."""
     count: torch.Tensor
-    """Scalar float32, how many positions the sum counts."""
+    """Scalar float32, how many positions the sum counts, or what they weigh together."""
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up; a count of
     0 leaves the sum."""
@@ -123,6 +125,7 @@ def opd_loss(
     *,
     tau: float,
     objective: Objective = PAPER,
+    weights: Weights = ALIKE,
     blocked: torch.Tensor | None = None,
     allowed: AllowedTokens | None = None,
 ) -> LossSum:
@@ -139,18 +142,24 @@ def opd_loss(
         scores: the teacher's view of those tokens.
         tau: τ, the temperature of both distributions.
         objective: which divergence, and on which ids; or that it is estimated from the produced tokens.
+        weights: of the positions, in the sum and in the count that divides it; an id of a reference weighs 1.
         blocked, allowed: as for ``cross_entropy_loss``; read where rows are learnt by their references, and where the objective compares
             more than the ids that both list.
     """
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
     produced, learnt = len(rollout.topk_ids), references(batch, scores.by_reference)
     rows = rollout if learnt is None else joined(rollout, learnt)
+    factors = weights.of(rollout)
 
     def head(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[Divergences, torch.Tensor]:
         if objective.kind == "divergence":
-            found = divergences(objective, hidden[:produced], weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
+            found = divergences(
+                objective, hidden[:produced], weight, rollout, scores, tau=tau, weights=factors, blocked=blocked, allowed=allowed
+            )
         else:
-            found = policy_gradient(objective, hidden[:produced], weight, rollout, scores, blocked=blocked, allowed=allowed)
+            found = policy_gradient(
+                objective, hidden[:produced], weight, rollout, scores, weights=factors, blocked=blocked, allowed=allowed
+            )
         if learnt is None:
             return found, hidden.new_zeros(0)
         row, place = learnt.packed_index()
@@ -159,15 +168,16 @@ def opd_loss(
 
     found, log_probs = at_predicting_positions(model, batch, audio, rows, head)
     count = found.valid.sum().float()
+    weight = count if factors is None else factors.masked_fill(~found.valid, 0.0).sum()
     cross_entropy, words = -log_probs.float().sum(), torch.full_like(count, float(len(log_probs)))
     # What the teacher cannot see is on no support, and so in no overlap either.
     shared = overlap(rollout.topk_ids, scores.ids) & torch.isfinite(scores.student_scores) & found.valid[:, None]
     return LossSum(
         total=found.total if learnt is None else found.total + cross_entropy,
-        count=count + words,
+        count=weight + words,
         metrics={
             "asr_loss": (cross_entropy.detach(), words),
-            "opd_loss": (found.total.detach(), count),
+            "opd_loss": (found.total.detach(), weight),
             "opd_valid_topk_mean": (torch.where(found.valid, found.support, 0).sum().float(), count),
             "opd_overlap_mean": (shared.sum().float(), count),
             "opd_aligned_share": (scores.valid.sum().float(), torch.full_like(count, float(len(scores.valid)))),

@@ -67,7 +67,7 @@ class Divergences(NamedTuple):
     """The divergence over all positions."""
 
     total: torch.Tensor
-    """Scalar float32 or wider: Σ τ² · D over the positions that count, with gradient."""
+    """Scalar float32 or wider: Σ τ² · D over the positions that count, each times its weight, with gradient."""
     valid: torch.Tensor
     """[N] bool: positions that count."""
     support: torch.Tensor
@@ -82,6 +82,7 @@ def divergences(
     scores: TeacherScores,
     *,
     tau: float,
+    weights: torch.Tensor | None = None,
     blocked: torch.Tensor | None = None,
     allowed: AllowedTokens | None = None,
 ) -> Divergences:
@@ -96,6 +97,7 @@ def divergences(
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view.
         tau: τ, the temperature of both distributions.
+        weights: [N] float32 factors of the positions; None: 1.
         blocked: int32 ids that the student never produces; read, and needed, with the tail or the full support.
         allowed: the same as ranges of each position; needed with the full support.
 
@@ -104,7 +106,7 @@ def divergences(
     """
     assert rollout.topk_ids is not None, "a rollout for distillation keeps its top-k ids"
     if objective.support == "full":
-        return _full(objective, hidden, weight, rollout, scores, tau=tau, blocked=blocked, allowed=allowed)
+        return _full(objective, hidden, weight, rollout, scores, tau=tau, weights=weights, blocked=blocked, allowed=allowed)
     if not objective.tail:
         union = opd_union_kl(
             hidden,
@@ -116,6 +118,7 @@ def divergences(
             divergence=objective.divergence,
             beta=objective.beta,
             support=objective.support,
+            row_weight=weights,
             reduction="sum",
         )
         return Divergences(union.loss, union.valid, union.support)
@@ -125,7 +128,7 @@ def divergences(
     ranges = None if allowed is None else allowed.row_ranges(rollout.packed_index()[1])
     log_q = linear_log_softmax(hidden, weight, ids, tau=tau, blocked=blocked, ranges=ranges)
     rows = tail_rows(ids, log_q, scores, scores.lse, tau=tau, divergence=objective.divergence, beta=objective.beta)
-    return Divergences(rows.rows.sum(), rows.valid, rows.support)
+    return Divergences((rows.rows if weights is None else rows.rows * weights).sum(), rows.valid, rows.support)
 
 
 def listed_ids(support: Support, rollout: Rollout, scores: TeacherScores) -> torch.Tensor:
@@ -199,6 +202,7 @@ def _full(
     scores: TeacherScores,
     *,
     tau: float,
+    weights: torch.Tensor | None,
     blocked: torch.Tensor | None,
     allowed: AllowedTokens | None,
 ) -> Divergences:
@@ -216,7 +220,7 @@ def _full(
         beta=objective.beta,
         blocked=blocked,
         ranges=allowed.row_ranges(rollout.packed_index()[1]),
-        row_weight=scores.valid.to(torch.float32),
+        row_weight=scores.valid.to(torch.float32) if weights is None else weights.masked_fill(~scores.valid, 0.0),
         reduction="sum",
     )
     return Divergences(total, scores.valid, torch.full_like(scores.valid, allowed.count, dtype=torch.int32))

@@ -22,6 +22,7 @@ def policy_gradient(
     rollout: Rollout,
     scores: TeacherScores,
     *,
+    weights: torch.Tensor | None = None,
     blocked: torch.Tensor | None,
     allowed: AllowedTokens | None,
 ) -> Divergences:
@@ -35,7 +36,7 @@ def policy_gradient(
         weight: [V, H] its head.
         rollout: what it produced, with its top-k ids.
         scores: the teacher's view, with ``sampled_scores`` and ``lse`` where the advantage is the teacher's.
-        blocked, allowed: what the student never produces, as ``divergences`` takes it.
+        weights, blocked, allowed: as ``divergences`` takes them.
 
     Raises:
         InputError: the objective needs more of the teacher than it gives.
@@ -60,4 +61,4 @@ def policy_gradient(
                 advantage = advantage + tail_rows(ids, every[:, 1:], scores, scores.lse, divergence="reverse_kl").rows
     # Mask, don't multiply: what is left out may be −inf, and −inf · 0 is no number.
     rows = (-advantage.masked_fill(~valid, 0.0) * log_q.masked_fill(~valid, 0.0)).to(log_q.dtype)
-    return Divergences(rows.sum(), valid, torch.ones_like(valid, dtype=torch.int32))
+    return Divergences((rows if weights is None else rows * weights).sum(), valid, torch.ones_like(valid, dtype=torch.int32))

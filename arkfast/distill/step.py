@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from arkfast.distill.guards import Guards, guarded
-from arkfast.distill.losses import PAPER, CTCHead, LossSum, cross_entropy_loss, opd_loss
+from arkfast.distill.losses import ALIKE, PAPER, CTCHead, LossSum, cross_entropy_loss, opd_loss
 from arkfast.distill.objective import Objective
 from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
+from arkfast.distill.weights import Weights
 from arkfast.engine import Decodes, RolloutOptions
 from arkfast.models.family import SpeechModel
 from arkfast.records import Batch, Rollout, TeacherScores
@@ -55,6 +56,7 @@ def opd_step(
     tau: float,
     objective: Objective = PAPER,
     guards: Guards = UNGUARDED,
+    weights: Weights = ALIKE,
     phase: Phase = _untimed,
     **decoding: Unpack[RolloutOptions],
 ) -> LossSum:
@@ -68,6 +70,7 @@ def opd_step(
         tau: the loss's temperature.
         objective: which divergence, and on which ids.
         guards: which positions are left out.
+        weights: how much each of the others weighs.
         phase: entered by the name of each part of the step, to time it.
         **decoding: goes to ``Engine.rollout``.
     """
@@ -83,7 +86,16 @@ def opd_step(
         del begun  # keys and values of every prompt, perhaps: not to be held through the student's pass
     with phase("student_score"):
         loss = opd_loss(
-            student, batch, audio, rollout, scores, tau=tau, objective=objective, blocked=engine.blocked, allowed=engine.allowed
+            student,
+            batch,
+            audio,
+            rollout,
+            scores,
+            tau=tau,
+            objective=objective,
+            weights=weights,
+            blocked=engine.blocked,
+            allowed=engine.allowed,
         )
     ends = _end_token_metrics(rollout, scores, engine.stop_ids)
     return _with_rollout_metrics(replace(loss, metrics=loss.metrics | ends | counted, languages=scores.languages), rollout)

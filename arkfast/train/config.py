@@ -193,6 +193,10 @@ class TrainConfig(ConsoleOptions):
     length_guard: float = 0.0
     """Leave positions out of the loss past so many times the length of the row's text, in ids; 0 leaves none out, and rows without a text
     are not judged."""
+    end_weight: float = 1.0
+    """How much the position of a rollout's end token weighs in the loss of stage opd and in its mean; every other weighs 1."""
+    position_decay: float = 1.0
+    """Each position of a rollout weighs so many times the one before it; 1 weighs all alike."""
     asr_opd_max_new_tokens: int = 256
     """Longest transcript that student or teacher produces, the end token included."""
     rollouts_per_prompt: int = 1
@@ -286,7 +290,8 @@ class TrainConfig(ConsoleOptions):
                 raise ValueError(f"--{name}: must be above 0, got {getattr(self, name)}")
         for name in ("warmup_steps", "weight_decay", "grad_clip", "ctc_weight", "rollout_temperature", "rollout_top_k", "eval_freq",
                      "max_steps", "batch_seconds", "dataloader_num_workers", "feature_cache_mb", "num_threads", "micro_batches_per_step",
-                     "shard_group_size", "calibration_batches", "lora_rank", "seed", "gate_dev_wer", "length_guard"):  # fmt: skip
+                     "shard_group_size", "calibration_batches", "lora_rank", "seed", "gate_dev_wer", "length_guard",
+                     "end_weight"):  # fmt: skip
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name}: must not be negative, got {getattr(self, name)}")
         if not 0 < self.jsd_beta < 1:
@@ -299,6 +304,8 @@ class TrainConfig(ConsoleOptions):
             raise ValueError(
                 f"--control_variate: is a matter of --opd_objective policy_gradient, and it is {self.opd_objective}; leave it out"
             )
+        if not 0 < self.position_decay <= 1:
+            raise ValueError(f"--position_decay: must lie in (0, 1], got {self.position_decay}")
         if 0 < self.length_guard < 1:
             raise ValueError(f"--length_guard: below 1 it would leave rollouts out that are as long as the text, got {self.length_guard}")
         if self.tail_bucket and self.support == "full":

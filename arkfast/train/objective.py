@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TypedDict
 
-from arkfast.distill import Guards, Objective
+from arkfast.distill import Guards, Objective, Weights
 from arkfast.engine import RolloutOptions
 from arkfast.train.config import TrainConfig
 
@@ -24,6 +24,11 @@ def objective_of(config: TrainConfig) -> Objective:
 def guards_of(config: TrainConfig) -> Guards:
     """What rollouts are guarded against."""
     return Guards(empty=config.empty_rollout, loops=config.loop_guard, length_ratio=config.length_guard)
+
+
+def weights_of(config: TrainConfig) -> Weights:
+    """How much each position weighs."""
+    return Weights(end=config.end_weight, decay=config.position_decay)
 
 
 def decoding_of(config: TrainConfig) -> RolloutOptions:

@@ -43,7 +43,7 @@ from arkfast.train.logging.profiler import StepProfiler
 from arkfast.train.logging.recorder import Pending, Recorder
 from arkfast.train.logging.run_log import RunLog
 from arkfast.train.models import Learner, is_sharded, load_models
-from arkfast.train.objective import decoding_of, guards_of, objective_of
+from arkfast.train.objective import decoding_of, guards_of, objective_of, weights_of
 from arkfast.train.optim import learning_rate
 from arkfast.train.parallel import Parallel
 from arkfast.train.paths import check_paths
@@ -159,6 +159,7 @@ class Trainer:
             tau=config.opd_temperature,
             objective=objective_of(config),
             guards=guards_of(config),
+            weights=weights_of(config),
             phase=phase,
             **decoding_of(config),
             seed=step_seed(config.seed, self._state.step),  # fresh noise when an utterance comes round again

@@ -19,7 +19,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "tail": {"divergence": "jsd", "jsd_beta": 0.4, "support": "teacher", "tail_bucket": True, "empty_rollout": "reference",
              "loop_guard": True, "length_guard": 2.0, "rollouts_per_prompt": 2, "rollout_temperature": 1.0, "opd_temperature": 1.5},
     "sampled": {"opd_objective": "policy_gradient", "control_variate": False, "rollout_temperature": 1.0, "loop_guard": True},
-    "full": {"divergence": "reverse_kl", "support": "full", "empty_rollout": "skip"},
+    "full": {"divergence": "reverse_kl", "support": "full", "empty_rollout": "skip", "end_weight": 2.0, "position_decay": 0.9},
 }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from arkfast.train.config import TrainConfig
 from arkfast.train.trainer import Trainer
 
 ELSEWHERE = {
-    "output_dir", "gradient_accumulation_steps", "sharding", "rollout_copy", "packed_decoder", "shard_group_size", "activation_checkpointing",
-    "distributed_timeout",
+    "output_dir", "gradient_accumulation_steps", "sharding", "rollout_copy", "packed_decoder", "shard_group_size",
+    "activation_checkpointing", "distributed_timeout",
     "per_device_eval_batch_size", "dataloader_num_workers", "dataloader_prefetch_factor", "feature_cache_mb", "calibrate_only",
     "calibration_batches", "gates", "gate_unfinished", "gate_window", "gate_overlap", "gate_dev_wer", "max_skipped_steps", "eval_freq",
     "eval_at_start", "save_freq", "max_ckpt_to_keep", "async_save", "resume_from_checkpoint", "allow_changed", "verify_checkpoints",
@@ -144,6 +144,8 @@ def test_a_number_that_is_not_finite_names_its_flag(name: str) -> None:
             "--opd_objective fixed_advantage: is the reverse divergence over all ids; leave --divergence, --support",
         ),
         ({"control_variate": False}, "--control_variate: is a matter of --opd_objective policy_gradient, and it is divergence"),
+        ({"position_decay": 1.5}, r"--position_decay: must lie in \(0, 1\], got 1.5"),
+        ({"end_weight": -1.0}, "--end_weight: must not be negative, got -1.0"),
         ({"length_guard": 0.5}, "--length_guard: below 1 it would leave rollouts out that are as long as the text, got 0.5"),
         ({"tail_bucket": True, "support": "full"}, "--tail_bucket: with --support full no id is left for it"),
         ({"rollout_temperature": 1e39}, "--rollout_temperature: must lie in"),

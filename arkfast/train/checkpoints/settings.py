@@ -9,10 +9,10 @@ from arkfast.records import JsonRow
 SCHEDULE = ("max_steps", "total_epochs", "learning_rate", "lr_scheduler_type", "wsd_decay_share", "warmup_steps", "min_lr_ratio",
             "weight_decay", "adam_beta1", "adam_beta2", "grad_clip", "ema_decay")  # fmt: skip
 OBJECTIVE = ("opd_top_k", "opd_temperature", "divergence", "jsd_beta", "support", "tail_bucket", "opd_objective", "control_variate",
-             "empty_rollout", "loop_guard", "length_guard", "asr_opd_max_new_tokens", "rollouts_per_prompt", "rollout_temperature",
-             "rollout_top_p", "rollout_top_k", "ctc_weight", "teacher_backend", "teacher_prompt", "teacher_full_attention",
-             "unsupported_language", "model_dtype", "student_attn_implementation", "teacher_attn_implementation",
-             "deterministic")  # fmt: skip
+             "empty_rollout", "loop_guard", "length_guard", "end_weight", "position_decay", "asr_opd_max_new_tokens",
+             "rollouts_per_prompt", "rollout_temperature", "rollout_top_p", "rollout_top_k", "ctc_weight", "teacher_backend",
+             "teacher_prompt", "teacher_full_attention", "unsupported_language", "model_dtype", "student_attn_implementation",
+             "teacher_attn_implementation", "deterministic")  # fmt: skip
 DATA = ("eval_data", "channel", "audio_track", "on_truncated", "on_bad_audio", "max_audio_seconds")
 NOTED = (*SCHEDULE, *OBJECTIVE, *DATA)
 """What is said. The rest is a part of what a run is (``IDENTITY``), or says where, how fast and how closely watched it runs."""
