@@ -7,6 +7,7 @@ Triton gives to such a call. Values are never looked at: no op may.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -44,10 +45,22 @@ class Compiled:
     """Bytes a thread stores to local memory because registers ran out."""
     shared: int
     """Bytes of shared memory a block."""
+    listing: Listing | None
+    """Its instructions; None unless they were asked for, since the disassembler takes a second to start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """What the disassembler shows of a kernel."""
+
+    whole: int
+    """Instructions, without the padding at the end."""
     loop: int
     """Instructions of its longest loop, branches within it included whether they are taken or not; 0 without a loop."""
     load: int
     """Bits of its widest load from global memory."""
+    aside: int
+    """Stores to local memory. Triton's own call of the assembler may put a word aside where that of ``resources`` does not."""
 
 
 class Driver:
@@ -104,15 +117,18 @@ def compiling_for(arch: int) -> Iterator[list[tuple[JITFunction, Any, dict[str, 
         driver.set_active(active)
 
 
-def compiled(call: Callable[[], object], arch: int) -> list[Compiled]:
-    """Every different kernel that ``call`` launches, compiled for ``arch`` (compute capability × 10)."""
+def compiled(call: Callable[[], object], arch: int, *, listed: bool = False) -> list[Compiled]:
+    """Every different kernel that ``call`` launches, compiled for ``arch`` (compute capability × 10), disassembled where ``listed``.
+
+    Triton keeps what this process has compiled, and so do ``resources`` and ``instructions``: a kernel that several tests launch is
+    compiled, assembled and disassembled once.
+    """
     with compiling_for(arch) as launches:
         call()
     found: dict[tuple[str, str], Compiled] = {}
     for function, kernel, kwargs in launches:
         constants = " ".join(f"{name}={value}" for name, value in sorted(kwargs.items()) if isinstance(value, (int, str)))
         registers, spilled = resources(kernel.asm["ptx"], arch)
-        loop, load = instructions(kernel.asm["cubin"])
         found.setdefault(
             (function.__name__, kernel.hash),
             Compiled(
@@ -122,13 +138,13 @@ def compiled(call: Callable[[], object], arch: int) -> list[Compiled]:
                 registers=registers,
                 spilled=spilled,
                 shared=kernel.metadata.shared,
-                loop=loop,
-                load=load,
+                listing=instructions(kernel.asm["cubin"]) if listed else None,
             ),
         )
     return list(found.values())
 
 
+@functools.cache
 def resources(ptx: str, arch: int) -> tuple[int, int]:
     """(registers, spilled bytes) that the assembler reports for PTX text."""
     target = re.search(r"\.target (sm_\w+)", ptx)
@@ -146,8 +162,9 @@ def resources(ptx: str, arch: int) -> tuple[int, int]:
     return int(registers[1]), int(spilled[1])
 
 
-def instructions(cubin: bytes) -> tuple[int, int]:
-    """(instructions of the longest loop, bits of the widest load from global memory) of a kernel, as the disassembler lists them."""
+@functools.cache
+def instructions(cubin: bytes) -> Listing:
+    """A kernel's instructions, as the disassembler lists them."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernel.cubin"
         file.write_bytes(cubin)
@@ -155,7 +172,7 @@ def instructions(cubin: bytes) -> tuple[int, int]:
     assert said.returncode == 0, said.stderr
     labels: dict[str, int] = {}
     jumps: list[tuple[int, str]] = []
-    widest = place = 0
+    widest = place = padding = aside = 0
     for line in said.stdout.splitlines():
         if label := re.match(r"(\.L_x_\d+):", line):
             labels[label[1]] = place
@@ -165,8 +182,11 @@ def instructions(cubin: bytes) -> tuple[int, int]:
             if load := re.search(r"\bLDG(\.\S+)?", line):
                 wide = re.search(r"\.(64|128)\b", load[0])
                 widest = max(widest, int(wide[1]) if wide else 32)
+            padding += re.search(r"\bNOP\b", line) is not None
+            aside += re.search(r"\bSTL\b", line) is not None
             place += 1
-    return max((at - labels[to] + 1 for at, to in jumps if labels.get(to, at) < at), default=0), widest
+    loop = max((at - labels[to] + 1 for at, to in jumps if labels.get(to, at) < at), default=0)
+    return Listing(whole=place - padding, loop=loop, load=widest, aside=aside)
 
 
 def problems(kernels: list[Compiled], spills: dict[str, int]) -> list[str]:

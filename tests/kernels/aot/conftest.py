@@ -1,6 +1,6 @@
 """Ahead-of-time compiles of every kernel: the fixtures that do it, and the table of what came out.
 
-Every test here is slow and is run by scripts/test_slow.sh. Where Triton is not installed, or interprets, they are skipped.
+Every test that compiles is slow and is run by scripts/test_slow.sh. Where Triton is not installed, or interprets, they are skipped.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ _table: list[Any] = []
 
 
 class Compile(Protocol):
-    def __call__(self, call: Callable[[], object], *, spills: dict[str, int] | None = None) -> list[Any]:
+    def __call__(self, call: Callable[[], object], *, spills: dict[str, int] | None = None, listed: bool = False) -> list[Any]:
         """Runs ``call``, compiles what it launches, fails on spills beyond ``spills`` (kernel → bytes) or too much shared memory; returns
-        the ``Compiled`` records."""
+        the ``Compiled`` records, with their instructions where ``listed``."""
 
 
 @pytest.fixture(params=ARCHITECTURES, ids=lambda arch: f"sm_{arch}")
@@ -46,8 +46,8 @@ def compile_launches(arch: int) -> Compile:
         spec.loader.exec_module(sys.modules[name])
     aot = sys.modules[name]
 
-    def run(call: Callable[[], object], *, spills: dict[str, int] | None = None) -> list[Any]:
-        kernels = aot.compiled(call, arch)
+    def run(call: Callable[[], object], *, spills: dict[str, int] | None = None, listed: bool = False) -> list[Any]:
+        kernels = aot.compiled(call, arch, listed=listed)
         assert kernels, "the call launched no kernel"
         _table.extend(kernels)
         assert aot.problems(kernels, _older_spills(arch) | (spills or {})) == []
@@ -61,11 +61,13 @@ OLDER_SPILLS = {
     "weight_grad_runs": {80: 4, 90: 8},
     "linear_kl_rows": {89: 4, 120: 4},
     "row_log_softmax_fwd": {80: 4, 120: 4},
+    "union_kl_sparse": {90: 84},
 }
 """Kernel → architecture → bytes a thread that it spills under Triton 3.6 and 3.7 and not from 3.8 on. The assembler puts one or two words
 aside so that one more block fits a multiprocessor (40, 48, 64, 72 or 96 registers). It comes from the code that those versions hand it:
 with that code the assembler of Triton 3.9 spills as well. The words are stored and loaded once a row, or once a pass through a loop of
-hundreds of instructions, so no configuration was changed for them."""
+hundreds of instructions, so no configuration was changed for them. ``union_kl_sparse`` is held to 64 registers on 9.0, with 3 words put
+aside for the plain divergences and 21 for the Jensen–Shannon one on the original's scores, once a position."""
 
 
 def _older_spills(arch: int) -> dict[str, int]:
@@ -82,8 +84,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
     terminalreporter.section(f"kernels compiled ahead of time, Triton {triton.__version__}")
     terminalreporter.write_line(
-        f"{'kernel':<24} {'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>7} {'loop':>5} {'load':>4}  constants"
+        f"{'kernel':<24} {'sm':>4} {'registers':>9} {'spilled':>7} {'shared':>7} {'whole':>5} {'loop':>4} {'load':>4}  constants"
     )
     for row in sorted(set(_table), key=lambda row: (row.kernel, row.constants, row.arch)):
-        figures = f"{row.arch:>4} {row.registers:>9} {row.spilled:>7} {row.shared:>7} {row.loop:>5} {row.load:>4}"
+        listing = row.listing
+        seen = f"{listing.whole:>5} {listing.loop:>4} {listing.load:>4}" if listing else f"{'–':>5} {'–':>4} {'–':>4}"
+        figures = f"{row.arch:>4} {row.registers:>9} {row.spilled:>7} {row.shared:>7} {seen}"
         terminalreporter.write_line(f"{row.kernel:<24} {figures}  {row.constants}")

@@ -22,8 +22,8 @@ def test_rows(compile_launches, heads, size, dtype):
         turned = rotary(q, k, angle, angle, backend="triton")
         (turned[0].sum() + turned[1].sum()).backward()
 
-    found = compile_launches(run)
+    found = compile_launches(run, listed=True)
     assert [kernel.kernel for kernel in found] == ["rotary_rows"] * 2
     assert ["BACK=False" in kernel.constants for kernel in found] == [True, False]
     if size != 250:
-        assert all(kernel.load == 128 for kernel in found), "whole rows are loaded 16 bytes a thread"
+        assert all(kernel.listing.load == 128 for kernel in found), "whole rows are loaded 16 bytes a thread"

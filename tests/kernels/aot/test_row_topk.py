@@ -31,10 +31,12 @@ def test_row_kernels(compile_launches, dtype, k, width, everything, ranges):
     assert {kernel.kernel for kernel in found} == {"row_stats", "row_select"} | extra
 
 
-def test_kernels_of_a_mapped_linear_layer(compile_launches):
+def test_kernels_of_a_mapped_linear_layer(compile_launches, arch):
     hidden, weight = torch.empty(2, 1024, dtype=torch.bfloat16), torch.empty(5000, 1024, dtype=torch.bfloat16)
     ids, vocab_map = torch.zeros(2, 40, dtype=torch.int32), torch.arange(5000, dtype=torch.int32)
+    # A row's 1,024 columns are looked up before their values; one word is put aside so that 128 registers do, once a row.
     found = compile_launches(
-        lambda: linear_topk_lse(hidden, weight, 32, vocab_map=vocab_map, gather_ids=ids, need_lse=True, backend="triton")
+        lambda: linear_topk_lse(hidden, weight, 32, vocab_map=vocab_map, gather_ids=ids, need_lse=True, backend="triton"),
+        spills={"row_select": 4} if arch == 89 else None,
     )
     assert {kernel.kernel for kernel in found} == {"row_stats", "row_select", "row_gather", "rescore"}
