@@ -22,6 +22,7 @@ from arkfast.data.rows import Row
 from arkfast.data.shards import TarMember, open_audio
 from arkfast.files import is_standard_output, json_text
 from arkfast.files.remote import is_remote, remote_size, shown
+from arkfast.infer.fetching import over_limit
 from arkfast.infer.first_rows import SHOWN, keep
 from arkfast.infer.inputs import Input, input_rows, named
 from arkfast.infer.options import TranscribeOptions
@@ -134,11 +135,11 @@ def look(given: Input, options: TranscribeOptions) -> Plan:
             if row.utterance is not None and is_remote(str(row.utterance.audio)):
                 elsewhere.append(row.utterance)
                 if len(elsewhere) == ASKED_TOGETHER:
-                    _ask(elsewhere, plan, options.max_audio_seconds)
+                    _ask(elsewhere, plan, options)
                     elsewhere.clear()
             else:
                 _count(row, plan, options.max_audio_seconds)
-        _ask(elsewhere, plan, options.max_audio_seconds)
+        _ask(elsewhere, plan, options)
         plan.repeats = ids.repeats
     if not plan.rows:
         raise InputError(no_rows(named(given)))
@@ -147,13 +148,15 @@ def look(given: Input, options: TranscribeOptions) -> Plan:
     return plan
 
 
-def _ask(utterances: Sequence[Utterance], plan: Plan, most_seconds: float) -> None:
+def _ask(utterances: Sequence[Utterance], plan: Plan, options: TranscribeOptions) -> None:
     """Count rows whose recordings are elsewhere, which are asked for their size and not fetched. A length is what the row says of it."""
     addresses = [str(utterance.audio) for utterance in utterances]
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
         sizes = list(threads.map(_size_or_fault, addresses))
     for utterance, size in zip(utterances, sizes, strict=True):
         plan.rows += 1
+        if isinstance(size, int) and (fault := over_limit(size, options.spool_mb * 1_000_000)):
+            size = InputError(fault)
         if isinstance(size, InputError):
             _bad(f"{utterance.name}: {shown(str(utterance.audio))}: {size}", plan)
             continue
@@ -167,7 +170,7 @@ def _ask(utterances: Sequence[Utterance], plan: Plan, most_seconds: float) -> No
         if seconds is None:
             plan.unmeasured += 1
         else:
-            _add(seconds, utterance, codec, plan, most_seconds)
+            _add(seconds, utterance, codec, plan, options.max_audio_seconds)
 
 
 def _size_or_fault(address: str) -> int | InputError | None:
@@ -324,9 +327,7 @@ def _elsewhere(plan: Plan) -> list[str]:
     unsized = f", {plan.unsized} of a size that their machines do not say" if plan.unsized else ""
     lines = [f"elsewhere       {plan.elsewhere} rows with {_size(plan.elsewhere_bytes)} to fetch{unsized}"]
     if plan.unmeasured:
-        lines.append(
-            f"not counted     {plan.unmeasured} of these rows, whose length is known when they are fetched"
-        )
+        lines.append(f"not counted     {plan.unmeasured} of these rows, whose length is known when they are fetched")
     return lines
 
 

@@ -33,6 +33,14 @@ PREFIX = "arkfast-spool-"
 _PLAIN_SUFFIX = 12  # characters; what is longer is none
 
 
+def over_limit(size: int, most: int) -> str | None:
+    """Why a recording of so many bytes is not fetched into a spool of ``most``; None where it is."""
+    if size <= min(most, MAX_BYTES):
+        return None
+    larger = f"; --spool_mb {-(-size // 1_000_000)} takes it" if size <= MAX_BYTES else ""
+    return f"has {size} bytes, over the limit of {min(most, MAX_BYTES)}{larger}"
+
+
 class Asks(Protocol):
     """A row on its way, of which a recording may have to be fetched."""
 
@@ -192,9 +200,8 @@ class Fetcher:
     def _take_room(self, copy: Copy, size: int | None) -> None:
         """Wait for the copy's turn and for room; nothing more where a try before has had it."""
         asked = self._most // UNSIZED_SHARE if size is None else size
-        if asked > min(self._most, MAX_BYTES):
-            least = f"; --spool_mb {-(-asked // 1_000_000)} takes it" if asked <= MAX_BYTES else ""
-            raise RemoteError(f"has {asked} bytes, over the limit of {min(self._most, MAX_BYTES)}{least}")
+        if fault := over_limit(asked, self._most):
+            raise RemoteError(fault)
         if copy.given:
             if asked > copy.bytes:
                 raise RemoteError("had another size at the first try; is it being written?")

@@ -399,6 +399,13 @@ def test_a_dry_run_asks_for_sizes_and_fetches_nothing(web: Web, folder: Path, mo
     table = capsys.readouterr().out
     assert "3 rows with" in table
     assert "not counted     1 of these rows" in table
+    (web.folder / "large.wav").write_bytes(bytes(1_200_000))
+    try:
+        write("in.jsonl", [{"audio": f"{web.url}/large.wav"}, {"audio": f"{web.url}/1.wav"}])
+        assert main(flags(model, "in.jsonl", "--dry_run", "--spool_mb", "1")) == 1
+    finally:
+        (web.folder / "large.wav").unlink()
+    assert "large.wav: has 1200000 bytes, over the limit of 1000000; --spool_mb 2 takes it" in capsys.readouterr().out
 
 
 @pytest.mark.slow
