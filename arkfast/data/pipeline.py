@@ -117,6 +117,7 @@ class FeaturePipeline:
             It must be picklable, and come from a module that a worker can import.
         on_bad_audio: ``fail``, ``skip:<max ratio>``, or a policy that the caller keeps.
         timeout: seconds that a worker may spend on one clip.
+        samples: each clip's samples, float32 [1, n] at 16 kHz, come in place of its features.
         isolate: whatever an extractor raises is that clip's fault, as bad audio is, save a missing package.
         ready: says whether the source of the items has the next one at hand; clips in work are given before it is waited for.
 
@@ -135,6 +136,7 @@ class FeaturePipeline:
         on_bad_audio: str | BadAudioPolicy = "fail",
         timeout: float = 120.0,
         isolate: bool = False,
+        samples: bool = False,
         ready: Callable[[], bool] = lambda: True,
     ) -> None:
         for name, value, least in (("workers", workers, 0), ("prefetch", prefetch, 1)):
@@ -147,7 +149,7 @@ class FeaturePipeline:
             warnings.warn("arkfast: feature workers need POSIX; features are made in the caller's thread", RuntimeWarning, stacklevel=2)
             workers = 0
         self.policy = on_bad_audio if isinstance(on_bad_audio, BadAudioPolicy) else BadAudioPolicy(on_bad_audio)
-        self._features = None if log_mel is None else Features(log_mel, max_seconds, prepare)
+        self._features = None if log_mel is None else Features(log_mel, max_seconds, prepare, samples=samples)
         if self._features is None:
             workers = 0
         if workers:

@@ -46,14 +46,16 @@ class Features:
         log_mel: the student's extractor.
         max_seconds: longer audio is an error.
         prepare: the second extractor, or None.
+        samples: give a clip's samples, float32 [1, n] at 16 kHz, in place of features.
     """
 
-    def __init__(self, log_mel: LogMel, max_seconds: float, prepare: Prepare | None) -> None:
-        self.log_mel, self.max_seconds, self.prepare = log_mel, max_seconds, prepare
+    def __init__(self, log_mel: LogMel, max_seconds: float, prepare: Prepare | None, *, samples: bool = False) -> None:
+        self.log_mel, self.max_seconds, self.prepare, self.samples = log_mel, max_seconds, prepare, samples
 
     def __reduce__(self) -> tuple[object, ...]:
         instruction_set = self.log_mel.instruction_set if self.log_mel.backend == "c++" else None
-        return _restored, (self.log_mel.n_mels, self.log_mel.least_samples, instruction_set, self.max_seconds, self.prepare)
+        log_mel = self.log_mel
+        return _restored, (log_mel.n_mels, log_mel.least_samples, instruction_set, self.max_seconds, self.prepare, self.samples)
 
     def __call__(self, utterance: Utterance) -> tuple[NDArray[np.float32], object, tuple[str, ...], Used]:
         """Features, float32 [n_mels, T], the prepared value (None without ``prepare``), and ``warnings`` and ``used`` as in ``Loaded``.
@@ -64,12 +66,14 @@ class Features:
             InputError, TypeError: as ``extract``.
         """
         clip = read_clip(utterance, max_seconds=self.max_seconds)
-        features = features_of(clip.samples, self.log_mel, clip_name(utterance))
+        features = clip.samples[None] if self.samples else features_of(clip.samples, self.log_mel, clip_name(utterance))
         return features, None if self.prepare is None else self.prepare(clip.samples), clip.warnings, clip.used
 
 
-def _restored(n_mels: int, least_samples: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None) -> Features:
-    return Features(LogMel(n_mels, least_samples=least_samples, instruction_set=instruction_set), max_seconds, prepare)
+def _restored(
+    n_mels: int, least_samples: int, instruction_set: str | None, max_seconds: float, prepare: Prepare | None, samples: bool
+) -> Features:
+    return Features(LogMel(n_mels, least_samples=least_samples, instruction_set=instruction_set), max_seconds, prepare, samples=samples)
 
 
 def dump(value: object, room: memoryview) -> bytes:

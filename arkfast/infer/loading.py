@@ -74,6 +74,7 @@ def load_transcriber(model_path: Path, options: TranscribeOptions) -> Transcribe
         cut_loops=options.cut_loops,
         sampling=options.sampling(),
         audio_gain=options.audio_gain,
+        features=options.features,
         num_workers=options.num_workers,
         vad=options.vad,
         confidence=options.confidence,

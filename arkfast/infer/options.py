@@ -17,7 +17,7 @@ from arkfast.console import ConsoleOptions
 from arkfast.data import Fields
 from arkfast.infer.long import Vad
 from arkfast.infer.speech import NoSpeech
-from arkfast.infer.transcriber import Attention, DType, Timestamps, check_limits
+from arkfast.infer.transcriber import Attention, DType, FeaturesFrom, Timestamps, check_limits
 from arkfast.metrics import canonical, is_known, near
 from arkfast.records import InputError, OnTruncated
 
@@ -84,6 +84,9 @@ class TranscribeOptions(ConsoleOptions):
     """Samples are multiplied by it before features are made."""
     num_workers: int | None = None
     """Processes that read audio and make features; half the cores, at most 8, for a GPU and none for a CPU by default."""
+    features: FeaturesFrom = "host"
+    """Where log-mel features are made: host is the C++ front end, in the processes that read audio; device is PyTorch beside the model, for
+    machines whose cores cannot keep up with their GPU. They differ by rounding."""
     spool_mb: int = 4096
     """Most MB of recordings of other machines (https://, s3://, gs:// and the like) that are held on this one's disk at once."""
     dtype: DType = "auto"

@@ -40,6 +40,15 @@ class Encoded(NamedTuple):
     """What the features said of silence (``Scored.front``)."""
 
 
+class OnDevice(NamedTuple):
+    """Features of a clip that were made on the model's device."""
+
+    mel: torch.Tensor
+    """[n_mels, T] float32."""
+    front: float
+    """What they say of silence (``speech.silence_at``)."""
+
+
 class _Asked(NamedTuple):
     """A request that is under way."""
 
@@ -138,7 +147,7 @@ class EngineSession:
     def submit(
         self,
         utterance: Utterance,
-        features: np.ndarray | Encoded | None,
+        features: np.ndarray | OnDevice | Encoded | None,
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int | None = None,
@@ -149,7 +158,8 @@ class EngineSession:
 
         Args:
             utterance: what the request is for. Its key fixes what is drawn for it.
-            features: float32 [n_mels, T] log-mel, or what ``keep`` was given of the same clip; None where the task hears nothing.
+            features: float32 [n_mels, T] log-mel of the host, or of the device, or what ``keep`` was given of the same clip; None where the
+                task hears nothing.
             sampling: how its tokens are chosen; None takes the session's.
             max_new_tokens: where its answer is cut; None takes the session's.
             watched: whether ``progress`` tells its ids before it has ended.
@@ -168,13 +178,14 @@ class EngineSession:
         elif names is not None and utterance.language and names.told(utterance.language) is None:
             doubts = (f"language '{utterance.language}' is none that the model can be told, so it found out by itself",)
         known = features if isinstance(features, Encoded) else None
-        mel = features if isinstance(features, np.ndarray) else None
+        mel = torch.from_numpy(features) if isinstance(features, np.ndarray) else features.mel if isinstance(features, OnDevice) else None
         frames = known.frames if known is not None else 0 if mel is None else mel.shape[1]
-        front = self._scored.front(mel) if known is None else known.front
+        front = features.front if isinstance(features, (OnDevice, Encoded)) else self._scored.front(features)
+        front = front if self._scored.judges else None
         most = self._max_new_tokens if max_new_tokens is None else max_new_tokens
         limit = most if features is None else token_limit(frames / FRAMES_PER_SECOND, most, self._tokens_per_second)
         request = Request(
-            mel=None if mel is None else torch.from_numpy(mel),
+            mel=mel,
             audio=None if known is None else known.audio,
             encoded=None if keep is None else partial(_keep, keep, frames=frames, front=front),
             watched=watched,

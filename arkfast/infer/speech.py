@@ -30,14 +30,12 @@ DOUBTFUL_LOGPROB, DOUBTFUL_COMPRESSION = -1.0, 2.4
 """A transcript below the one or above the other is doubtful; OpenAI's thresholds for Whisper."""
 
 
-def movement(features: NDArray[np.float32]) -> float:
+def movement(level: NDArray[np.float64]) -> float:
     """By how many decibels a clip's loudest tenth of a second is above its quiet tenth.
 
     Args:
-        features: [n_mels, T] float32 log-mel in Whisper's scale, of which 1 is 40 dB. The mean over the filters is the level, so that no
-            single one decides.
+        level: [T] decibels of each frame.
     """
-    level = 40.0 * features.mean(axis=0, dtype=np.float64)
     if len(level) >= 2 * EDGE + 4 * BLOCK:
         level = level[EDGE:-EDGE]
     if len(level) >= 2 * BLOCK:
@@ -47,8 +45,21 @@ def movement(features: NDArray[np.float32]) -> float:
 
 
 def silence_in(features: NDArray[np.float32]) -> float:
-    """The probability that a clip holds no speech, by its features [n_mels, T] alone."""
-    return 1.0 / (1.0 + math.exp(min((movement(features) - STILL_DB) / STEEP_DB, 700.0)))
+    """The probability that a clip holds no speech, by its features [n_mels, T] alone.
+
+    Args:
+        features: float32 log-mel. The mean over the filters is the level, so that no single one decides.
+    """
+    return silence_at(features.mean(axis=0, dtype=np.float64))
+
+
+def silence_at(means: NDArray[np.floating]) -> float:
+    """``silence_in`` features, of which the mean over the filters is known of each frame.
+
+    Args:
+        means: [T] in Whisper's scale, of which 1 is 40 dB.
+    """
+    return 1.0 / (1.0 + math.exp(min((movement(40.0 * means.astype(np.float64)) - STILL_DB) / STEEP_DB, 700.0)))
 
 
 def no_speech_prob(front: float, *, ended_at_once: float | None, scores: JsonRow) -> float:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from arkfast.audio import SAMPLING_RATE
 from arkfast.device import use_device
 from arkfast.infer.gain import Gain, with_gain
 from arkfast.infer.long import Splitter, Vad, transcribe_long
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
 
     from arkfast.audio import LogMel
     from arkfast.engine import Sampling
+    from arkfast.infer.device_features import DeviceFeatures
     from arkfast.infer.words import WordTimes
     from arkfast.models.family import AudioInput
 
 DType = Literal["auto", "float16", "bfloat16", "float32"]
 Timestamps = Literal["segment", "word", "character"]
+FeaturesFrom = Literal["host", "device"]
+"""Where log-mel features are made."""
 Attention = Literal["auto", "flash_attention_2", "eager", "sdpa"]
 
 WINDOW_BATCHES, WINDOW_CLIPS = 8, 640  # see ``clips_under_way``
@@ -62,6 +66,8 @@ class Transcriber:
         cut_loops: cut a transcript that repeats one phrase over and over (``finish_reason`` says so).
         sampling: how tokens are chosen; None takes the best one.
         audio_gain: samples are multiplied by it before features are made.
+        features: where log-mel features are made: ``host`` by the C++ front end, ``device`` by PyTorch beside the model, for machines whose
+            cores cannot keep up with their GPU. They differ by rounding.
         num_workers: processes that read audio and make features; 0 does that in this one, None takes half the cores, at most 8, for a GPU
             and none for a CPU, which is busy decoding.
         vad: what chooses the places where a recording over ``max_audio_seconds`` is cut (``infer.long``); ``none`` cuts nothing.
@@ -110,6 +116,7 @@ class Transcriber:
         cut_loops: bool = True,
         sampling: Sampling | None = None,
         audio_gain: float = 1.0,
+        features: FeaturesFrom = "host",
         num_workers: int | None = None,
         vad: Vad = "none",
         confidence: bool = False,
@@ -132,6 +139,7 @@ class Transcriber:
         import torch
 
         from arkfast.infer.calibration import Calibration
+        from arkfast.infer.device_features import DeviceFeatures
         from arkfast.infer.session import EngineSession
         from arkfast.infer.words import WordTimes, head_folder
         from arkfast.models.family import SpeechModel, find_decodable
@@ -157,6 +165,8 @@ class Transcriber:
             raise InputError(f"{folder}: the model hears nothing; give a checkpoint that transcribes")
         self.interface, self.audio_input, self.vocab_size = interface, model.audio_input, model.config.vocab_size
         self._gain = audio_gain
+        if features not in get_args(FeaturesFrom):
+            raise InputError(f"features must be {' or '.join(get_args(FeaturesFrom))}, got {features!r}")
         self._log_mel = _timed_log_mel(model.audio_input, self._spend)
         self.session = EngineSession(
             model,
@@ -180,6 +190,11 @@ class Transcriber:
             self._words = WordTimes(model, checkpoint=folder, folder=self.head_folder, characters=timestamps == "character")
         elif aligner is not None:
             raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
+        self._on_device: DeviceFeatures | None = None
+        if features == "device":
+            self._on_device = DeviceFeatures(
+                self.session, model.audio_input, device=self.device, gain=audio_gain, keep=self._keep if self._words is not None else None
+            )
         self.checkpoint, self.tokenizer, self.dtype, self._language = folder, tokenizer, dtype, language
         self._max_audio_seconds = max_audio_seconds
         half = min(MOST_WORKERS, (os.cpu_count() or 1) // 2)
@@ -212,26 +227,29 @@ class Transcriber:
         """
         from arkfast.data.pipeline import FeaturePipeline
 
-        gate = Gate(ready)
+        gate, plain = Gate(ready), self._gain == 1 or self._on_device is not None
         pipeline = FeaturePipeline(
             self._log_mel,
             workers=self._workers,
             max_seconds=self._max_audio_seconds,
-            prepare=None if self._gain == 1 else Gain(self._log_mel, self._gain),
+            prepare=None if plain else Gain(self._log_mel, self._gain),
+            samples=self._on_device is not None,
             on_bad_audio="skip:1",
             isolate=True,
             ready=gate,
         )
         self.session.close()  # what an abandoned iterator may have left
+        if self._on_device is not None:
+            self._on_device.clear()
         if self._words is not None:
             self._words.clear()
         self._iterators += 1
         transcribe = partial(
             transcribe_stream,
-            features=pipeline.features if self._gain == 1 else lambda items: with_gain(pipeline.features(items)),
+            features=pipeline.features if plain else lambda items: with_gain(pipeline.features(items)),
             decoder=self,
             window=clips_under_way(self.batch_size),
-            frames_per_second=FRAMES_PER_SECOND,
+            frames_per_second=FRAMES_PER_SECOND if self._on_device is None else SAMPLING_RATE,
             memory=memory,
             ready=pipeline.ready,
         )
@@ -272,15 +290,21 @@ class Transcriber:
 
     def submit(self, utterance: Utterance, features: np.ndarray) -> int:
         """See ``stream.Decoder.submit``."""
+        if self._on_device is not None:
+            return self._on_device.submit(utterance, features)
         ticket = self.session.submit(utterance, features)
+        self._keep(ticket, utterance, features)
+        return ticket
+
+    def _keep(self, ticket: int, utterance: Utterance, features: np.ndarray) -> None:
+        """Keep what was heard until the times of its words are asked for, where they will be."""
         if self._words is not None:
             self._words.keep(ticket, features, utterance.language or self._language)
-        return ticket
 
     def step(self) -> list[Outcome]:
         """See ``stream.Decoder.step``."""
         started = time.perf_counter()
-        outcomes = self.session.step()
+        outcomes = self.session.step() if self._on_device is None else self._on_device.step()
         if self._words is not None:
             outcomes = self._words.add(outcomes)
         self._spend(time.perf_counter() - started)

@@ -87,8 +87,9 @@ def test_without_a_head_nothing_is_decoded(manifest: Path, model: Path, tmp_path
     command = [str(manifest), "--output", str(output), "--model_path", str(bare), "--timestamps", "word"]
     for more, said in (
         ([], "has no ctc_head.safetensors beside its weights; train one with arkfast train --stage ctc_head"),
-        (["--aligner", str(tmp_path / "nothing")], "no ctc_head.safetensors there"),
-        (["--aligner", str(bare)], "is a checkpoint (arkasr) and no CTC head"),
+        (["--aligner", str(tmp_path / "nothing")], "no such folder"),
+        (["--aligner", str(manifest.parent)], "no ctc_head.safetensors there"),
+        (["--aligner", str(bare)], "is a checkpoint (arkasr), neither a CTC head nor Qwen3's forced aligner"),
         (["--aligner", str(model)], "was trained on a model of other weights"),
     ):
         assert main([*command, *more]) == 2

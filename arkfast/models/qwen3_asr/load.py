@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import AutoTokenizer, PreTrainedModel, Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3Config
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    Qwen3ASRConfig,
+    Qwen3ASRForConditionalGeneration,
+    Qwen3ASRModel,
+    Qwen3Config,
+)
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 
 from arkfast.audio.reference import HOP_LENGTH, SAMPLING_RATE, WINDOW_LENGTH
@@ -113,24 +121,38 @@ def load_model(
     config = load_config(folder)
     least = least_samples(folder, encoder_config(config).num_mel_bins)
     shell = fitting_shell(folder, config, build, renamed=transformers_name)
+    fill(shell, folder, renamed=transformers_name, dtype=dtype, device=device)
+    return Qwen3AsrModel(shell, full_attention=full_attention, least_samples=least)
+
+
+def fill(shell: PreTrainedModel, folder: Path, *, renamed: Callable[[str], str], dtype: torch.dtype, device: torch.device) -> None:
+    """Give a model on the meta device, whose tensors are those of the files, its weights, and what no checkpoint stores.
+
+    Args:
+        shell: a Qwen3-ASR model of Transformers, whichever head it has.
+        folder: of the checkpoint.
+        renamed: a stored name → the model's.
+        dtype, device: of the weights.
+    """
     weights: dict[str, torch.Tensor] = {}
     for file in weight_files(folder):
         with safe_open(file, framework="pt") as tensors:
-            weights |= {transformers_name(name): tensors.get_tensor(name).to(device, dtype) for name in tensors.keys()}  # noqa: SIM118
+            weights |= {renamed(name): tensors.get_tensor(name).to(device, dtype) for name in tensors.keys()}  # noqa: SIM118
     tied = tied_names(shell)
     for name in tied - set(weights):
         weights[name] = next(weights[other] for other in tied if other in weights)
     shell.load_state_dict(weights, strict=True, assign=True)
     shell.tie_weights()
-    tower, decoder = shell.model.audio_tower, shell.model.language_model
-    # What no checkpoint stores.
+    inner = shell.model
+    assert isinstance(inner, Qwen3ASRModel)
+    tower, decoder = inner.audio_tower, inner.language_model
     positions = tower.positional_embedding
     tower.positional_embedding = type(positions)(positions.length, positions.channels, positions.max_timescale)
     decoder.rotary_emb = type(decoder.rotary_emb)(decoder.config)
     absent = [name for name, tensor in (*shell.named_parameters(), *shell.named_buffers()) if tensor.is_meta]
     assert not absent, f"tensors that nothing fills: {absent}"
     PreTrainedModel.to(shell, device)  # called on the class: its wrapper hides from a type checker that it is a method
-    return Qwen3AsrModel(shell.eval(), full_attention=full_attention, least_samples=least)
+    shell.eval()
 
 
 def load_tokenizer(folder: Path) -> TokenizerLike:

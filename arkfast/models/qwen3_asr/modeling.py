@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration
+from transformers import Qwen3ASRConfig, Qwen3ASRForConditionalGeneration, Qwen3ASRForTokenClassification, Qwen3ASRModel
 from transformers.models.qwen3_asr.configuration_qwen3_asr import Qwen3ASREncoderConfig
 
 from arkfast.models.causal import through_head
@@ -53,8 +53,8 @@ def encoder_config(config: Qwen3ASRConfig) -> Qwen3ASREncoderConfig:
     return tower
 
 
-class Qwen3AsrModel(nn.Module):
-    """See ``SpeechModel``.
+class Listener(nn.Module):
+    """What Qwen3-ASR and its forced aligner share: an encoder, a projector and a decoder.
 
     Args:
         whole: Transformers' model.
@@ -64,14 +64,24 @@ class Qwen3AsrModel(nn.Module):
     """
 
     def __init__(
-        self, whole: Qwen3ASRForConditionalGeneration, *, full_attention: bool = False, least_samples: int = LEAST_SAMPLES
+        self,
+        whole: Qwen3ASRForConditionalGeneration | Qwen3ASRForTokenClassification,
+        *,
+        full_attention: bool = False,
+        least_samples: int = LEAST_SAMPLES,
     ) -> None:
         super().__init__()
         self.whole, self.full_attention, self._least_samples = whole, full_attention, least_samples
         tower = encoder_config(whole.config)
         self.chunk, self.window = 2 * tower.n_window, tower.n_window_infer // (2 * tower.n_window)
         """Mel frames of a chunk, and chunks of a window."""
-        self.generation_config: Any = whole.generation_config
+
+    @property
+    def inner(self) -> Qwen3ASRModel:
+        """Transformers' model without its head."""
+        inner = self.whole.model
+        assert isinstance(inner, Qwen3ASRModel)
+        return inner
 
     @property
     def config(self) -> Any:
@@ -81,18 +91,12 @@ class Qwen3AsrModel(nn.Module):
     @property
     def model(self) -> Any:
         """The decoder, a ``Qwen3Model``."""
-        return self.whole.model.language_model
-
-    @property
-    def lm_head(self) -> nn.Linear:
-        """See ``SpeechModel.lm_head``."""
-        head: nn.Linear = self.whole.lm_head
-        return head
+        return self.inner.language_model
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.lm_head.weight.dtype
+        return self.get_input_embeddings().weight.dtype
 
     @property
     def audio_input(self) -> AudioInput:
@@ -119,7 +123,7 @@ class Qwen3AsrModel(nn.Module):
             audio_lens: [B] frames of each clip; None: all of them.
             frames: the same where the host knows them; None: they are read from ``audio_lens``, which waits for the device.
         """
-        tower, device = self.whole.model.audio_tower, audios.device
+        tower, device = self.inner.audio_tower, audios.device
         rows, _, longest = audios.shape
         if frames is None:
             frames = [longest] * rows if audio_lens is None else audio_lens.tolist()
@@ -139,7 +143,7 @@ class Qwen3AsrModel(nn.Module):
         windows = Packing([min(span, n - begin) for n in clips.lens for begin in range(0, n, span)], device)
         for layer in tower.layers:
             hidden = _layer(layer, hidden, windows)
-        found = self.whole.model.multi_modal_projector(tower.ln_post(hidden))
+        found = self.inner.multi_modal_projector(tower.ln_post(hidden))
         return clips.unpack(found, token_count(longest, self.chunk)), token_count(lens, self.chunk)
 
     def encode_prompt(self, input_ids: Tensor, *, audio_embeds: Audio | None = None) -> Tensor:
@@ -151,6 +155,28 @@ class Qwen3AsrModel(nn.Module):
             embeddings: Tensor = table(input_ids)
             return embeddings
         return audio_embed_merge(input_ids, table.weight, *audio_embeds, self.whole.config.audio_token_id)
+
+
+class Qwen3AsrModel(Listener):
+    """See ``SpeechModel``.
+
+    Args:
+        whole, full_attention, least_samples: see ``Listener``.
+    """
+
+    whole: Qwen3ASRForConditionalGeneration
+
+    def __init__(
+        self, whole: Qwen3ASRForConditionalGeneration, *, full_attention: bool = False, least_samples: int = LEAST_SAMPLES
+    ) -> None:
+        super().__init__(whole, full_attention=full_attention, least_samples=least_samples)
+        self.generation_config: Any = whole.generation_config
+
+    @property
+    def lm_head(self) -> nn.Linear:
+        """See ``SpeechModel.lm_head``."""
+        head: nn.Linear = self.whole.lm_head
+        return head
 
     def forward(self, *, inputs_embeds: Tensor, select: Tensor | None = None, head: Head, **options: Any) -> Any:
         """See ``SpeechModel.__call__``."""
