@@ -50,8 +50,9 @@ class ServeConfig:
     max_tokens_per_second: float = 20.0
     """A transcript is also cut at so many tokens for each second of its audio, plus 32; 0 sets no such limit."""
     aligner: Path | None = None
-    """Folder of a head that --stage ctc_head of arkfast train made, which tells when words were said; the one beside the checkpoint's
-    weights by default, and where there is none, times of words are refused."""
+    """Folder of a head that --stage ctc_head of arkfast train made, which tells when words were said, or Qwen3's forced aligner, as a
+    folder or organisation/name; the head beside the checkpoint's weights by default, and where there is none, times of words are
+    refused."""
     confidence: bool = True
     """Segments and words of verbose_json say how sure the model was."""
     no_speech: NoSpeech = "mark"
