@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from arkfast.records import AllowedTokens, InputError
+from arkfast.records import AllowedTokens, InputError, JsonObject
 
 PLAIN, OPENING = 0, 1
 """Kinds of positions, the rows of ``VocabularyMap.teacher_ids``."""
@@ -60,7 +60,7 @@ def token_bytes(tokenizer: Any, *, where: str) -> list[bytes | None]:
     return spelled
 
 
-def _kinds(decoder: dict[str, Any]) -> set[str]:
+def _kinds(decoder: JsonObject) -> set[str]:
     return {str(decoder["type"])}.union(*(_kinds(part) for part in decoder.get("decoders", ())))
 
 

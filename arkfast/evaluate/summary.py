@@ -67,7 +67,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from arkfast.evaluate.scores import Scores
 from arkfast.files.inputs import open_bytes
@@ -79,7 +78,7 @@ SCHEMA = 1
 SEED = 0
 
 
-def summarise(scores: Scores, **more: Any) -> JsonObject:
+def summarise(scores: Scores, **more: object) -> JsonObject:
     """The object of ``summary.json``; ``more`` are the fields that scores do not know, those of a run among them."""
     known = {
         "schema": SCHEMA,
@@ -106,7 +105,7 @@ def summarise(scores: Scores, **more: Any) -> JsonObject:
         "gate": None,
     }
     assert set(more) <= set(known), f"fields outside the contract: {set(more) - set(known)}"
-    return known | more
+    return {**known, **more}
 
 
 def read_summary(path: Path) -> JsonObject:

@@ -19,7 +19,6 @@ from arkfast.distill.sequence import encoded
 from arkfast.distill.teachers import Teacher
 from arkfast.distill.teachers.direct import Wanted
 from arkfast.engine.prefill import prefill
-from arkfast.engine.sampling import step_seed
 from arkfast.records import Batch, Rollout, TeacherScores
 from arkfast.train.config import TrainConfig
 from arkfast.train.gates import percent
@@ -116,7 +115,7 @@ def calibrate(config: TrainConfig, learner: Learner, teacher: Teacher | None, ba
 
 def _rollout(config: TrainConfig, learner: Learner, batch: Batch) -> Rollout:
     with torch.no_grad():
-        return learner.engine.rollout(batch, **decoding_of(config), seed=step_seed(config.seed, 0))  # as the first step draws
+        return learner.engine.rollout(batch, **decoding_of(config, step=0))  # as the first step draws
 
 
 def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Rollout, scores: TeacherScores) -> tuple[float, float]:

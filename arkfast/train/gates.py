@@ -8,9 +8,9 @@ counts as over its limit only where chance alone would hardly show as many.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from arkfast.records import JsonRow
 from arkfast.train.config import TrainConfig
 
 START_CHANCE = 0.01
@@ -56,7 +56,7 @@ class Watch:
         self.window: Window = tuple((int(cut), int(rollouts)) for cut, rollouts in window)[-config.gate_window :]
         self._over = False
 
-    def saw(self, line: Mapping[str, Any]) -> str | None:
+    def saw(self, line: JsonRow) -> str | None:
         """What is wrong after a step, said once until it is right again. None: nothing is wrong, or the step was not measured in full.
 
         Args:

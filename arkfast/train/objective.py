@@ -6,6 +6,7 @@ from typing import TypedDict
 
 from arkfast.distill import Guards, Objective, Weights
 from arkfast.engine import RolloutOptions
+from arkfast.engine.sampling import step_seed
 from arkfast.train.config import TrainConfig
 
 
@@ -31,14 +32,15 @@ def weights_of(config: TrainConfig) -> Weights:
     return Weights(end=config.end_weight, decay=config.position_decay)
 
 
-def decoding_of(config: TrainConfig) -> RolloutOptions:
-    """How a step's rollouts are drawn, but for the seed."""
+def decoding_of(config: TrainConfig, *, step: int) -> RolloutOptions:
+    """How the rollouts of a step are drawn; with fresh noise when an utterance comes round again."""
     return {
         "max_new_tokens": config.asr_opd_max_new_tokens,
         "n": config.rollouts_per_prompt,
         "temperature": config.rollout_temperature,
         "top_p": config.rollout_top_p,
         "top_k": config.rollout_top_k,
+        "seed": step_seed(config.seed, step),
     }
 
 

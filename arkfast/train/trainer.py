@@ -22,7 +22,6 @@ from arkfast.audio import LogMel
 from arkfast.data import FeatureItem
 from arkfast.data.dealer import Window
 from arkfast.distill import LossSum, idle_step, opd_step, sft_step, td_step
-from arkfast.engine.sampling import step_seed
 from arkfast.files import json_text
 from arkfast.kernels import reset_usage
 from arkfast.records import Batch, InputError, JsonObject, Utterance
@@ -161,8 +160,7 @@ class Trainer:
             guards=guards_of(config),
             weights=weights_of(config),
             phase=phase,
-            **decoding_of(config),
-            seed=step_seed(config.seed, self._state.step),  # fresh noise when an utterance comes round again
+            **decoding_of(config, step=self._state.step),
         )
 
     def run(self) -> TrainerState:

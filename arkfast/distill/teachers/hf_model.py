@@ -5,7 +5,7 @@ Prompts and answers come in as ids; which ids they are is decided by the caller.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -181,9 +181,9 @@ class TeacherModel:
         return answers, ended
 
 
-def _groups(keys: Sequence[Any]) -> list[list[int]]:
+def _groups(keys: Sequence[Hashable]) -> list[list[int]]:
     """Indices of equal keys, in the order in which the keys come up."""
-    groups: dict[Any, list[int]] = {}
+    groups: dict[Hashable, list[int]] = {}
     for i, key in enumerate(keys):
         groups.setdefault(key, []).append(i)
     return list(groups.values())

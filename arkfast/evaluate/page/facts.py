@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from arkfast.metrics import Pair, align, canonical, tokenize
 from arkfast.records import JsonRow
@@ -149,9 +149,10 @@ def clip_seconds(row: JsonRow) -> float | None:
     return stop - (begin or 0.0) if stop is not None and stop > (begin or 0.0) else None
 
 
-def _seconds(value: Any) -> float | None:
-    sound = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
-    return float(value) if sound else None
+def _seconds(value: object) -> float | None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value) or value < 0:
+        return None
+    return float(value)
 
 
 def _count(facts: Facts, pairs: Iterable[Pair]) -> None:

@@ -7,17 +7,17 @@ began from. Adapters are merged anew, into that model.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 
 from arkfast import command_line
 from arkfast.command_line import parse
 from arkfast.models.family import SpeechModel
-from arkfast.records import InputError
+from arkfast.records import InputError, JsonRow
 from arkfast.train.lora import add_adapters, merged
 
 DESCRIPTION = "Write the model of a training checkpoint as a Transformers folder."
@@ -89,7 +89,7 @@ def _read(folder: Path, model: SpeechModel, kind: str) -> dict[str, torch.Tensor
     return found
 
 
-def _merged(folder: Path, run: Mapping[str, Any], kind: str) -> dict[str, torch.Tensor]:
+def _merged(folder: Path, run: JsonRow, kind: str) -> dict[str, torch.Tensor]:
     """The weights of a run of adapters, float32: those of the model that it began from, with the checkpoint's adapters merged in."""
     from arkfast.models import load_model
     from arkfast.models.hub import checkpoint_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -17,7 +17,7 @@ from arkfast.distill import LossSum, metric_names
 from arkfast.distill.languages import COUNTED, counted, names_a_reference
 from arkfast.engine.readback import Readback
 from arkfast.models.family import Cost
-from arkfast.records import Batch, InputError
+from arkfast.records import Batch, InputError, JsonObject
 from arkfast.train.checkpoints.run_folder import TrainerState
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP
@@ -173,7 +173,7 @@ class Recorder:
             operations += step_operations(batch, share, rollouts=n, student=self._student, teacher=self._teacher)
         return {"tokens": tokens, "operations": operations}
 
-    def record(self, state: TrainerState, step: Measured, lr: float, *, whole: bool = False) -> dict[str, Any]:
+    def record(self, state: TrainerState, step: Measured, lr: float, *, whole: bool = False) -> JsonObject:
         """A step's record. Over several ranks only every ``log_freq``-th is measured in full, which takes one all-reduce.
 
         Args:
@@ -186,7 +186,7 @@ class Recorder:
             InputError: more rows are bad than ``--on_bad_audio`` allows.
         """
         config, result = self._config, step.result
-        line: dict[str, Any] = {"step": state.step, "epoch": state.cursor / self._rows, "stage": config.stage, "loss": result.loss}
+        line: JsonObject = {"step": state.step, "epoch": state.cursor / self._rows, "stage": config.stage, "loss": result.loss}
         bad = 0
         if whole or self._parallel.world == 1 or state.step % config.log_freq == 0:
             measured = self.totals(step)
