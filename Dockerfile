@@ -12,7 +12,7 @@ ARG PIP_EXTRA_INDEX_URL
 RUN /opt/arkfast/bin/pip install --no-cache-dir -c constraints.txt '.[asr,serve,containers]'
 
 FROM python:3.12-slim
-RUN useradd --create-home --uid 1000 arkfast && install -d -o arkfast /cache /spool
+RUN useradd --create-home --uid 1000 arkfast && mkdir /cache /spool && chown arkfast /cache /spool
 COPY --from=build /opt/arkfast /opt/arkfast
 ENV PATH=/opt/arkfast/bin:$PATH HF_HOME=/cache PYTHONUNBUFFERED=1
 USER arkfast
