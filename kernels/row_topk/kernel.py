@@ -250,13 +250,13 @@ def row_stats(
                 word = tl.load(dead_ptr + block * (BLOCK // G) + group)
                 x = tl.where(((word[:, None] >> tl.arange(0, G)[None, :]) & 1) != 0, NEG_INF, x)
         bad |= _has_nan(tl.reshape(x, (BLOCK // PART, PART)))
-        best = _without_nan(tl.max(x, 1))  # which passes NaN over, and of nothing but NaN is NaN
+        best = tl.max(x, 1)  # passes NaN over; of nothing but NaN it is NaN, and ``row_select`` reads that as −inf
         tl.store(group_ptr + row * group_row + block * (BLOCK // G) + group, best)
         best = tl.max(tl.reshape(best, (BLOCK // G // S, S)), 1)
         tl.store(super_ptr + row * super_row + block * (BLOCK // G // S) + tl.arange(0, BLOCK // G // S), best)
         if HAS_LSE:
             before = m
-            m = tl.maximum(before, tl.max(best, 0))
+            m = tl.maximum(before, _without_nan(tl.max(best, 0)))
             shift = _shift(m)
             # A sum that holds nothing yet stays 0: its factor may be infinite.
             s = tl.where(before == NEG_INF, 0.0, s * tl.exp2((_shift(before) - shift) * LOG2E))
@@ -310,7 +310,7 @@ def row_select(
 
     q = tl.arange(0, SUPERS)
     supers = tl.load(super_ptr + row * super_row + q, mask=q < super_row, other=NEG_INF).to(tl.float32)
-    ordered = _ordered(supers, KIND)
+    ordered = _ordered(_without_nan(supers), KIND)
     # Of K sets each has its largest, so K values at least are no smaller than the smallest of those.
     low = tl.min(tl.max(tl.reshape(ordered, (K, SUPERS // K)), 1), 0)
     high = tl.max(ordered, 0)
@@ -321,7 +321,7 @@ def row_select(
     # k supergroups have a group that is as large as the last of them, and k groups such a value: the search begins there.
     g = tl.reshape(best_super[:, None] * S + tl.arange(0, S)[None, :], (K * S,))
     groups = tl.load(group_ptr + row * group_row + g, mask=g < group_row, other=NEG_INF).to(tl.float32)
-    ordered = _ordered(groups, KIND)
+    ordered = _ordered(_without_nan(groups), KIND)
     kth = _kth(ordered, k, kth, high)
     place = _first(ordered, kth, k, id_ptr, K * S, K)
     best_group = tl.where(slot < k, tl.gather(best_super, place // S, 0) * S + place % S, group_row)
