@@ -184,7 +184,7 @@ class TrainConfig(ConsoleOptions):
     """divergence: what the flags above choose; policy_gradient: KL(student‖teacher) estimated from the produced tokens alone, which must be
     drawn at temperature 1; fixed_advantage: the same with −1 for every token's advantage, a control that learns nothing of the teacher."""
     control_variate: bool = True
-    """Take from each advantage of policy_gradient its mean over the ids that both models list: less noise, the same on average."""
+    """Take from each advantage of policy_gradient what it is on average, as far as both top-k lists tell: less noise, the same mean."""
     empty_rollout: Literal["eos", "reference", "skip"] = "eos"
     """What stage opd learns from a rollout of nothing but the end token: eos: that position, like any other; reference: the row's text, by
     cross-entropy; skip: nothing. Rows without a text are skipped by reference too."""
