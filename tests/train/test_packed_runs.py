@@ -17,7 +17,8 @@ from arkfast.train.trainer import Trainer
 def config(world: Path, out: Path, **options: Any) -> TrainConfig:
     return TrainConfig(**{
         "stage": "opd", "student_model": world / "student", "teacher_model": world / "teacher", "train_data": world / "train.jsonl",
-        "output_dir": out, "learning_rate": 1e-3, "asr_opd_max_new_tokens": 8, "per_device_train_batch_size": 2, "rollouts_per_prompt": 2,
+        "output_dir": out, "learning_rate": 1e-3, "asr_opd_max_new_tokens": 8, "per_device_train_batch_size": 2,
+        "rollouts_per_prompt": 2, "rollout_temperature": 1.0,
         "max_steps": 3, "gates": "off", "dataloader_num_workers": 0, "seed": 3, "num_threads": 1, "device": "cpu",
         "calibration_batches": 0, **options,
     })  # fmt: skip
