@@ -81,7 +81,8 @@ class Engine:
             model is judged on what it does.
         graphs: capture decode steps as CUDA graphs; None: on a GPU, where weights are not sharded.
         overlap: keep the device busy while the host works and while prompts are made ready: rows are looked at a look late, and clips are
-            encoded and prompts prefilled on streams of their own while others are decoded. No id depends on it. None: on a GPU.
+            encoded and prompts prefilled on streams of their own while others are decoded. Rows meet other batch mates then, on which
+            no id depends but by rounding. None: on a GPU.
 
     Raises:
         ValueError: a decoder that is not a plain Llama, Qwen2 or Qwen3, or a number out of range.

@@ -21,7 +21,7 @@ PACKED = "arkfast_packed"
 
 
 def pays(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether attention over packed sequences is one call there, so that nothing is lost by what padding no longer costs."""
+    """Whether attention over packed sequences is one call there, so that packing saves padding and costs nothing."""
     return device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
 
 
