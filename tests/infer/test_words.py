@@ -12,7 +12,8 @@ from arkfast.align.head import weights_digest
 from arkfast.infer import Transcriber
 from arkfast.infer.command import main
 from arkfast.infer.formats.captions import Segment, captions
-from arkfast.infer.result import later
+from arkfast.infer.result import SCORES, later
+from arkfast.infer.speech import NoSpeech
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
@@ -108,6 +109,19 @@ def test_a_head_in_a_folder_of_its_own(manifest: Path, model: Path, tmp_path: Pa
     beside = run(manifest, tmp_path / "beside.jsonl", model, "--timestamps", "word")
     apart = run(manifest, tmp_path / "apart.jsonl", bare, "--timestamps", "word", "--aligner", str(head))
     assert beside == apart
+
+
+@pytest.mark.parametrize("choice", ["mark", "skip", "keep"])
+def test_a_long_recording_of_silence_says_what_a_short_one_does(model: Path, choice: NoSpeech) -> None:
+    clips = [Utterance(id=str(n), audio=np.zeros(16_000 * n, np.float32)) for n in (3, 14)]
+    transcriber = Transcriber(
+        model, device="cpu", max_new_tokens=4, max_audio_seconds=6, vad="energy", timestamps="word", confidence=True, no_speech=choice
+    )
+    short, long = transcriber(clips)
+    assert (long["pred_text"], long["segments"], long["words"], long["word_confidence"]) == ("", [], [], [])
+    assert long["finish_reason"] == ("no_speech" if choice == "skip" else "stop")
+    assert long.get("no_speech") == short.get("no_speech") == (None if choice == "keep" else True)
+    assert [name in long for name in ("words", *SCORES)] == [name in short for name in ("words", *SCORES)]
 
 
 def test_captions_stand_while_their_words_are_said() -> None:
