@@ -24,7 +24,7 @@ class Guards:
 
     empty: EmptyRollout = "eos"
     """What a rollout of nothing but the end token is learnt by: eos: its one position, like any other; reference: its utterance's
-    reference, by cross-entropy; skip: nothing. A row without a reference is skipped."""
+    reference, by cross-entropy; skip: nothing. A row without a reference, and one that the teacher could not score, is skipped."""
     loops: bool = False
     """Whether positions past the length at which a row has gone into a loop are left out; ``engine.guards`` says what a loop is."""
     length_ratio: float = 0.0
@@ -58,8 +58,9 @@ def guarded(guards: Guards, batch: Batch, rollout: Rollout, scores: TeacherScore
         valid = valid & ~empty[row]
         counters["guarded_empty_rows"] = (empty.sum().float(), none)
         if guards.empty == "reference":
-            owners = rollout.owner[empty & (references > 0)].tolist()
-            learnt = (*learnt, *(owner for owner in owners if owner not in scores.by_reference))
+            # A row that the teacher leaves out, as one in a language that it does not know, stays as the teacher has it.
+            scored = torch.zeros_like(empty).index_put((row,), scores.valid)
+            learnt = (*learnt, *rollout.owner[empty & scored & (references > 0)].tolist())
     if guards.loops:
         ends = loop_ends(rollout.tokens, rollout.lens, rollout.tokens.shape[1])
         past = (ends > 0)[row] & (position >= ends[row])

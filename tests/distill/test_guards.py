@@ -62,8 +62,11 @@ def test_an_empty_rollout_is_one_that_ended_at_once(empty: Any, learnt: tuple[in
 
 def test_a_reference_is_learnt_once_for_each_empty_rollout_and_never_beside_the_teachers_own() -> None:
     rollout, scores = of_rows([[END], [END], [5, END], [END]], [True] * 4, owner=[0, 0, 1, 2])
-    rows, learnt, _ = kept(Guards(empty="reference"), rollout, replace(scores, by_reference=(2,)))
+    left_out = torch.tensor([True, True, True, True, False])  # the teacher leaves out what it has learnt by its reference
+    rows, learnt, _ = kept(Guards(empty="reference"), rollout, replace(scores, by_reference=(2,), valid=left_out))
     assert learnt == (2, 0, 0)
+    _, learnt, counters = kept(Guards(empty="reference"), rollout, replace(scores, valid=~left_out))
+    assert (learnt, counters) == ((2,), {"guarded_empty_rows": 3.0}), "rows that the teacher skips are not learnt by their references"
     assert rows == [[False], [False], [True, True], [False]]
 
 
