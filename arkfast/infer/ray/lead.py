@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -227,16 +228,18 @@ class OnRay:
         for handler in logging.getLogger("ray.data").handlers:  # its file in the session's folder has everything all the same
             if isinstance(handler, logging.StreamHandler):
                 handler.setLevel(logging.CRITICAL)
-        dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
-            ChunkTranscriber,
-            fn_constructor_args=(job,),
-            batch_size=1,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most),
-            num_cpus=self._cores,
-            num_gpus=1 if self.device.type == "cuda" else None,
-            max_task_retries=RETRIES,
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Ray means to take max_task_retries away from 2.64 on, before which the extra ends
+            dataset = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map_batches(
+                ChunkTranscriber,
+                fn_constructor_args=(job,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(min_size=self.least, max_size=self.most),
+                num_cpus=self._cores,
+                num_gpus=1 if self.device.type == "cuda" else None,
+                max_task_retries=RETRIES,
+            )
         try:
             for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 assert isinstance(batch, pyarrow.Table)
