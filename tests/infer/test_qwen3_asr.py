@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, GenerationConfig, Qwen3ASRForConditionalGeneration, Qwen3ASRProcessor
 
 import arkfast.testing
+from arkfast.evaluate.command import main as evaluate
 from arkfast.infer import Transcriber
 from arkfast.infer.command import main
 from arkfast.models.family import find_decodable, find_family
 from arkfast.records import InputError, Utterance
+from arkfast.serve import child
+from arkfast.serve.options import ServeConfig
 from arkfast.testing import CHAIN, synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
 
 NEW = 24
@@ -198,3 +201,15 @@ def test_flags_name_languages(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_it_is_not_trained_here(world: World) -> None:
     with pytest.raises(InputError, match="model_type is 'qwen3_asr', expected 'arkasr'"):
         find_family(world.folder)
+
+
+def test_evaluation_and_the_service_take_it(world: World, tmp_path: Path) -> None:
+    clip = write_wav(tmp_path / "a.wav", world.clips[1])
+    (tmp_path / "a.jsonl").write_text(json.dumps({"audio": str(clip), "text": "one two", "language": "en"}) + "\n", encoding="utf-8")
+    flags = ["--model_path", str(world.folder), "--device", "cpu", "--max_new_tokens", "8", "--quiet", "true"]
+    assert evaluate([str(tmp_path / "a.jsonl"), "--output", str(tmp_path / "scored.jsonl"), *flags]) == 0
+    (row,) = [json.loads(line) for line in (tmp_path / "scored.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert row["status"] == "ok"
+    served = child.load(ServeConfig(model=world.folder, device="cpu", max_new_tokens=8))
+    child.warm_up(served)
+    assert child.token_mask(served)["eos_token_ids"] == list(world.interface.allowed("asr").stop_ids)
