@@ -17,6 +17,7 @@ from arkfast.distill.references import references
 from arkfast.distill.sequence import encoded
 from arkfast.engine import Engine
 from arkfast.models.family import load_model
+from arkfast.models.packed import pack
 from arkfast.models.qwen3_asr.languages import NAMES, Spoken, spoken
 
 
@@ -164,6 +165,19 @@ def test_its_transcripts_of_such_rows_are_not_learnt_either(world, languages):
             )
         )
     )
+
+
+def test_a_student_of_packed_rows_learns_the_same_transcripts(world):
+    """With rows that are left out, after all of them have been produced."""
+    teacher, student = world.teacher(), load_model(world.root / "student")
+    batch = world.batch(teacher, languages=("en", "hr", "en", "sl"))
+    engine = Engine(student, allowed=world.allowed)
+    want = td_step(student, engine, teacher, batch, max_new_tokens=6)
+    assert pack(student)
+    got = td_step(student, engine, teacher, batch, max_new_tokens=6)
+    assert float(want.total.detach()) > 0.1
+    assert float(got.count) == float(want.count)
+    torch.testing.assert_close(got.total, want.total, rtol=1e-5, atol=0)
 
 
 def test_a_batch_that_is_all_left_out_teaches_nothing(world):

@@ -201,6 +201,7 @@ class Qwen3AsrTeacher(DirectTeacher):
         if not any(out):
             return rollout
         left_out = torch.tensor(out).to(rollout.lens.device, non_blocking=True)[rollout.owner]
-        rollout = replace(rollout, lens=rollout.lens.masked_fill(left_out, 0), stopped=rollout.stopped & ~left_out, total=None)
+        lens = rollout.lens.masked_fill(left_out, 0)
+        rollout = replace(rollout, lens=lens, stopped=rollout.stopped & ~left_out, total=None, sizes=None)  # what the host knew is past
         learnt = references(batch, self._by_reference(batch))
         return rollout if learnt is None else put_in(rollout, learnt)
