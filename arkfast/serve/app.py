@@ -85,7 +85,7 @@ class Service:
         """Load the model.
 
         Raises:
-            InputError: it cannot be loaded.
+            InputError: it cannot be loaded, or recordings cannot be read as the flags ask.
         """
         ready = await self.engines.start()
         limits = Limits(
@@ -94,8 +94,10 @@ class Service:
             longest_clip=self.config.max_audio_seconds,
             max_duration=self.config.max_duration,
             vad=self.config.vad,
+            seconds=self.config.timeout,
         )
         self._hearing = Hearing(self.config.num_workers, limits, self.config.timeout)
+        await self._hearing.start()
         self._work = Work(self.engines, self._hearing, knows=self.config.encoder_cache_mb > 0, streams=self.config.no_speech != "skip")
         silence = np.zeros((ready.n_mels, 100), dtype=np.float32)
         np.save(self._silence, silence)
@@ -196,6 +198,8 @@ class Service:
         return json_answer({"status": "ok"})
 
     async def _ready(self) -> Response:
+        if self._work is None:
+            raise ApiError(503, "The model is being loaded.", code="engine_unavailable", retry_after=5)
         async with self._readiness:
             if self.engines.facts is None or time.monotonic() >= self._ready_until:
                 await self._decode_silence()

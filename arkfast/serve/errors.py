@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 from typing import Literal
 
 from arkfast.records import JsonObject
 
+log = logging.getLogger("arkfast.serve")
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an ``OSError`` by which a disk says that it is full."""
 Kind = Literal["invalid_request_error", "authentication_error", "rate_limit_error", "server_error"]
 _KINDS: dict[int, Kind] = {401: "authentication_error", 403: "authentication_error", 429: "rate_limit_error"}
 
@@ -46,3 +52,9 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return headers | ({"Connection": "close"} if self.close else {})
+
+
+def no_room(*, close: bool = False) -> ApiError:
+    """The error of a request that the spool cannot hold; the log says so, too."""
+    log.error("the spool has no room for a recording")
+    return ApiError(503, "The service has no room for the recording.", code="no_room", retry_after=10, close=close)

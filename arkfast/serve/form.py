@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import logging
 import re
 import shutil
 from pathlib import Path
@@ -15,9 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from arkfast.serve.body import Bounded, check_length
-from arkfast.serve.errors import ApiError
-
-log = logging.getLogger("arkfast.serve")
+from arkfast.serve.errors import FULL, ApiError, no_room
 
 MOST_FIELDS, MOST_FIELD_BYTES = 40, 64_000
 _SUFFIX = re.compile(r"\.[A-Za-z0-9]{1,5}")
@@ -68,10 +64,9 @@ async def received(request: Request, folder: Path, *, most: int, seconds: float)
             await asyncio.to_thread(_copied, file, recording)
             return Form(fields, recording)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            log.error("the spool has no room for an upload")
-            raise ApiError(503, "The service has no room for the recording.", code="no_room", retry_after=10, close=True) from None
-        raise
+        if error.errno not in FULL:
+            raise
+        raise no_room(close=True) from None
     except HTTPException as error:  # how the parser tells what is wrong with a form
         raise ApiError(400, f"The form cannot be read: {str(error.detail)[:200]}", code="invalid_form", close=True) from None
     except (KeyError, UnicodeDecodeError, ValueError):  # no boundary, or headers that are no text

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import multiprocessing
 import os
+import signal
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ from arkfast.files import make_folder
 from arkfast.infer.long import Splitter, Vad
 from arkfast.infer.long.split import Known
 from arkfast.records import InputError, Utterance
-from arkfast.serve.errors import ApiError
+from arkfast.serve.errors import FULL, ApiError, no_room
 
 if TYPE_CHECKING:
     from arkfast.audio import LogMel
@@ -69,6 +72,9 @@ class Limits:
     max_duration: float
     """Seconds of the part that is asked for."""
     vad: Vad
+    seconds: float
+    """Within which a recording must have been heard. A process that takes longer ends: a decoder that does not come to its end would keep
+    it for ever, long after the request was answered."""
 
 
 class TooLong(InputError):
@@ -81,12 +87,16 @@ def hear(path: str, folder: str, begin: float | None, end: float | None, limits:
     Raises:
         TooLong: the part is longer than the limit.
         InputError: the recording cannot be read whole and sound; the message calls it ``RECORDING``.
+        OSError: the features cannot be written.
     """
+    signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # SIGALRM ends the process even where a decoder holds the interpreter
     try:
         return _heard(Utterance(id=RECORDING, audio=path, begin=begin, end=end, where=RECORDING), Path(folder), limits)
     except InputError as error:
         text = str(error).replace(f"{RECORDING}: {path}", RECORDING).replace(path, RECORDING)
         raise type(error)(text) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
 
 
 def _heard(utterance: Utterance, folder: Path, limits: Limits) -> Heard:
@@ -115,7 +125,9 @@ def _check(seconds: float, limits: Limits) -> None:
 
 def _kept(features: np.ndarray, folder: Path, number: int) -> Path:
     path = folder / f"{number}.npy"
-    np.save(path, features)  # into the spool, which nobody keeps
+    written = io.BytesIO()  # np.save into a file on a full disk leaves half of one without an error, or raises one without its number
+    np.save(written, features)
+    path.write_bytes(written.getbuffer())
     return path
 
 
@@ -127,6 +139,14 @@ def _splitter(vad: Vad, longest: float) -> Splitter:
 @cache
 def _log_mel(n_mels: int, least_samples: int) -> LogMel:
     return audio.LogMel(n_mels, least_samples=least_samples)
+
+
+def _begun(limits: Limits) -> int:
+    """What every recording needs; the process's number."""
+    _splitter(limits.vad, limits.longest_clip)
+    _log_mel(limits.n_mels, limits.least_samples)
+    time.sleep(0.05)  # so that the others get a call each
+    return os.getpid()
 
 
 class Hearing:
@@ -147,11 +167,27 @@ class Hearing:
         self.crashes = 0
         """How often a process died."""
 
+    async def start(self) -> None:
+        """Start every process, so that no client waits for one.
+
+        Raises:
+            InputError: ``vad`` needs a package that is not installed, or a process cannot be started.
+        """
+        loop, begun = asyncio.get_running_loop(), set[int]()
+        try:
+            while len(begun) < self._workers:
+                begun.update(await asyncio.gather(*(loop.run_in_executor(self._pool, _begun, self._limits) for _ in range(self._workers))))
+        except BrokenProcessPool:
+            raise InputError(
+                f"--num_workers {self._workers}: a process that reads recordings ended while it started; give fewer if memory is short"
+            ) from None
+
     async def __call__(self, path: Path, folder: Path, *, begin: float | None, end: float | None) -> Heard:
         """``hear``, in another process.
 
         Raises:
-            ApiError: 400 for a recording that cannot be heard, 413 for one that is too long, 503 where it takes too much time.
+            ApiError: 400 for a recording that cannot be heard, 413 for one that is too long, 503 where it takes too much time or the disk
+                is full.
         """
         make_folder(folder)
         work = (str(path), str(folder), begin, end, self._limits)
@@ -176,6 +212,10 @@ class Hearing:
             raise ApiError(413, _sentence(error), param="file", code="audio_too_long") from None
         except InputError as error:
             raise _unreadable(str(error)) from None
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise no_room() from None
 
     async def _within(self, pool: ProcessPoolExecutor, work: tuple[str, str, float | None, float | None, Limits]) -> Heard:
         try:
@@ -213,8 +253,6 @@ def _end(pool: ProcessPoolExecutor) -> None:
 def end_with_parent() -> None:
     """Start a thread that ends this process when its parent has died, whatever the main thread does; signals of the terminal are the
     parent's to act on."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     parent = parent_process()

@@ -21,6 +21,7 @@ REASONS = {
     "arkfast/quickstart/report.py": "into new_files",
     "arkfast/prove/report.py": "into new_files",
     "arkfast/serve/form.py": "an upload, into the spool, which nobody keeps",
+    "arkfast/serve/hearing.py": "features, into the spool, which nobody keeps",
     "arkfast/testing.py": "a tiny checkpoint of a test, into the folder that it is given",
     "arkfast/train/checkpoints/run_folder.py": "best.json and a new checkpoint's state, into a NewFolder",
     "arkfast/train/checkpoints/tensors.py": "the seal, into a NewFolder",
