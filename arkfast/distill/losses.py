@@ -31,7 +31,9 @@ class LossSum:
     total: torch.Tensor
     """Scalar float32, the sum that is differentiated."""
     count: torch.Tensor
-    """Scalar float32, how many positions the sum counts, or what they weigh together."""
+    """Scalar float32, what the sum is divided by: how many positions it counts, or what they weigh together."""
+    positions: torch.Tensor
+    """Scalar float32, how many positions it counts, whatever they weigh."""
     metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]
     """What to log, by name: (sum, count) scalars on the device, each divided after the whole window and all ranks are added up; a count of
     0 leaves the sum."""
@@ -113,7 +115,7 @@ def cross_entropy_loss(
         ctc = ctc_head.nll(audio, target.tokens, target.lens)
         total = total + ctc_weight * ctc
         metrics["ctc_loss"] = (ctc.detach(), count)
-    return LossSum(total=total, count=count, metrics=metrics)
+    return LossSum(total=total, count=count, positions=count, metrics=metrics)
 
 
 def opd_loss(
@@ -175,6 +177,7 @@ def opd_loss(
     return LossSum(
         total=found.total if learnt is None else found.total + cross_entropy,
         count=weight + words,
+        positions=count + words,
         metrics={
             "asr_loss": (cross_entropy.detach(), words),
             "opd_loss": (found.total.detach(), weight),

@@ -44,7 +44,7 @@ class StepResult(NamedTuple):
     norm: float
     """Of the whole gradient, before clipping."""
     positions: float
-    """Counting positions of all ranks."""
+    """Counting positions of all ranks, or what they weigh together."""
 
     @property
     def finite(self) -> bool:
@@ -142,7 +142,7 @@ class MasterAdamW:
 
         Args:
             lr: this step's learning rate.
-            count: scalar, counting positions of this rank's part of the window.
+            count: scalar, counting positions of this rank's part of the window, or what they weigh together.
             loss_sum: scalar, that part's summed loss.
 
         Returns:
@@ -155,7 +155,7 @@ class MasterAdamW:
         loss, norm, positions = result = self._measured(count, loss_sum)
         taken = loss.isfinite() & norm.isfinite() & (positions > 0)
         clipped = (norm / self._clip).clamp_min(1.0) if self._clip else torch.ones_like(norm)
-        self._adamw.grad_scale = (positions.clamp_min(1.0) * clipped).float()
+        self._adamw.grad_scale = (_divisor(positions) * clipped).float()
         self._adamw.found_inf = (~taken).float()
         for group in self._adamw.param_groups:
             group["lr"] = lr
@@ -176,7 +176,7 @@ class MasterAdamW:
         norms = torch.stack(torch._foreach_norm(gradients)).double() if gradients else loss_sum.new_zeros(1, dtype=torch.float64)
         own = torch.stack([loss_sum.detach().double(), count.double(), norms.square().sum() / self._copies])
         loss, positions, squares = own if self._total is None else self._total(own)
-        divisor = positions.clamp_min(1.0)
+        divisor = _divisor(positions)
         return torch.stack([loss / divisor, squares.sqrt() / divisor, positions])
 
     def _placed(self, name: str, local: torch.Tensor) -> torch.Tensor:
@@ -233,6 +233,11 @@ class MasterAdamW:
                 self._ema[name].copy_(average)
             if held:
                 self._adamw.state[master] = {kind: value.to(master.device, copy=True) for kind, value in held.items()}
+
+
+def _divisor(positions: torch.Tensor) -> torch.Tensor:
+    """What a window's sums are divided by; 1 where nothing counts. What positions weigh together may lie below 1."""
+    return torch.where(positions > 0, positions, 1.0)
 
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,7 @@ def loss_again(
         feed: the run's data.
         parallel: the processes.
         state: where the run stands.
-        forward: (positions, summed loss) of this rank's part of a window.
+        forward: (what its positions weigh, summed loss) of this rank's part of a window.
     """
     if state.last_loss is None or state.last_cursor is None or not feed.leads(state.last_cursor, state.cursor):
         return None
@@ -50,8 +50,8 @@ def loss_again(
         return None
     assert taken is not None
     count, total = forward(taken[0], iter(taken[1]))
-    loss, positions = parallel.total(torch.stack([total.double(), count.double()])).tolist()
-    return loss / max(positions, 1.0)
+    loss, weight = parallel.total(torch.stack([total.double(), count.double()])).tolist()
+    return float(loss / (weight or 1.0))
 
 
 def jumped(state: TrainerState, again: float | None) -> str | None:

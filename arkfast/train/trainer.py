@@ -267,7 +267,7 @@ class Trainer:
             count, loss_sum = self._added(sums)
             with self._phases("optimizer"):
                 result = self.optimizer.step(lr, count, loss_sum)
-        pending = self._recorder.measure(sums, count, result, self._stop.asked)
+        pending = self._recorder.measure(sums, result, self._stop.asked)
         self._read()
         self._state = replace(self._state, step=self._state.step + 1, cursor=window.cursor, last_cursor=self._state.cursor)
         self._unread = (self._state, pending, lr)
@@ -348,7 +348,7 @@ class Trainer:
         return loss.total, loss
 
     def _added(self, sums: Sequence[LossSum]) -> tuple[torch.Tensor, torch.Tensor]:
-        """This rank's counting positions and summed loss."""
+        """What this rank's positions weigh, which is their number where each weighs 1, and its summed loss."""
         none = torch.zeros((), device=self.parallel.device)
         return torch.stack([loss.count for loss in sums] or [none]).sum(), torch.stack([loss.total for loss in sums] or [none]).sum()
 
@@ -375,11 +375,11 @@ class Trainer:
                 rounds -= window.rounds
         count, loss_sum = self._added(sums)
         total = self.parallel.total(torch.stack([loss_sum, torch.zeros_like(count), count]).double())
-        measured = self._recorder.read(self._recorder.measure(sums, count, total, self._stop.asked))
+        measured = self._recorder.read(self._recorder.measure(sums, total, self._stop.asked))
         loss, _, positions = measured.result
         totals = self._recorder.totals(measured)
         bad = self._recorder.judge([text for _, _, texts in seen for text in texts], seen[-1][0].cursor) if seen else []
-        reason = verdict(loss / max(positions, 1.0), positions, bad, rule=config.on_bad_audio)
+        reason = verdict(loss / (positions or 1.0), positions, bad, rule=config.on_bad_audio)
         start = self._look.look(looked, totals) if reason is None and (config.calibrate_only or config.gates != "off") else None
         reasons = [reason] if reason else refusals(config, start) if start and config.gates != "off" else []
         if self.parallel.is_first and config.calibrate_only:

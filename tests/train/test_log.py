@@ -181,7 +181,7 @@ def test_metrics_of_two_ranks_are_added_up_and_each_time_is_the_longest():
     def loss(total, count, ends):
         scalar = torch.tensor
         metrics = {"asr_loss": (scalar(total), scalar(count)), "opd_terminal_rows": (scalar(ends), scalar(0.0))}
-        return LossSum(total=scalar(total), count=scalar(count), metrics=metrics)
+        return LossSum(total=scalar(total), count=scalar(count), positions=scalar(count), metrics=metrics)
 
     def keep(packed):
         sent.append(packed.clone())

@@ -76,3 +76,7 @@ def test_a_run_is_the_same_from_flags_and_from_a_file_and_is_resumed(world: Path
     logged = json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[0])
     assert set(guards_of(whole).counters) <= set(logged)
     assert (logged["generated_rows"], bool(guards_of(whole).counters)) == (2 * whole.rollouts_per_prompt, True)
+    if name == "full":
+        produced = logged["opd_terminal_rows"] + logged["opd_nonterminal_rows"]
+        counted = produced - logged["guarded_empty_rows"]
+        assert logged["local_valid_count_max"] == counted != logged["positions"], "tokens are counted, whatever their positions weigh"

@@ -115,6 +115,16 @@ def test_a_skipped_step_leaves_no_trace():
         assert torch.equal(value, found[name]), name
 
 
+def test_positions_that_weigh_less_than_one_together_divide_by_what_they_weigh():
+    weight = torch.nn.Parameter(torch.ones(3, 3))
+    optimizer = MasterAdamW([("w", weight)], config(grad_clip=0), torch.float32)
+    weight.grad = torch.full((3, 3), 0.25)
+    result = StepResult(*optimizer.step(1e-2, torch.tensor(0.25), torch.tensor(0.5)).tolist())
+    assert (result.loss, result.positions, result.taken) == (2.0, 0.25, True)
+    assert result.norm == pytest.approx(3.0)
+    assert torch.allclose(optimizer.state()["exp_avg/w"], torch.full((3, 3), 0.1))
+
+
 def test_a_window_without_a_counting_position_changes_nothing():
     weight = torch.nn.Parameter(torch.ones(2, 2))
     optimizer = MasterAdamW([("w", weight)], config(weight_decay=0.5), torch.float32)

@@ -119,16 +119,17 @@ class Recorder:
         self.take_bad()
         self.phases.cut()
 
-    def measure(self, sums: Sequence[LossSum], count: torch.Tensor, result: torch.Tensor, stop: torch.Tensor) -> Pending:
+    def measure(self, sums: Sequence[LossSum], result: torch.Tensor, stop: torch.Tensor) -> Pending:
         """Set aside what is known of the step so far; nothing here waits for the device.
 
         Args:
             sums: of this rank's micro-batches.
-            count: scalar, their counting positions.
             result: [3], the fields of ``StepResult``.
             stop: [signals], how many ranks were told to stop by each.
         """
-        numbers = torch.cat([result.double(), stop.double(), count.double().reshape(1), self._metrics.pack(sums)])
+        none = torch.zeros((), device=self._parallel.device)
+        positions = torch.stack([loss.positions for loss in sums] or [none]).sum()
+        numbers = torch.cat([result.double(), stop.double(), positions.double().reshape(1), self._metrics.pack(sums)])
         languages = counted(name for loss in sums for name in loss.languages)
         return Pending(Readback(numbers), self.phases.cut(), self._batches, self.take_bad(), languages)
 

@@ -53,7 +53,7 @@ class StepMetrics:
         """
         own = [*packed, *(sums[name] for name in self._sums), *self._slots({**phases, "positions": positions})]
         added_up = self._parallel.total(torch.tensor(own, dtype=torch.float64)).tolist()
-        means = {name: added_up[2 * i] / max(added_up[2 * i + 1], 1.0) for i, name in enumerate(self._names)}
+        means = {name: added_up[2 * i] / (added_up[2 * i + 1] or 1.0) for i, name in enumerate(self._names)}
         rest = added_up[2 * len(self._names) :]
         added = dict(zip(self._sums, rest, strict=False))
         return means | added | self._extremes(rest[len(self._sums) :])
