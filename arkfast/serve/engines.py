@@ -142,10 +142,11 @@ class Engines:
     """
 
     def __init__(self, config: ServeConfig) -> None:
-        self.config = config
+        self.config = self._given = config
         self._turns: Turns[Wanted] = Turns()
         self._numbers = itertools.count(1)
         self._current: Engine | None = None
+        self._coming: Engine | None = None  # is being loaded beside it
         self._retired: list[Engine] = []
         self._failures, self._closing = 0, False
         self._restart: asyncio.Task[None] | None = None
@@ -179,10 +180,11 @@ class Engines:
         Raises:
             InputError: it cannot load the model, or ends before it is ready.
         """
-        self._current = Engine(self.config, self._moved)
-        ready = await asyncio.shield(self._current.ready)
-        self._features = ready.features
-        return ready
+        async with self._swapping:  # an exchange that is asked for meanwhile comes after it
+            self._current = Engine(self.config, self._moved)
+            ready = await asyncio.shield(self._current.ready)
+            self._features = ready.features
+            return ready
 
     async def decode(
         self,
@@ -247,15 +249,20 @@ class Engines:
     async def exchange(self, model: Path, revision: str | None) -> Ready:
         """Load another model beside the one that serves, and let it take over; what the old one has, it finishes.
 
-        ``--aligner`` belongs to the model that it was given with, so another one has times of words by a head of its own alone.
+        ``--aligner`` and ``--processor_path`` belong to the model that they were given with: another one has times of words by a head of
+        its own alone, and the tokenizer beside its weights.
 
         Raises:
             InputError: the model cannot be loaded, or hears other features; the old one goes on.
         """
         async with self._swapping:
-            same = (model, revision) == (self.config.model, self.config.revision)
-            config = replace(self.config, model=model, revision=revision, aligner=self.config.aligner if same else None)
-            engine = Engine(config, self._moved)
+            given = self._given
+            config = replace(given, model=model, revision=revision)
+            if (model, revision) != (given.model, given.revision):
+                config = replace(config, aligner=None, processor_path=None)
+            if self._closing:
+                raise InputError(f"{model}: the service is stopping, so no model is loaded; start it again with this one")
+            engine = self._coming = Engine(config, self._moved)
             try:
                 ready = await asyncio.shield(engine.ready)
                 if self._features not in (None, ready.features):
@@ -263,6 +270,10 @@ class Engines:
             except BaseException:
                 await engine.stop()
                 raise
+            finally:
+                self._coming = None
+            if self._restart is not None:
+                self._restart.cancel()  # what was to follow an engine that died has been found
             old, self._current, self.config = self._current, engine, config
             if old is not None and old.alive:
                 self._retired.append(old)
@@ -274,7 +285,7 @@ class Engines:
         self._closing = True
         if self._restart is not None:
             self._restart.cancel()
-        engines = [*([self._current] if self._current else []), *self._retired]
+        engines = [*(engine for engine in (self._current, self._coming) if engine is not None), *self._retired]
         await asyncio.gather(*(engine.stop() for engine in engines), *self._stopping)
 
     # -- inside ------------------------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 from collections.abc import Callable
@@ -18,10 +17,8 @@ from arkfast.infer.command import main
 from arkfast.infer.confidence import spans
 from arkfast.infer.speech import THRESHOLD
 from arkfast.records import InputError, JsonObject, Utterance
-from arkfast.serve import engines
 from arkfast.serve.answers import WARNINGS_HEADER, answer
-from arkfast.serve.child import Done, Ready, load
-from arkfast.serve.engines import Engine, Engines
+from arkfast.serve.child import Done, load
 from arkfast.serve.errors import ApiError
 from arkfast.serve.fields import MOST_HOTWORDS, Asked, asked
 from arkfast.serve.hearing import Clip, Heard
@@ -274,44 +271,6 @@ def test_a_head_may_stand_elsewhere(apart: tuple[Path, Path], model: Path, tmp_p
         times(model=bare, aligner=tmp_path)
     with pytest.raises(InputError, match=r"nothing\.txt"):
         times(model=bare, hotwords=tmp_path / "nothing.txt")
-
-
-class Stand(Engine):
-    """An engine without a process, which hears what its model's name says."""
-
-    def __init__(self, config: ServeConfig, moved: Callable[[Engine], None]) -> None:
-        self.config, self.clips, self.alive, self.stopped = config, {}, True, False
-        self.ready = asyncio.get_running_loop().create_future()
-        mels = 80 if config.model.name == "narrow" else 128
-        facts = {
-            "slots": 1,
-            "device": "cpu",
-            "dtype": "float32",
-            "commit": None,
-            "words": config.aligner is not None,
-            "told": True,
-            "token_mask": {},
-        }
-        self.ready.set_result(Ready(n_mels=mels, least_samples=400, **facts))
-
-    async def stop(self) -> None:
-        self.stopped = True
-
-
-def test_another_model_brings_its_own_head_and_must_hear_the_same_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "Engine", Stand)
-
-    async def exchanged() -> None:
-        served = Engines(ServeConfig(model=Path("a"), aligner=Path("head")))
-        await served.start()
-        assert (await served.exchange(Path("a"), None)).words, "SIGHUP loads the same model with the same head"
-        assert not (await served.exchange(Path("b"), None)).words
-        with pytest.raises(InputError, match="other features"):
-            await served.exchange(Path("narrow"), None)
-        assert served.config.model == Path("b"), "the old one goes on"
-        await served.close()
-
-    asyncio.run(exchanged())
 
 
 @pytest.mark.slow
