@@ -33,6 +33,7 @@ class Qwen3Aligner:
     def __init__(self, model: Qwen3AlignerModel) -> None:
         self._model = model
 
+    @torch.no_grad()
     def __call__(self, features: Sequence[np.ndarray], texts: Sequence[str], languages: Sequence[str | None]) -> list[Aligned]:
         """The words of each transcript, in order, without times of their characters; words are in Unicode's form NFC.
 

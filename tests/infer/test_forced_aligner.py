@@ -125,6 +125,20 @@ def test_times_are_those_of_transformers_alone_and_together(world: World, layout
             assert [(word.text, word.start, word.end) for word in words] == wanted[i][1]
 
 
+def test_no_gradients_are_prepared_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load_aligner(world.folder, dtype=torch.float32, device=CPU)
+    heard, needing = model.get_audio_features, []
+
+    def watched(*args: Any, **options: Any) -> Any:
+        audio, lens = heard(*args, **options)
+        needing.append(audio.requires_grad)
+        return audio, lens
+
+    monkeypatch.setattr(model, "get_audio_features", watched)
+    assert Qwen3Aligner(model)([np.zeros((128, 100), np.float32)], ["zero"], ["en"])
+    assert needing == [False]
+
+
 def test_languages_that_it_does_not_know_are_said(world: World) -> None:
     aligner = Qwen3Aligner(load_aligner(world.folder, dtype=torch.float32, device=CPU))
     features = [np.zeros((128, 100), np.float32)] * 3
