@@ -138,6 +138,8 @@ def to_utterance(
     if (not isinstance(audio, str) or not audio) and not (audio is None and _hears_nothing(task)):
         raise RowError(f"{where}: field '{audio_field}' must be the path of a recording, got {_shown(audio)}", "audio field")
     path = None if audio is None else _local(audio, where)
+    if path is not None and folder is not None:
+        path = _resolved(path, folder)
     if path is not None and is_remote(path):
         _check_address(path, where, read=may_fetch)
     text = _text(row, fields.text, where)
@@ -153,7 +155,7 @@ def to_utterance(
     known = {fields.audio, fields.text, fields.begin, fields.end, "id", "language"}
     utterance = Utterance(
         id=str(identity) if identity is not None else default_id,
-        audio=path if folder is None or path is None else _resolved(path, folder),
+        audio=path,
         begin=begin,
         end=end,
         channel=channel,

@@ -12,6 +12,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -102,6 +103,14 @@ def scrubbed(text: str) -> str:
     return _IN_TEXT.sub(lambda found: shown(found[0]), text)
 
 
+def shown_argument(argument: str) -> str:
+    """An argument of a command line, with its address as ``shown`` has it. There may be blanks in the address, which end it in a text."""
+    found = _ADDRESS.search(argument)
+    if found is None or not is_remote(argument[found.start() :]):
+        return argument
+    return argument[: found.start()] + shown(argument[found.start() :])
+
+
 def identity(address: str) -> str:
     """What of an address says which file it is: all but what signs it, so that a manifest that was signed anew names the same files."""
     found = _ADDRESS.match(address)
@@ -126,10 +135,16 @@ def check_remote(address: str) -> None:
     if kind not in PACKAGES:
         kinds = ", ".join(f"{name}://" for name in PACKAGES if name != "memory")
         raise InputError(f"{shown(address)}: is an address of a kind that is not read; {kinds} are, and whatever is mounted here")
-    if find_spec("fsspec") is None:
+    if not _installed("fsspec"):
         raise InputError(f"{shown(address)}: needs the package fsspec, {install_hint('remote')}; or copy the files here")
-    if find_spec(PACKAGES[kind]) is None:
+    if not _installed(PACKAGES[kind]):
         raise InputError(f"{shown(address)}: needs the package {PACKAGES[kind]}, pip install {PACKAGES[kind]}; or copy the files here")
+
+
+@cache
+def _installed(package: str) -> bool:
+    """Whether a package is there. Finding out takes a tenth of a millisecond, and every row asks."""
+    return find_spec(package) is not None
 
 
 def remote_size(address: str) -> int | None:

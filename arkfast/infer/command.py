@@ -20,7 +20,7 @@ from arkfast import command_line
 from arkfast.command_line import parse, to_dict
 from arkfast.console import Console
 from arkfast.files import destination, is_outlet, is_standard_output
-from arkfast.files.remote import scrubbed
+from arkfast.files.remote import shown_argument
 from arkfast.infer.dry_run import dry_run
 from arkfast.infer.fetching import Fetcher
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
@@ -399,7 +399,7 @@ def _main(config: TranscribeConfig, outputs: Outputs, arguments: Sequence[str], 
     except KeyboardInterrupt as asked:
         stopped = asked if isinstance(asked, Stopped) else None
         words = "run it again" if through else "to go on, type"
-        command = f"{words}: {scrubbed(shlex.join(['arkfast', 'transcribe', *arguments]))}"
+        command = f"{words}: {shlex.join(['arkfast', 'transcribe', *map(shown_argument, arguments)])}"
         print(f"arkfast transcribe: {stopped or 'interrupted'}; {command}", file=sys.stderr)
         return 130 if stopped is None else stopped.exit_code
     said, shown_rows = outputs.finish(), outputs.files.output if outputs.files else rows

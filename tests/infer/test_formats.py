@@ -189,6 +189,17 @@ def test_rows_of_one_recording_become_one_and_a_failed_row_keeps_its_file_away(t
 # What may be given
 
 
+def test_a_recording_elsewhere_is_one_however_often_its_address_was_signed(tmp_path: Path) -> None:
+    rows = [
+        row(f"https://h/talk.mp3?id=7&sig={begin}", pred_text=f"at {begin}", begin_time=float(begin), end_time=begin + 5.0)
+        for begin in (5, 0)
+    ]
+    other = row("https://h/talk.mp3?id=8&sig=0", pred_text="another")
+    done, left_out = save(recordings_of([*rows, other]), tmp_path, ["txt"], LIMITS)
+    assert (done, left_out) == (2, [])
+    assert sorted(path.read_text(encoding="utf-8") for path in tmp_path.iterdir()) == ["another\n", "at 0 at 5\n"]
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("a/talk.wav", "b/talk.wav", "b/deep/other.wav", "b/.hidden/no.wav"):

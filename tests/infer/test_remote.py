@@ -284,6 +284,7 @@ def test_folders_patterns_and_braces_elsewhere(folder: Path) -> None:
 
 def test_rows_of_a_manifest_elsewhere_start_at_its_folder(web: Web, folder: Path) -> None:
     lines = [{"audio": "1.wav"}, {"audio": "sub/2?.wav"}, {"audio": "s3://b/a.wav"}, {"audio": "ftp://h/x?key=s3cr3t"}, {"text": "none"}]
+    lines.append({"audio": "a.tar::b.wav"})
     web.wanted = SIGNED
     (web.folder / "m.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + "no json\n")
     try:
@@ -293,12 +294,13 @@ def test_rows_of_a_manifest_elsewhere_start_at_its_folder(web: Web, folder: Path
         (web.folder / "m.jsonl").unlink()
     assert web.asked["/m.jsonl"] == 1, "it is fetched once"
     rows = rows[: len(rows) // 2]
-    assert [row.default_id for row in rows] == [f"m.jsonl:{i}" for i in range(1, 7)]
+    assert [row.default_id for row in rows] == [f"m.jsonl:{i}" for i in range(1, 8)]
     assert [row.utterance and row.utterance.audio for row in rows[:2]] == [f"{web.url}/1.wav", f"{web.url}/sub/2%3F.wav"]
     assert [row.utterance and row.utterance.where for row in rows[:2]] == [f"{web.url}/m.jsonl?…:1", f"{web.url}/m.jsonl?…:2"]
     assert "needs the package s3fs" in str(rows[2].error)
     assert "ftp://h/x?…: is an address of a kind that is not read" in str(rows[3].error)
-    assert str(rows[5].error).startswith(f"{web.url}/m.jsonl?…:6: not valid JSON")
+    assert f"'{web.url}/a.tar::b.wav' is in a tar file of another machine" in str(rows[5].error)
+    assert str(rows[6].error).startswith(f"{web.url}/m.jsonl?…:7: not valid JSON")
     assert not any("s3cr3t" in str(row.error) for row in rows)
 
 

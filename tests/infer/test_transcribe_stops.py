@@ -12,6 +12,7 @@ from tiny_transcriptions import rows_of
 
 from arkfast import Transcriber
 from arkfast.engine import Engine
+from arkfast.infer.command import main
 from arkfast.infer.result import Result
 from arkfast.records import InputError, Utterance
 
@@ -50,6 +51,20 @@ def test_an_interrupt_keeps_the_old_output_and_the_rows_so_far(
     assert code == 130
     assert output.read_text() == "{}\n"
     assert [row["pred_text"] for row in rows_of(tmp_path / "out.jsonl.partial")] == ["first"]
+
+
+@pytest.mark.parametrize("form", ["{}", "--input={}"])
+def test_the_command_to_go_on_with_has_no_signature_even_where_an_address_has_blanks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    def interrupted(*_: object) -> Transcriber:
+        raise KeyboardInterrupt
+
+    given = form.format("https://127.0.0.1:9/my talk.wav?sig=s3cr3t")
+    assert main([given, "--output", str(tmp_path / "out.jsonl")], load=interrupted) == 130
+    said = capsys.readouterr().err
+    assert "s3cr3t" not in said
+    assert form.format("https://127.0.0.1:9/my talk.wav?…") in said
 
 
 def interrupted(_: Transcriber, items: Iterator[Utterance], **_options: object) -> Iterator[Result]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from arkfast.files.remote import identity
 from arkfast.infer.formats.captions import Segment
 from arkfast.infer.long.texts import join_texts
 from arkfast.infer.result import DETECTED, SCORES
@@ -46,16 +47,19 @@ class Recording:
 def recordings_of(rows: Iterable[JsonRow]) -> Iterator[Recording]:
     """Each recording with all of its segments, in the order in which they first stand in the rows.
 
+    A recording of another machine is one, however often its address was signed.
+
     Args:
         rows: as ``Result.row`` makes them. Their texts are held in memory.
     """
     found: dict[str, Recording] = {}
     languages: dict[str, set[str | None]] = {}
     for row in rows:
-        name = row.get("audio")
-        if not isinstance(name, str):
+        audio = row.get("audio")
+        if not isinstance(audio, str):
             continue
-        recording = found.setdefault(name, Recording(name))
+        name = identity(audio)
+        recording = found.setdefault(name, Recording(audio))
         if row.get("status") != "ok":
             recording.failed += 1
             continue
