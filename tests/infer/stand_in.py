@@ -20,6 +20,7 @@ from arkfast.audio import LogMel
 from arkfast.data.pipeline import FeaturePipeline
 from arkfast.infer.command import main
 from arkfast.infer.journal import _entry
+from arkfast.infer.options import TranscribeOptions
 from arkfast.infer.result import Result
 from arkfast.infer.stream import Memory, Outcome, transcribe_stream
 from arkfast.records import Utterance
@@ -46,7 +47,9 @@ class StandIn:
         self._tickets = 0
         self._log_mel = LogMel(128)
 
-    def results(self, items: Iterable[Utterance | Result], *, memory: Memory | None = None) -> Iterator[Result]:
+    def results(
+        self, items: Iterable[Utterance | Result], *, memory: Memory | None = None, ready: Callable[[], bool] | None = None
+    ) -> Iterator[Result]:
         pipeline = FeaturePipeline(self._log_mel, workers=0, max_seconds=30, prepare=None, on_bad_audio="skip:1", isolate=True)
         return in_parts(
             items,
@@ -64,9 +67,15 @@ class StandIn:
 
     def step(self) -> list[Outcome]:
         time.sleep(self._pause)
+        self.processing_seconds += self._pause
         ended = [entry for entry in self._queue[:4] if int(entry[1][0], 16) % 3 or entry is self._queue[0]]
         self._queue = [entry for entry in self._queue if entry not in ended]
         return [Outcome(ticket, text, "stop", None) for ticket, text in reversed(ended)]
+
+
+def load_slowly(model_path: Path, options: TranscribeOptions) -> StandIn:
+    """For actors of Ray, which import it from here. Its steps take time and no processor, so that a run can be killed in them."""
+    return StandIn(model_path, Path("log"), pause=0.1)
 
 
 def in_parts(
