@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from arkfast.files.inputs import local_path
+from arkfast.files.remote import as_path
 from arkfast.records import InputError
 
 C = TypeVar("C")
@@ -88,7 +89,7 @@ def _convert(value: Any, annotation: object) -> Any:
     if annotation is bool:
         return value if isinstance(value, bool) else _parse_bool(str(value))
     if annotation is Path:
-        return Path(local_path(str(value)))
+        return as_path(local_path(str(value)))
     if annotation is int or annotation is float:
         kind = int if annotation is int else float
         if isinstance(value, bool):

@@ -78,6 +78,18 @@ def address_in(path: Path) -> str | None:
     return address if is_remote(address) and not path.exists() else None
 
 
+def as_path(given: str) -> Path:
+    """A path, or an address in the place of one, which ``address_in`` gives back.
+
+    Raises:
+        InputError: an address that would be another one as a path.
+    """
+    path = Path(given)
+    if is_remote(given) and address_in(path) != given.rstrip("/"):
+        raise InputError(f"{shown(given)}: an address with // or /. behind its beginning cannot be given here; name it in a manifest's row")
+    return path
+
+
 def shown(address: str) -> str:
     """The address as messages have it: without a user's name and password, a query or a fragment, where signatures and keys stand."""
     found = _ADDRESS.match(address)

@@ -25,7 +25,7 @@ from arkfast.infer.dry_run import dry_run
 from arkfast.infer.fetching import Fetcher
 from arkfast.infer.first_rows import Intake, Reasons, kept_rows, look_through
 from arkfast.infer.formats import CaptionLimits, Form
-from arkfast.infer.inputs import Input, check_addresses, local_sources, named
+from arkfast.infer.inputs import Input, local_sources, named
 from arkfast.infer.journal import Journal
 from arkfast.infer.jsonl import AtomicJsonl
 from arkfast.infer.loading import Load, load_transcriber
@@ -324,7 +324,6 @@ def main(argv: Sequence[str] | None = None, *, load: Load = load_transcriber) ->
         print(f"arkfast transcribe: {note}", file=sys.stderr)
     limits = CaptionLimits(max_line_width=config.max_line_width, max_line_count=config.max_line_count)
     try:
-        check_addresses(arguments)
         if config.dry_run:
             return dry_run(config.inputs, config, config.model_path, rtfx=config.assume_rtfx, record=config.run_record)
         with planned(

@@ -38,6 +38,8 @@ ASKED_TOGETHER, ASKED_AT_ONCE = 1024, 16
 """Recordings of other machines whose size is asked for, in one go and at the same time."""
 FEATURE_BYTES = 128 * 4 * 100
 """Of the features of a second of audio: 128 bands of float32, 100 frames a second."""
+SAMPLE_BYTES = 4 * SAMPLING_RATE
+"""Of the samples of a second, which wait in their place with --features device."""
 SLOTS = 80
 """Taken where --batch_size is left to the device; what is held does not grow from here on."""
 ROW_BYTES, TEXT_BYTES = 500, 40
@@ -279,7 +281,9 @@ def forecast(plan: Plan, options: TranscribeOptions, model: Path, *, rtfx: float
         "gpu_hours_per_1000_hours": None if rtfx is None else 1000 / rtfx,
         "wall_seconds": None if rtfx is None else plan.seconds / rtfx,
         "weights_bytes": weights or None,
-        "feature_bytes": round(clips_under_way(options.batch_size or SLOTS) * clip * FEATURE_BYTES),
+        "feature_bytes": round(
+            clips_under_way(options.batch_size or SLOTS) * clip * (FEATURE_BYTES if options.features == "host" else SAMPLE_BYTES)
+        ),
         "disk_bytes": round(COPIES * (plan.rows * ROW_BYTES + plan.seconds * TEXT_BYTES)),
     }
 
@@ -295,6 +299,7 @@ def table(plan: Plan, found: JsonObject, options: TranscribeOptions) -> str:
     rtfx = found["assumed_rtfx"]
     unknown = "not known without a rate; --assume_rtfx gives one"
     longest = f"{as_time(plan.longest)} ({plan.longest_id})" if plan.longest_id else "none can be read"
+    held = "features" if options.features == "host" else "samples"
     cut = "a failed row each with --vad none" if options.vad == "none" else "cut at quiet places"
     lines = [
         f"rows            {plan.rows}" + (f", {plan.repeats} repeats left out" if plan.repeats else ""),
@@ -305,7 +310,7 @@ def table(plan: Plan, found: JsonObject, options: TranscribeOptions) -> str:
         if rtfx is None
         else f"GPU time        {1000 / rtfx:,.2f} h for 1,000 h of audio, at the assumed {rtfx:g} times real time",
         f"time            {unknown}" if rtfx is None else f"time            {as_time(plan.seconds / rtfx)}, where enough cores decode",
-        f"memory          {_size(found['feature_bytes'])} of features at most on the host; on the device the weights and the engine's slots"
+        f"memory          {_size(found['feature_bytes'])} of {held} at most on the host; on the device the weights and the engine's slots"
         + (f" ({_size(found['weights_bytes'])} of weights on disk)" if found["weights_bytes"] else ""),
         f"disk            about {_size(found['disk_bytes'])} for the journal and the rows, at 20 characters a second",
         "codec        rows      hours   a core decodes" + ("" if rtfx is None else f"   cores for {rtfx:g} times real time"),

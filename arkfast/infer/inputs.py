@@ -15,7 +15,7 @@ from arkfast.data.manifest import source_rows
 from arkfast.data.rows import Row, RowError, to_utterance
 from arkfast.data.shards import AUDIO_SUFFIXES, TarMember
 from arkfast.data.sources import expand, expand_braces, is_tar, short_names
-from arkfast.files.remote import RemoteError, address_in, check_remote, fetch, is_remote, listed, shown
+from arkfast.files.remote import RemoteError, address_in, check_remote, fetch, listed, shown
 from arkfast.files.spool import Spool
 from arkfast.records import InputError
 
@@ -62,16 +62,6 @@ def sources(given: Input) -> list[Source]:
 def local_sources(given: Input) -> list[Path]:
     """``sources`` as far as they are files of this machine."""
     return [source for source in sources(given) if isinstance(source, Path)]
-
-
-def check_addresses(arguments: Sequence[str]) -> None:
-    """Raise ``InputError`` for an address on the command line that would be another one as a path."""
-    for argument in arguments:
-        word = argument.partition("=")[2] if argument.startswith("--") else argument
-        if is_remote(word) and address_in(Path(word)) != word.rstrip("/"):
-            raise InputError(
-                f"{shown(word)}: an address with // or /. behind its beginning cannot be given here; name it in a manifest's row"
-            )
 
 
 def check_local(path: Path) -> None:

@@ -79,6 +79,8 @@ def test_memory_and_disk_grow_with_clips_and_rows(folder: Path, capsys: pytest.C
     eight = found(capsys, "--batch_size", "8")
     assert eight["feature_bytes"] == 64 * 30 * 100 * 128 * 4, "eight clips for each slot, of 30 s at most"
     assert found(capsys, "--batch_size", "4")["feature_bytes"] * 2 == eight["feature_bytes"]
+    samples = found(capsys, "--batch_size", "8", "--features", "device")
+    assert samples["feature_bytes"] == 64 * 30 * 16_000 * 4, "samples wait where the device makes features of them"
     assert eight["weights_bytes"] is None
     (folder / "model").mkdir()
     (folder / "model" / "model.safetensors").write_bytes(b"x" * 1000)

@@ -170,3 +170,13 @@ def test_the_commands_modules_need_no_torch() -> None:
     code = "import sys, arkfast.infer.command, arkfast.evaluate.command; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("door", ["word", "flag", "file"])
+def test_an_address_that_would_be_another_one_as_a_path_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], door: str) -> None:
+    address, file = "https://h/a//b?sig=s3cr3t", tmp_path / "flags.yaml"
+    file.write_text(f"input: {address}\n")
+    words = {"word": [address], "flag": [f"--input={address}"], "file": ["--config", str(file)]}[door]
+    with pytest.raises(SystemExit):
+        parse(TranscribeConfig, [*words, "--output", "b.jsonl"], prog="arkfast", description="", position="input", further="more_inputs")
+    assert "error: --input: https://h/a//b?…: an address with // or /. behind its beginning" in capsys.readouterr().err

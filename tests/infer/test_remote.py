@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -26,11 +25,11 @@ from web import Web, served
 
 from arkfast.data import Fields
 from arkfast.files import remote
-from arkfast.files.remote import address_in, check_remote, fetch, identity, is_remote, listed, remote_size, scrubbed, shown
+from arkfast.files.remote import address_in, as_path, check_remote, fetch, identity, is_remote, listed, remote_size, scrubbed, shown
 from arkfast.infer.command import main
 from arkfast.infer.fetching import AHEAD, PREFIX, Fetcher
 from arkfast.infer.formats.save import file_names
-from arkfast.infer.inputs import check_addresses, input_rows, single_recording, sources
+from arkfast.infer.inputs import input_rows, single_recording, sources
 from arkfast.infer.journal import key_of
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech
@@ -84,9 +83,7 @@ def test_what_is_an_address() -> None:
     assert not any(map(is_remote, ["/a.wav", "a.wav", "file:///a.wav", "C:/a.wav", "a b://c"]))
     assert address_in(Path("https://h/a.wav?x=1")) == "https://h/a.wav?x=1"
     assert address_in(Path("talks/a.wav")) is None
-    check_addresses(["--input=https://h/a/", "s3://b/k", "--output", "/a//b", "plain"])
-    with pytest.raises(InputError, match=r"https://h/a//b: an address with //"):
-        check_addresses(["https://h/a//b"])
+    assert [str(as_path(given)) for given in ("https://h/a/", "/a//b")] == ["https:/h/a", "/a/b"]
 
 
 @pytest.mark.parametrize("address", ["zip://a.wav::http://h/b.zip", "simplecache::http://h/a.wav", "ftp://h/a.wav", "local://etc/a.wav"])
@@ -422,22 +419,26 @@ def test_a_run_over_the_web_that_is_killed_is_gone_on_with_and_leaves_no_spool(f
     bad = [11, 70]
     names = [f"bad{i % 3}.wav" if i in bad else f"{i % 10}.wav" for i in range(120)]
     with served(recordings) as web:
-        web.pause = 0.05
         write("in.jsonl", [{"id": f"r{i}", "audio": f"{web.url}/{name}?{SIGNED}"} for i, name in enumerate(names)])
         assert main(flags(model, "in.jsonl", "--output", "whole.jsonl")) == 1
         command = [sys.executable, "-m", "arkfast", "transcribe", *flags(model, "in.jsonl", "--output", "out.jsonl")]
+        web.pause = 0.8  # so that a run lasts, however late whoever kills it comes
         for least in (1, 50):
             process = subprocess.Popen(command, env=os.environ | {"TMPDIR": str(folder / "tmp")}, stderr=subprocess.PIPE, text=True)
-            journal = Path("out.jsonl.journal")
-            while not journal.exists() or journal.read_bytes().count(b'"row":') < least:
-                assert process.poll() is None, process.communicate()[1]
-                time.sleep(0.005)
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
+            journal, deadline = Path("out.jsonl.journal"), time.monotonic() + 120
+            try:
+                while not journal.exists() or journal.read_bytes().count(b'"row":') < least:
+                    assert process.poll() is None, process.communicate()[1]
+                    assert time.monotonic() < deadline
+                    time.sleep(0.005)
+            finally:
+                process.kill()
+                process.wait()
         done = journal.read_bytes().count(b'"row":')
         assert 50 <= done < 120
         assert list((folder / "tmp").glob(f"{PREFIX}*")), "a kill leaves the spool behind"
         web.asked.clear()
+        web.pause = 0.0
         again = subprocess.run(command, env=os.environ | {"TMPDIR": str(folder / "tmp")}, capture_output=True, text=True, check=False)
         assert again.returncode == 1, again.stderr
         assert web.asked.total() == 120 - done
