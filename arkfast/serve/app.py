@@ -45,6 +45,8 @@ T = TypeVar("T")
 READY_FOR = 2.0
 """Seconds for which an answer of ``GET /ready`` holds, so that asking often costs nothing."""
 READY_SECONDS = 10.0
+READ_SECONDS = 5.0
+"""Within which a client must have read the last of a stream whose time is over."""
 MOST_ADMIN_BYTES = 10_000
 ROUTES = (
     "/v1/audio/transcriptions", "/v1/audio/translations", "/v1/models", "/asr", "/token-mask", "/health", "/ready", "/metrics",
@@ -276,7 +278,7 @@ class Service:
             ends = time.monotonic() + config.timeout
             transcript = await self._attended(request, work.begin(owner, form.recording, folder / "clips", asked), ends)
             if asked.stream:
-                return _Streamed(self._events(request, owner, work, transcript, asked, ends), stack.pop_all())
+                return _Streamed(self._events(request, owner, work, transcript, asked, ends), stack.pop_all(), ends)
             await self._attended(request, _complete(owner, work, transcript, asked), ends)
             self._count(request, owner, transcript)
         return original_answer(transcript, asked, time.perf_counter() - started) if original else answer(transcript, asked)
@@ -344,17 +346,26 @@ class Service:
 
 
 class _Streamed(StreamingResponse):
-    """Server-sent events, with what must be let go when they end, however they do."""
+    """Server-sent events, with what must be let go when they end, however they do: a client that does not read them has its time, too.
 
-    def __init__(self, content: AsyncGenerator[bytes, None], held: AsyncExitStack) -> None:
+    Args:
+        content: the events.
+        held: is closed behind them.
+        ends: when they are over, by ``time.monotonic``.
+    """
+
+    def __init__(self, content: AsyncGenerator[bytes, None], held: AsyncExitStack, ends: float) -> None:
         # By that header nginx hands each event on as it comes, whatever it is told of other answers.
         super().__init__(content, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
-        self._content, self._held = content, held
+        self._content, self._held, self._ends = content, held, ends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._held:
             try:
-                await super().__call__(scope, receive, send)
+                sent = super().__call__(scope, receive, send)
+                await asyncio.wait_for(sent, max(0.0, self._ends - time.monotonic()) + READ_SECONDS)
+            except asyncio.TimeoutError:
+                log.warning("a client did not read its stream in time")  # the server closes a connection whose answer is not whole
             finally:
                 await self._content.aclose()
 

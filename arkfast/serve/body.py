@@ -47,9 +47,9 @@ async def passed_over(receive: Receive) -> bool:
     return False
 
 
-def too_large(most: int) -> ApiError:
+def too_large(most: int, *, close: bool = True) -> ApiError:
     """The error of a request over ``most`` bytes."""
-    return ApiError(413, f"The request is larger than {most / 1e6:g} MB, the most that this service takes.", code="too_large", close=True)
+    return ApiError(413, f"The request is larger than {most / 1e6:g} MB, the most that this service takes.", code="too_large", close=close)
 
 
 class Bounded:
@@ -65,7 +65,7 @@ class Bounded:
         self._receive, self._most, self._ends = receive, most, time.monotonic() + seconds
         self._seen = 0
         self.done = False
-        """Whether the whole body has been read."""
+        """Whether the whole body has been read, so that there is no rest of it to wait for."""
 
     async def __call__(self) -> Message:
         """The next message.
@@ -81,5 +81,5 @@ class Bounded:
             self._seen += len(message.get("body", b""))
             self.done = not message.get("more_body", False)
             if self._seen > self._most:
-                raise too_large(self._most)
+                raise too_large(self._most, close=not self.done)
         return message

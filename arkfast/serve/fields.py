@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -153,7 +154,7 @@ def _whole(form: Mapping[str, str], name: str, default: int | None, *, least: in
     if name not in form:
         return default
     text = form[name].strip()
-    if not text.lstrip("-").isascii() or not text.lstrip("-").isdigit() or len(text) > 20 or not least <= int(text) <= most:
+    if not re.fullmatch(r"-?[0-9]{1,19}", text) or not least <= int(text) <= most:
         raise _bad(name, f"must be a whole number from {least} to {most}, got '{_shown(form[name])}'.")
     return int(text)
 

@@ -46,9 +46,9 @@ async def received(request: Request, folder: Path, *, most: int, seconds: float)
     if kind != "multipart/form-data":
         message = "The request must be multipart/form-data with the recording in the field file."
         raise ApiError(415, message, code="unsupported_type", close=True)
-    bounded = Request(request.scope, Bounded(request.receive, most, seconds))
+    body = Bounded(request.receive, most, seconds)
     try:
-        async with bounded.form(max_files=1, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD_BYTES) as form:
+        async with Request(request.scope, body).form(max_files=1, max_fields=MOST_FIELDS, max_part_size=MOST_FIELD_BYTES) as form:
             file = form.get("file")
             if not isinstance(file, UploadFile):
                 raise ApiError(400, "The field file is missing. Send the recording in it.", param="file", code="missing_file")
@@ -66,11 +66,11 @@ async def received(request: Request, folder: Path, *, most: int, seconds: float)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        raise no_room(close=True) from None
+        raise no_room(close=not body.done) from None
     except HTTPException as error:  # how the parser tells what is wrong with a form
-        raise ApiError(400, f"The form cannot be read: {str(error.detail)[:200]}", code="invalid_form", close=True) from None
+        raise ApiError(400, f"The form cannot be read: {str(error.detail)[:200]}", code="invalid_form", close=not body.done) from None
     except (KeyError, UnicodeDecodeError, ValueError):  # no boundary, or headers that are no text
-        raise ApiError(400, "The form cannot be read.", code="invalid_form", close=True) from None
+        raise ApiError(400, "The form cannot be read.", code="invalid_form", close=not body.done) from None
 
 
 def _copied(file: UploadFile, path: Path) -> None:

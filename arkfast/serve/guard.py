@@ -101,7 +101,7 @@ class Guard:
         if self._own_hosts and not is_own_name(host):
             return ApiError(403, "The service answers to this machine's own names only.", code="host_not_allowed", close=True)
         origin = _header(scope, b"origin")
-        if not origin or scope["method"] in _SAFE or origin in self._origins or urlsplit(origin).netloc == host:
+        if not origin or scope["method"] in _SAFE or origin in self._origins or _is_of(origin, host):
             return None
         return ApiError(403, "Pages of another origin may not call this service.", code="origin_not_allowed", close=True)
 
@@ -112,6 +112,14 @@ def is_own_name(host: str) -> bool:
         name = urlsplit(f"//{host}").hostname or ""
         return name == "localhost" or ipaddress.ip_address(name).is_loopback
     except ValueError:
+        return False
+
+
+def _is_of(origin: str, host: str) -> bool:
+    """Whether an Origin header names the pages of a host."""
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:  # it names nobody's
         return False
 
 

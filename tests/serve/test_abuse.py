@@ -38,6 +38,7 @@ def check(answer: httpx.Response, status: int, *, param: str | None = None, code
         ("top_k", "-1"), ("top_k", "2.5"), ("max_new_tokens", "1000000000"), ("max_new_tokens", "0"), ("repetition_penalty", "0"),
         ("begin_time", "nan"), ("begin_time", "-inf"), ("end_time", "-2"), ("seed", "-1"), ("response_format", "xml"), ("stream", "maybe"),
         ("timestamp_granularities[]", "phoneme"), ("language", "Klingonese"), ("prompt", "x" * 5000), ("nonsense", "1"),
+        ("top_k", "--5"), ("seed", "9" * 40),
     ],
 )  # fmt: skip
 def test_a_field_out_of_range_is_named(service: Running, clips: Path, field: str, value: str):
@@ -150,6 +151,8 @@ def test_foreign_pages_and_names_are_refused(service: Running, clips: Path):
     data = {"file": ("a.wav", (clips / "1.wav").read_bytes())}
     with service.client as client:
         check(client.post("/asr", files=data, headers={"Origin": "https://evil.example"}), 403, code="origin_not_allowed")
+        for origin in ("http://[evil", "null"):
+            check(client.post("/asr", files=data, headers={"Origin": origin}), 403, code="origin_not_allowed")
         check(client.get("/health", headers={"Host": "evil.example"}), 403, code="host_not_allowed")
         assert "access-control-allow-origin" not in client.get("/health", headers={"Origin": "https://evil.example"}).headers
         assert client.post("/asr", files=data, headers={"Origin": service.address}).status_code == 200

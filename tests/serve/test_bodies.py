@@ -39,7 +39,7 @@ def received(parts: Iterator[bytes], folder: Path, *, most: int = 1 << 30) -> fo
         part, ahead = ahead, next(parts, b"")
         return {"type": "http.request", "body": part, "more_body": bool(ahead)}
 
-    scope = {"type": "http", "method": "POST", "headers": [(b"content-type", b"multipart/form-data; boundary=b")]}
+    scope = {"type": "http", "app": None, "method": "POST", "headers": [(b"content-type", b"multipart/form-data; boundary=b")]}
     return asyncio.run(form.received(Request(scope, receive), folder, most=most, seconds=60))
 
 
@@ -101,6 +101,24 @@ def test_another_failure_of_the_disk_stays_a_failure(tmp_path: Path, monkeypatch
     monkeypatch.setattr(form.shutil, "copyfileobj", broken)
     with pytest.raises(OSError, match="broken"):
         received(iter([BEGIN, b"x", END]), tmp_path / "form")
+
+
+@pytest.mark.parametrize(
+    ("parts", "most", "status", "close"),
+    [
+        ([BEGIN, b"x", END], 10, 413, True),
+        ([BEGIN + bytes(100) + END], 100, 413, False),
+        ([b"no form"], 100, 400, False),
+        ([b"no form", b"more of it"], 100, 400, True),
+    ],
+)
+def test_the_rest_of_a_refused_body_is_waited_for_where_there_is_one(
+    tmp_path: Path, parts: list[bytes], most: int, status: int, close: bool
+) -> None:
+    """A client whose whole request has come gets its answer at once; there is nothing more to read before it."""
+    with pytest.raises(ApiError) as found:
+        received(iter(parts), tmp_path / "form", most=most)
+    assert (found.value.status, found.value.close) == (status, close)
 
 
 HEAD = "POST /asr HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=b\r\n"

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+from starlette.types import Message
 
 from arkfast.data.transcript import clean_transcript
 from arkfast.infer.long.texts import glue, is_begun, join_texts
 from arkfast.infer.session import EngineSession
+from arkfast.serve import app
 from arkfast.serve.child import Done
 from arkfast.serve.engines import Engines
 from arkfast.serve.errors import ApiError
@@ -176,6 +180,33 @@ def test_a_transcript_that_is_taken_back_ends_in_an_error() -> None:
         asyncio.run(streamed(work_of(["never mind <|text|> this"]), 1))
     deltas, _ = asyncio.run(streamed(work_of(["never mind <|text|> this"]), 1, stream=False))
     assert deltas == ["this"]
+
+
+def test_a_client_that_never_reads_its_stream_is_let_go_when_the_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "READ_SECONDS", 0.1)
+    ended: list[str] = []
+
+    async def events() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"data: {}"
+        finally:
+            ended.append("events")
+
+    async def receive() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()  # as a server does whose buffers are full
+
+    async def check() -> None:
+        held = AsyncExitStack()
+        held.callback(ended.append, "spool and place")
+        await app._Streamed(events(), held, time.monotonic())({"type": "http"}, receive, send)
+
+    asyncio.run(asyncio.wait_for(check(), 30))
+    assert ended == ["events", "spool and place"]
 
 
 class Names:
