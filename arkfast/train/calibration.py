@@ -128,8 +128,9 @@ def _gradient(config: TrainConfig, learner: Learner, batch: Batch, rollout: Roll
             rollout,
             scores,
             tau=config.opd_temperature,
-            # A fixed advantage is none of the teacher's, so of a student that is its own teacher it proves nothing.
-            objective=PAPER if config.opd_objective == "fixed_advantage" else objective_of(config),
+            # A fixed advantage is none of the teacher's, so of a student that is its own teacher it proves nothing. An estimate from
+            # single tokens is off by as much as scores are rounded, where a divergence is off by its square.
+            objective=objective_of(config) if config.opd_objective == "divergence" else PAPER,
             blocked=learner.engine.blocked,
             allowed=learner.engine.allowed,
         )
@@ -193,7 +194,7 @@ def report(
         lines += [
             ("rollouts that did not end", percent(1.0 - measured["generated_stopped"])),
             ("rollouts of the end token alone", percent(1.0 - measured["generated_nonempty"])),
-            ("union of the top-k lists (VUSS)", f"{measured['opd_valid_topk_mean']:.1f} ids of {2 * start.top_k}"),
+            *_support(config, measured["opd_valid_topk_mean"], start.top_k),
             ("overlap of the lists by count", percent(measured["opd_overlap_mean"] / start.top_k)),
             ("references longer than an answer may be", percent(start.cut_references)),
         ]
@@ -207,6 +208,15 @@ def report(
         if start.ctc_wer is not None:
             lines.append(("WER of the student's CTC head", f"{start.ctc_wer:.1f} %"))
     return lines + (_measured(found, steps, rounds) if found else _unmeasured(config))
+
+
+def _support(config: TrainConfig, ids: float, top_k: int) -> list[tuple[str, str]]:
+    """On how many ids a position's distributions are compared; nothing where none are."""
+    if config.opd_objective != "divergence":
+        return []
+    if config.support != "union":
+        return [(f"ids of --support {config.support}", f"{ids:.1f}")]
+    return [("union of the top-k lists (VUSS)", f"{ids:.1f} ids of {2 * top_k}")]
 
 
 def _measured(found: Calibration, steps: int, rounds: int) -> list[tuple[str, str]]:

@@ -175,6 +175,21 @@ def test_the_report_of_another_teacher(world: Path, capsys: pytest.CaptureFixtur
     assert found["check: prompt ids"]
 
 
+def test_rounding_refuses_no_policy_gradient(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In bfloat16 a student and itself differ by rounding, in which an estimate from single tokens is of the first order."""
+    flags = ("--opd_objective", "policy_gradient", "--rollout_temperature", 1, "--model_dtype", "bfloat16")
+    _, found, errors = calibrated(world, capsys, "--teacher_model", world / "teacher", *flags)
+    loss, _ = found["student as its own teacher"].removeprefix("loss ").split(", gradient ")
+    assert float(loss) < 1e-4
+    assert not any("as its own teacher" in error for error in errors)
+    assert "union of the top-k lists (VUSS)" not in found, "the loss compares no lists"
+
+
+def test_a_support_is_named_as_it_was_chosen(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, found, _ = calibrated(world, capsys, "--teacher_model", world / "teacher", "--support", "teacher")
+    assert found["ids of --support teacher"] == "8.0"
+
+
 @pytest.mark.parametrize("stage", ["td", "sft"])
 def test_other_stages_are_looked_at_too(world: Path, capsys: pytest.CaptureFixture[str], stage: str) -> None:
     teacher = ("--teacher_model", world / "teacher") if stage == "td" else ()
