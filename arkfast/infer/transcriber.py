@@ -168,6 +168,14 @@ class Transcriber:
         if features not in get_args(FeaturesFrom):
             raise InputError(f"features must be {' or '.join(get_args(FeaturesFrom))}, got {features!r}")
         self._log_mel = _timed_log_mel(model.audio_input, self._spend)
+        # Before the session, which takes as many slots as the memory holds that is left.
+        self._words: WordTimes | None = None
+        self.head_folder: Path | None = None
+        if timestamps != "segment":
+            self.head_folder = head_folder(folder, aligner)
+            self._words = WordTimes(model, checkpoint=folder, folder=self.head_folder, characters=timestamps == "character")
+        elif aligner is not None:
+            raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
         self.session = EngineSession(
             model,
             interface,
@@ -183,13 +191,6 @@ class Transcriber:
             hotwords=hotwords,
             language=language,
         )
-        self._words: WordTimes | None = None
-        self.head_folder: Path | None = None
-        if timestamps != "segment":
-            self.head_folder = head_folder(folder, aligner)
-            self._words = WordTimes(model, checkpoint=folder, folder=self.head_folder, characters=timestamps == "character")
-        elif aligner is not None:
-            raise InputError(f"--aligner {aligner}: has no effect without --timestamps word or --timestamps character; give one of them")
         self._on_device: DeviceFeatures | None = None
         if features == "device":
             self._on_device = DeviceFeatures(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from transformers import Qwen3ASRConfig, Qwen3ASRForTokenClassification, Qwen3AS
 
 from arkfast.align.qwen3 import Qwen3Aligner
 from arkfast.audio import LogMel
-from arkfast.infer import Transcriber
+from arkfast.infer import Transcriber, session
 from arkfast.infer.command import main
 from arkfast.infer.words import weights_of_head
+from arkfast.models.qwen3_asr import aligning
 from arkfast.models.qwen3_asr.aligning import is_aligner, load_aligner
 from arkfast.records import InputError, Utterance
 from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
@@ -137,6 +139,18 @@ def test_no_gradients_are_prepared_for(world: World, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(model, "get_audio_features", watched)
     assert Qwen3Aligner(model)([np.zeros((128, 100), np.float32)], ["zero"], ["en"])
     assert needing == [False]
+
+
+def test_slots_are_counted_when_the_aligner_has_its_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+
+    def told(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: (order.append(what), call(*args, **options))[1]
+
+    monkeypatch.setattr(session, "default_slots", told("slots", session.default_slots))
+    monkeypatch.setattr(aligning, "load_aligner", told("aligner", load_aligner))
+    Transcriber(world.ark, device="cpu", max_new_tokens=4, timestamps="word", aligner=world.folder)
+    assert order == ["aligner", "slots"]
 
 
 def test_languages_that_it_does_not_know_are_said(world: World) -> None:
