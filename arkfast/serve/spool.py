@@ -15,6 +15,7 @@ from arkfast.files import spool
 log = logging.getLogger("arkfast.serve")
 
 PREFIX = "arkfast-serve-"
+_ATTEMPTS = 10
 
 
 class Spool(spool.Spool):
@@ -40,4 +41,13 @@ class Spool(spool.Spool):
         try:
             yield path
         finally:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove(path)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a request's folder. A process that still hears a recording whose client went away may add a file meanwhile."""
+    for _ in range(_ATTEMPTS):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+    log.error("the folder %s of a request cannot be removed before the service ends", folder.name)

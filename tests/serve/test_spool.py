@@ -76,6 +76,24 @@ def test_the_next_service_removes_what_a_killed_one_left_and_nothing_else(tmp_pa
             process.wait()
 
 
+def test_a_file_that_is_added_while_a_folder_goes_goes_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    spool, kept = Spool(tmp_path), os.rmdir
+    late: list[Path] = []
+
+    def rmdir(path: str, **more: int) -> None:
+        if not late:  # a process that hears the recording is between two of its files
+            late.append(folder / "late.npy")
+            late[0].write_bytes(b"x")
+        kept(path, **more)
+
+    with spool.folder() as folder:
+        (folder / "0.npy").write_bytes(b"x")
+        monkeypatch.setattr(os, "rmdir", rmdir)
+    assert late
+    assert [path.name for path in spool.path.iterdir()] == [LOCK]
+    spool.close()
+
+
 def test_many_that_start_together_have_a_spool_each(tmp_path: Path):
     owners = [owner(tmp_path) for _ in range(4)]
     try:
