@@ -12,6 +12,7 @@ from typing import Literal
 from arkfast.files import STANDARD
 from arkfast.files.inputs import local_path
 from arkfast.files.outlets import descriptor_of
+from arkfast.files.remote import shown
 from arkfast.records import InputError
 
 Format = Literal["auto", "jsonl", "nemo", "tar"]
@@ -91,7 +92,7 @@ def expand_braces(text: str) -> list[str]:
         parts += [[text[at : match.start()]], values]
         at = match.end()
         if count > MAX_FILES:
-            raise InputError(f"{text}: its braces stand for more than {MAX_FILES} files")
+            raise InputError(f"{shown(text)}: its braces stand for more than {MAX_FILES} files")
     parts.append([text[at:]])
     return ["".join(choice) for choice in itertools.product(*parts)]
 
@@ -102,7 +103,7 @@ def _values(match: re.Match[str], text: str) -> list[str]:
         return [value.strip() for value in listed.split(",")]
     low, high = int(first), int(last)
     if low > high:
-        raise InputError(f"{text}: the braces count down from {first} to {last}; write the lower number first")
+        raise InputError(f"{shown(text)}: the braces count down from {first} to {last}; write the lower number first")
     if high - low >= MAX_FILES:
-        raise InputError(f"{text}: its braces stand for more than {MAX_FILES} files")
+        raise InputError(f"{shown(text)}: its braces stand for more than {MAX_FILES} files")
     return [f"{number:0{len(first)}}" for number in range(low, high + 1)]

@@ -235,6 +235,7 @@ def test_folders_patterns_and_several_inputs(folder: Path, given: list[str], ids
         ("*.mp3", r"\*\.mp3: no file matches"),
         ("gone.mp3", "gone.mp3: no such file"),
         ("gone.jsonl", "gone.jsonl: cannot be read"),
+        ("https://h/{3..1}.wav?sig=s3cr3t", r"^https://h/\{3\.\.1\}\.wav\?…: the braces count down from 3 to 1; write"),
     ],
 )
 def test_what_is_not_there_is_named(folder: Path, given: str, said: str) -> None:
