@@ -21,7 +21,8 @@ class Web:
         failing: for a path, the answers to the next GETs: a status, or ``cut`` for a body that breaks off.
         moved: for a path, where it leads on to.
         unsized: whether answers leave their length out.
-        queries: the queries that came, when ``wanted`` is set; requests with another are refused.
+        pause: seconds before each GET is answered.
+        wanted: the query that every request must have; None takes any.
     """
 
     def __init__(self, folder: Path) -> None:
