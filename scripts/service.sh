@@ -44,12 +44,18 @@ members() {
   done
 }
 
-is_ready() {
-  "$PYTHON_BIN" - "$HOST" "$port" <<'PY'
-import sys, urllib.request
-host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(sys.argv[1], sys.argv[1])
+# Whether the address answers: $1 is "taken" for anything that listens there, "ready" for a service whose engine decodes. No proxy is asked,
+# whatever the variables of proxies say.
+is() {
+  "$PYTHON_BIN" - "$1" "$HOST" "$port" <<'PY'
+import socket, sys, urllib.request
+what, host, port = sys.argv[1:]
+host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
 try:
-    urllib.request.urlopen(f"http://{host}:{sys.argv[2]}/ready", timeout=15).read()
+    socket.create_connection((host, int(port)), timeout=15).close()
+    if what == "ready":
+        name = f"[{host}]" if ":" in host else host
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(f"http://{name}:{port}/ready", timeout=15).read()
 except OSError:
     sys.exit(1)
 PY
@@ -59,6 +65,10 @@ start_one() {
   if [ -n "$(members)" ]; then
     echo "service: runs already on port $port (pid $(head -n 1 "$pid_file"))"
     return 0
+  fi
+  if is taken; then
+    echo "service: another program listens on port $port already; stop it, or give another PORT" >&2
+    return 1
   fi
   mkdir -p "$(dirname "$pid_file")" "$(dirname "$log_file")"
   [ -z "$gpu" ] || export CUDA_VISIBLE_DEVICES="$gpu"
@@ -70,11 +80,12 @@ start_one() {
   ARKFAST_SERVICE="$pid_file" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}" \
     setsid "$PYTHON_BIN" -m arkfast serve "$MODEL" "${flags[@]}" ${more[@]+"${more[@]}"} </dev/null >"$log_file.console" 2>&1 &
   echo $! >"$pid_file"
+  while [ -z "$(members)" ] && kill -0 $! 2>/dev/null; do sleep 0.05; done # until it has its session
 }
 
 wait_ready() {
   local until=$((SECONDS + START_SECONDS))
-  while ! is_ready; do
+  while ! is ready; do
     if [ -z "$(members)" ]; then
       echo "service: ended before it was ready on port $port; what it said, in $log_file.console, ends in:" >&2
       tail -n 5 "$log_file.console" >&2
@@ -122,7 +133,7 @@ status_one() {
     echo "service: does not run on port $port"
     return 3
   fi
-  if is_ready; then
+  if is ready; then
     echo "service: ready on port $port (pid $(head -n 1 "$pid_file"), log $log_file)"
   else
     echo "service: runs on port $port and is not ready; see $log_file"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,12 @@ def test_the_container_serves_as_a_user_without_rights_behind_keys():
     assert {str(served.spool), environment["HF_HOME"]} <= set(own), "it may write where it must"
 
 
+def test_the_container_has_a_compiler_for_what_is_built_on_a_gpu():
+    found = instructions()
+    last = max(number for number, (instruction, _) in enumerate(found) if instruction == "FROM")
+    assert any(instruction == "RUN" and re.search(r"apt-get install .*\bg\+\+", rest) for instruction, rest in found[last:])
+
+
 def test_the_container_is_healthy_when_the_engine_decodes():
     words = json.loads(only("HEALTHCHECK").partition("CMD ")[2])
     assert words[:2] == ["python", "-c"]
@@ -89,9 +98,21 @@ def test_the_container_is_healthy_when_the_engine_decodes():
     assert url is not None
     assert (int(url[1]), url[2]) == (DEFAULTS.port, "/ready")
     assert url[2] in ROUTES
-    # Nobody listens: it is unhealthy.
+    # Nobody listens: it is unhealthy. Where the service answers it is healthy, whatever proxy the variables name.
     done = subprocess.run([sys.executable, "-c", words[2].replace(url[1], "1")], capture_output=True)
     assert done.returncode != 0
+
+    class Ready(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/ready" else 404)
+            self.end_headers()
+
+    with HTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        command = [sys.executable, "-c", words[2].replace(url[1], str(server.server_port))]
+        done = subprocess.run(command, capture_output=True, env=os.environ | {"http_proxy": "http://127.0.0.1:1"}, timeout=60)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_page_runs_the_container_as_it_is():

@@ -64,6 +64,7 @@ def test_start_status_restart_and_stop(model: Path, tmp_path: Path):
     (tmp_path / "model").symlink_to(model)
     run = Script(tmp_path, free_ports(), "model")
     port = run.port
+    run.variables["http_proxy"] = "http://127.0.0.1:1"  # nobody's: the script asks the service itself
     assert run("status")[0] == 3
     code, said = run("start")
     assert (code, f"ready on port {port}" in said) == (0, True), said
@@ -116,6 +117,14 @@ def test_a_number_that_is_another_program_s_by_now_is_left_alone(tmp_path: Path)
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_port_that_another_program_has_is_not_taken_for_the_service(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        run = Script(tmp_path, other.getsockname()[1], "model")
+        code, said = run("start")
+        assert (code, "another program listens" in said) == (1, True), said
+        assert not run.pid_file().exists()
 
 
 def test_the_script_names_its_actions_and_wants_a_model(tmp_path: Path):
