@@ -214,6 +214,8 @@ class Trainer:
             self._log.warn(text)
         if top_k < config.opd_top_k and config.stage == "opd":
             self._log.warn(f"--opd_top_k {config.opd_top_k}: the vocabulary allows {top_k} ids; using {top_k}")
+        if config.stage == "opd" and config.opd_objective != "divergence":
+            return  # a sum over drawn tokens, mostly below 0, which falls and rises with what is drawn
         self._state = replace(state, step=state.step - 1)  # sampled rollouts are drawn as they were then
         with torch.no_grad():
             again = loss_again(self._feed, self.parallel, state, lambda *window: self._added(self._accumulate(*window, learn=False)))

@@ -56,7 +56,9 @@ def losses(out: Path) -> list[tuple[float, ...]]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_run_is_the_same_from_flags_and_from_a_file_and_is_resumed(world: Path, tmp_path: Path, halted: Any, name: str) -> None:
+def test_a_run_is_the_same_from_flags_and_from_a_file_and_is_resumed(
+    world: Path, tmp_path: Path, halted: Any, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
     settings = SETTINGS[name]
     (tmp_path / "settings.yaml").write_text("".join(f"{flag}: {json.dumps(value)}\n" for flag, value in settings.items()))
     flags = [word for flag, value in settings.items() for word in (f"--{flag}", str(value))]
@@ -67,7 +69,9 @@ def test_a_run_is_the_same_from_flags_and_from_a_file_and_is_resumed(world: Path
     Trainer(whole).run()
     part = [*words(world, tmp_path / "part"), *flags]
     halted(Trainer(read(*part)), 3)
+    capsys.readouterr()
     Trainer(read(*part, "--resume_from_checkpoint", "auto")).run()
+    assert "had loss" not in capsys.readouterr().err, "it is the same run"
     assert losses(tmp_path / "part") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "whole")) == 4
     plain = read(*words(world, tmp_path / "plain"), "--max_steps", "1")
