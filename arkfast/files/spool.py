@@ -34,7 +34,10 @@ class Spool:
 
     def __init__(self, parent: Path | None, *, prefix: str, flag: str, removed: Callable[[str], None] = lambda name: None) -> None:
         if parent is not None:
-            make_folder(parent)
+            try:
+                make_folder(parent)
+            except OSError as error:
+                raise InputError(f"{flag} {parent}: cannot be made ({error.strerror}); give another") from error
         self._parent = Path(tempfile.gettempdir()) if parent is None else parent
         self._prefix, self._flag = prefix, flag
         self._own, self._lock = self._made()

@@ -22,7 +22,6 @@ import numpy as np
 
 from arkfast import audio
 from arkfast.data.collate import features_of, read_clip
-from arkfast.files import make_folder
 from arkfast.infer.long import Splitter, Vad
 from arkfast.infer.long.split import Known
 from arkfast.records import InputError, Utterance
@@ -31,6 +30,7 @@ from arkfast.serve.errors import FULL, ApiError, no_room
 if TYPE_CHECKING:
     from arkfast.audio import LogMel
 
+LONGEST = 1e9  # seconds, which the system's timers hold
 RECORDING = "the recording"
 """What messages call an upload."""
 
@@ -89,7 +89,8 @@ def hear(path: str, folder: str, begin: float | None, end: float | None, limits:
         InputError: the recording cannot be read whole and sound; the message calls it ``RECORDING``.
         OSError: the features cannot be written.
     """
-    signal.setitimer(signal.ITIMER_REAL, limits.seconds)  # SIGALRM ends the process even where a decoder holds the interpreter
+    # SIGALRM ends the process even where a decoder holds the interpreter.
+    signal.setitimer(signal.ITIMER_REAL, min(limits.seconds, LONGEST))
     try:
         return _heard(Utterance(id=RECORDING, audio=path, begin=begin, end=end, where=RECORDING), Path(folder), limits)
     except InputError as error:
@@ -189,9 +190,9 @@ class Hearing:
             ApiError: 400 for a recording that cannot be heard, 413 for one that is too long, 503 where it takes too much time or the disk
                 is full.
         """
-        make_folder(folder)
         work = (str(path), str(folder), begin, end, self._limits)
         try:
+            folder.mkdir(exist_ok=True)
             pool = self._pool
             try:
                 return await self._within(pool, work)

@@ -110,6 +110,9 @@ def test_a_folder_where_none_can_be_made_is_named(tmp_path: Path, monkeypatch: p
     def full(*arguments: object, **more: object) -> None:
         raise OSError(28, "No space left on device")
 
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--spool .*file/spool: cannot be made \(Not a directory\)"):
+        Spool(tmp_path / "file" / "spool")
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     with pytest.raises(InputError, match=r"no folder can be made in it \(No space left on device\)"):
         Spool(tmp_path)
