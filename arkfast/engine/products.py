@@ -43,8 +43,8 @@ def side_by_side(decoder: Any) -> list[LayerProducts]:
     """The products of each layer; weights that do not lie side by side yet are moved.
 
     That changes no value, no name and no parameter, but the memory of parameters: what holds their addresses must ask again, and a tensor
-    that shared it, such as another model's parameter, keeps what it has and follows no further change. Weights that are gathered from shards
-    stay where they are.
+    that shared it, such as another model's parameter, keeps what it has and follows no further change. Weights that are gathered from
+    shards stay where they are.
 
     Args:
         decoder: a ``LlamaModel``, ``Qwen2Model`` or ``Qwen3Model`` that passes ``check_decoder``.
