@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from arkfast.align import Aligned, Aligner, Word, find_head, load_head
 from arkfast.align.head import SETTINGS, TRAIN, WEIGHTS
 from arkfast.data.transcript import clean_transcript
 from arkfast.files.json_input import parse_json_object
 from arkfast.infer.result import DETECTED
-from arkfast.infer.stream import Outcome
+from arkfast.infer.stream import DeviceLost, Outcome
 from arkfast.models.contents import contents_of_model
 from arkfast.models.family import SpeechModel
 from arkfast.records import InputError, JsonObject
@@ -34,7 +35,7 @@ class WordTimes:
     """
 
     def __init__(self, model: SpeechModel, *, checkpoint: Path, folder: Path, characters: bool) -> None:
-        self._characters = characters
+        self._characters, self._device = characters, model.lm_head.weight.device
         self._align = _head(model, checkpoint, folder) if find_head(folder) is not None else _aligner(model, folder, characters)
         self._kept: dict[int, tuple[np.ndarray, str | None]] = {}
 
@@ -51,12 +52,17 @@ class WordTimes:
         self._kept.clear()
 
     def add(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """The same outcomes, those with a transcript with their words or with the reason why they have no times."""
+        """The same outcomes, those with a transcript with their words or with the reason why they have no times.
+
+        Raises:
+            DeviceLost: the device failed in a way that ends the process's use of it.
+            InputError: the device has no memory for this beside what is decoded.
+        """
         kept = [self._kept.pop(outcome.ticket) for outcome in outcomes]
         some = [i for i, outcome in enumerate(outcomes) if outcome.text is not None]
         texts = [clean_transcript(outcomes[i].text or "") for i in some]
         languages = [kept[i][1] or (outcomes[i].scores or {}).get(DETECTED) for i in some]
-        found = dict(zip(some, self._align([kept[i][0] for i in some], texts, languages), strict=True))
+        found = dict(zip(some, self._timed([kept[i][0] for i in some], texts, languages), strict=True))
         added = []
         for i, outcome in enumerate(outcomes):
             words = found.get(i)
@@ -66,6 +72,14 @@ class WordTimes:
                 outcome = outcome._replace(words=[self._row(word) for word in words])
             added.append(outcome)
         return added
+
+    def _timed(self, features: Sequence[np.ndarray], texts: Sequence[str], languages: Sequence[str | None]) -> list[Aligned]:
+        try:
+            return self._align(features, texts, languages)
+        except torch.AcceleratorError as error:  # after a CUDA fault every later call fails too
+            raise DeviceLost(f"the device {self._device} failed and cannot go on in this process; run again ({error})") from error
+        except torch.OutOfMemoryError as error:
+            raise InputError(f"the device {self._device} has no memory for times of words; give a smaller batch_size ({error})") from error
 
     def _row(self, word: Word) -> JsonObject:
         row: JsonObject = {"word": word.text, "start": word.start, "end": word.end}

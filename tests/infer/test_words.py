@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from arkfast.align import CtcHead, HeadConfig, save_head
 from arkfast.align.head import weights_digest
@@ -20,8 +21,6 @@ from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-
     folder = tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
     torch.manual_seed(0)
     config = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
@@ -153,3 +152,27 @@ def test_later_keeps_words_within_their_stretch() -> None:
     )
     assert moved == [{"word": "a", "start": 2.0004, "end": 3.0, "characters": [{"character": "a", "start": 2.0004, "end": 3.0}]}]
     assert np.isclose(later([{"word": "a", "start": 0.25, "end": 0.5}], 1.0)[0]["end"], 1.5)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [(torch.AcceleratorError("CUDA error"), "the device cpu failed"), (torch.OutOfMemoryError("full"), "no memory for times of words")],
+)
+def test_a_device_that_fails_at_the_times_of_words_is_told_of_as_at_decoding(
+    manifest: Path,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: Exception,
+    said: str,
+) -> None:
+    def failing(*_: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("arkfast.align.aligner.Aligner.__call__", failing)
+    output = tmp_path / "out.jsonl"
+    flags = ["--model_path", str(model), "--timestamps", "word", "--max_new_tokens", "4", "--device", "cpu"]
+    assert main([str(manifest), "--output", str(output), *flags]) == 2
+    assert said in capsys.readouterr().err
+    assert not output.exists()
