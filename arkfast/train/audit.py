@@ -100,4 +100,4 @@ def with_references(batch: Batch, rows: Sequence[Utterance], task: Task, interfa
     padded = torch.zeros(len(targets), int(lens.max()), dtype=torch.int64)
     for i, ids in enumerate(targets):
         padded[i, : len(ids)] = torch.tensor(ids)
-    return replace(batch, target_ids=padded, target_lens=lens)
+    return replace(batch, target_ids=padded, target_lens=lens, target_sizes=tuple(map(len, targets)))

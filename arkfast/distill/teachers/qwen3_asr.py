@@ -138,7 +138,8 @@ class Qwen3AsrTeacher(DirectTeacher):
             rows = torch.tensor(unknown).to(device, non_blocking=True)
             told = told.index_copy(0, rows, self._detected((audio[0][rows], audio[1][rows])))
         ids, prompt_lens = self._prompts(audio[1], audio[0].shape[1], told)
-        return replace(batch, mel=mel, mel_lens=lens, mel_frames=frames, input_ids=ids, prompt_lens=prompt_lens), audio
+        own = replace(batch, mel=mel, mel_lens=lens, mel_frames=frames, input_ids=ids, prompt_lens=prompt_lens, prompt_sizes=None)
+        return own, audio
 
     def _detected(self, audio: Audio) -> torch.Tensor:
         """[B] int64: the language with which it would most likely begin its turn over each clip, as an index into ``LANGUAGES``."""
