@@ -42,7 +42,8 @@ class Kind:
 _NULL, _MIXED, _STRING, _FLOAT = Kind("null"), Kind("mixed"), Kind("string"), Kind("float")
 _SEGMENT = Kind("struct", {"start": _FLOAT, "end": _FLOAT, "text": _STRING, "finish_reason": _STRING, "error": _STRING})
 _TEXTS = (
-    "audio", "text", "pred_text", "pred_text_raw", "id", "language", "status", "finish_reason", "error", "vad", "words_error",
+    "audio", "text", "pred_text", "pred_text_raw", "id", "language", "detected_language", "status", "finish_reason", "error", "vad",
+    "words_error",
 )  # fmt: skip
 _NUMBERS = (
     "begin_time", "end_time", "audio_seconds", "no_speech_prob", "avg_logprob", "compression_ratio", "repetition", "confidence",

@@ -141,6 +141,8 @@ def test_what_is_no_qwen3_asr_is_refused(world, tmp_path):
     folder = changed(world, tmp_path, processor_config=lambda fields: fields["feature_extractor"].update(hop_length=320))
     with pytest.raises(InputError, match="its features have hop_length = 320, expected 160"):
         world.teacher(folder)
+    shutil.rmtree(folder)
+    folder = changed(world, tmp_path)
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
     with pytest.raises(InputError, match="no safetensors weights"):
