@@ -133,6 +133,25 @@ def test_the_kl_has_a_chart_of_its_own_where_the_loss_is_more_than_it():
     assert "Divergence from the teacher" in [caption.strip() for caption in Page(render(a_run(steps=steps))).captions]
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "τ²·KL(p‖q) a position, on the union"),
+        (
+            {"divergence": "jsd", "support": "teacher", "tail_bucket": True},
+            "τ² times --divergence jsd a position, on --support teacher with a tail",
+        ),
+        ({"opd_objective": "policy_gradient"}, "−advantage · log q a position, --opd_objective policy_gradient"),
+    ],
+)
+def test_the_loss_is_named_as_it_was_chosen(flags, said):
+    steps = [step(i, opd_loss=1.0 / i) for i in range(1, 5)]
+    page = Page(render(a_run(steps=steps, config={"stage": "opd", **flags})))
+    assert said in page.text
+    captions = [caption.strip() for caption in page.captions]
+    assert ("Divergence from the teacher" in captions) == ("opd_objective" not in flags), "an estimate is no divergence"
+
+
 def test_steps_that_were_not_measured_in_full_do_not_distort_speed_and_shares():
     """Of several ranks' steps only every --log_freq-th is."""
     bare = {"audio_seconds", *PHASES}

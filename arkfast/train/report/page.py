@@ -13,7 +13,7 @@ from pathlib import PurePath
 
 from arkfast.metrics import Pair, align, normalize, tokenize
 from arkfast.plots import Series, line_chart, number, share_bar
-from arkfast.records import JsonObject
+from arkfast.records import JsonObject, JsonRow
 from arkfast.reports import Run, dated, duration, render, runs
 from arkfast.train.config import TrainConfig
 from arkfast.train.logging.phase_table import STEP, parts_of, phase_named
@@ -171,10 +171,30 @@ def _charts(run: RunRecords) -> list[str]:
         ]
         if not lines or (title != "Loss" and len(lines) == 1 and _is_the_loss(run.steps, names[0][0])):
             continue
+        if names[0][0] == "opd_loss" and _objective(run.config) != "divergence":
+            continue  # no divergence, and the loss is drawn above
         if title == "Loss":
-            note = {"opd": "τ²·KL(p‖q) a position, on the union", "td": "cross-entropy a token"}.get(str(run.config.get("stage")), "")
+            note = _of_loss(run.config)
         charts.append(line_chart(lines, title=title, note=note, zero=zero))
     return charts
+
+
+def _objective(config: JsonRow) -> str:
+    return str(config.get("opd_objective", "divergence"))
+
+
+def _of_loss(config: JsonRow) -> str:
+    """What the loss is, as the flags chose it."""
+    if config.get("stage") == "td":
+        return "cross-entropy a token"
+    if config.get("stage") != "opd":
+        return ""
+    if (objective := _objective(config)) != "divergence":
+        return f"−advantage · log q a position, --opd_objective {objective}"
+    chosen = config.get("divergence", "forward_kl"), config.get("support", "union"), config.get("tail_bucket", False)
+    if chosen == ("forward_kl", "union", False):
+        return "τ²·KL(p‖q) a position, on the union"
+    return f"τ² times --divergence {chosen[0]} a position, on --support {chosen[1]}{' with a tail' if chosen[2] else ''}"
 
 
 def _is_the_loss(steps: Sequence[JsonObject], name: str) -> bool:
