@@ -80,7 +80,7 @@ def test_an_uploaded_recording_is_transcribed(
     chinese = locale.startswith("zh")
     assert view.get_attribute("html", "lang") == ("zh-Hans" if chinese else "en")
     assert view.inner_text("#transcribe") == ("转写" if chinese else "Transcribe")
-    assert view.inner_text("#model").endswith("tiny")
+    views.until(view, "document.getElementById('model').textContent.endsWith('tiny')")
     view.set_input_files("#file", clip)
     views.until(view, "document.getElementById('about').textContent.includes('0:03.0')")
     view.click("#transcribe")
