@@ -1,4 +1,5 @@
-"""What all tests share: real recordings, where somebody has them, a browser, and a disk that is full from a chosen moment on.
+"""What all tests share: real recordings, where somebody has them, a browser, a tiny model that tells times of words, and a disk that is full
+from a chosen moment on.
 
 A test reads nothing outside the checkout and its own temporary folder, but for the recordings, whose folder the environment variable
 ARKFAST_TEST_AUDIO names.
@@ -130,3 +131,19 @@ def snapshot(folder: Path) -> dict[str, bytes | None]:
 def snapshot_fixture() -> Callable[[Path], dict[str, bytes | None]]:
     """``snapshot``, for tests that cannot import from here."""
     return snapshot
+
+
+@pytest.fixture(scope="session")
+def timed_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny ARK-ASR checkpoint with a CTC head of random weights beside it, which tells times of words. No test changes it."""
+    import torch
+
+    from arkfast.align import CtcHead, HeadConfig, save_head
+    from arkfast.align.head import weights_digest
+    from arkfast.testing import tiny_checkpoint
+
+    folder = tiny_checkpoint(tmp_path_factory.mktemp("timed") / "tiny")
+    torch.manual_seed(0)
+    config = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
+    save_head(CtcHead(config), folder)
+    return folder

@@ -8,25 +8,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from arkfast.align import CtcHead, HeadConfig, save_head
-from arkfast.align.head import weights_digest
 from arkfast.infer import Transcriber
 from arkfast.infer.command import main
 from arkfast.records import InputError, JsonObject, Utterance
-from arkfast.testing import synthetic_speech, tiny_checkpoint, tiny_qwen3_asr, write_wav
+from arkfast.testing import synthetic_speech, tiny_qwen3_asr, write_wav
 
 SECONDS = (0.2, 3.0, 1.37, 5.0, 2.2, 4.1)
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
-    torch.manual_seed(0)
-    head = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
-    save_head(CtcHead(head), folder)
-    return folder
+def model(timed_model: Path) -> Path:
+    return timed_model
 
 
 def rows(model: Path, utterances: list[Utterance], where: str, **options: Any) -> list[JsonObject]:

@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from arkfast.align import CtcHead, HeadConfig, save_head
-from arkfast.align.head import weights_digest
 from arkfast.infer import Transcriber
 from arkfast.infer.command import main
 from arkfast.infer.formats.captions import Segment, captions
@@ -20,12 +18,8 @@ from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
-    torch.manual_seed(0)
-    config = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
-    save_head(CtcHead(config), folder)
-    return folder
+def model(timed_model: Path) -> Path:
+    return timed_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from arkfast.testing import synthetic_speech, tiny_checkpoint, write_wav
+from arkfast.testing import synthetic_speech, write_wav
 
 TOKENS = 24
 KEY = "a-key-of-the-tests-4567"
@@ -90,18 +90,8 @@ def _started(model: Path, *flags: str, environment: dict[str, str] | None = None
 
 
 @pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With a head of random weights beside it, which tells times of words."""
-    import torch
-
-    from arkfast.align import CtcHead, HeadConfig, save_head
-    from arkfast.align.head import weights_digest
-
-    folder = tiny_checkpoint(tmp_path_factory.mktemp("served") / "tiny")
-    torch.manual_seed(0)
-    config = HeadConfig(hidden_size=48, width=32, frames_per_embedding=8, units=tuple("abcdefghij"), weights=weights_digest(folder))
-    save_head(CtcHead(config), folder)
-    return folder
+def model(timed_model: Path) -> Path:
+    return timed_model
 
 
 @pytest.fixture(scope="session")
