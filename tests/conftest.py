@@ -1,5 +1,5 @@
-"""What all tests share: real recordings, where somebody has them, a browser, a tiny model that tells times of words, and a disk that is full
-from a chosen moment on.
+"""What all tests share: real recordings, where somebody has them, a browser, a tiny model that tells times of words, and a disk that is
+full from a chosen moment on.
 
 A test reads nothing outside the checkout and its own temporary folder, but for the recordings, whose folder the environment variable
 ARKFAST_TEST_AUDIO names.
